@@ -1,0 +1,110 @@
+"""rustgpt: a small GPT from scratch, on Cython kernels over SciPy's BLAS.
+
+    import rustgpt
+
+    dataset = rustgpt.Dataset.bundled("en")
+    model = rustgpt.LLM.from_dataset(dataset)
+    trainer = rustgpt.Trainer(model)
+    trainer.pretrain(dataset.pretraining_data)
+    trainer.instruction_tune(dataset.chat_training_data)
+    print(model.chat().send("How do mountains form?"))
+"""
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
+# In a checkout that is not built in place, `rustgpt._ext` is found in the installed package.
+__path__ = pkgutil.extend_path(__path__, __name__)
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from rustgpt.backend import ops, use_backend
+    from rustgpt.config import ModelConfig, TrainConfig
+    from rustgpt.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        RustGPTError,
+        TokenizerError,
+        TrainingError,
+    )
+    from rustgpt.gradcheck import gradcheck
+    from rustgpt.layers.embeddings import Embeddings
+    from rustgpt.layers.feed_forward import FeedForward
+    from rustgpt.layers.layer import Layer
+    from rustgpt.layers.layer_norm import LayerNorm
+    from rustgpt.layers.output_projection import OutputProjection
+    from rustgpt.layers.self_attention import SelfAttention
+    from rustgpt.layers.transformer import TransformerBlock
+    from rustgpt.llm import LLM, build_layers
+    from rustgpt.text.dataset import Dataset
+    from rustgpt.text.tokenizer import WordTokenizer
+    from rustgpt.trainer import Trainer
+
+# Where each public name lives; it is imported when it is first asked for, so that importing the
+# package costs next to nothing.
+_HOMES = {
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "Dataset": "text.dataset",
+    "Embeddings": "layers.embeddings",
+    "FeedForward": "layers.feed_forward",
+    "LLM": "llm",
+    "Layer": "layers.layer",
+    "LayerNorm": "layers.layer_norm",
+    "ModelConfig": "config",
+    "OutputProjection": "layers.output_projection",
+    "RustGPTError": "errors",
+    "SelfAttention": "layers.self_attention",
+    "TokenizerError": "errors",
+    "TrainConfig": "config",
+    "Trainer": "trainer",
+    "TrainingError": "errors",
+    "TransformerBlock": "layers.transformer",
+    "WordTokenizer": "text.tokenizer",
+    "build_layers": "llm",
+    "gradcheck": "gradcheck",
+    "ops": "backend",
+    "use_backend": "backend",
+}
+
+__all__ = [
+    "LLM",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "Dataset",
+    "Embeddings",
+    "FeedForward",
+    "Layer",
+    "LayerNorm",
+    "ModelConfig",
+    "OutputProjection",
+    "RustGPTError",
+    "SelfAttention",
+    "TokenizerError",
+    "TrainConfig",
+    "Trainer",
+    "TrainingError",
+    "TransformerBlock",
+    "WordTokenizer",
+    "build_layers",
+    "gradcheck",
+    "ops",
+    "use_backend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rustgpt' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"rustgpt.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

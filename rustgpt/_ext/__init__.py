@@ -1,0 +1,129 @@
+"""Owns which compiled kernels are in use: the best that this processor can run.
+
+`RUSTGPT_SIMD` forces a lower choice: "plain", "avx2" or "avx512".
+"""
+
+import functools
+import importlib
+import inspect
+import os
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from rustgpt.errors import ConfigError
+
+# In a checkout whose kernels are not built in place, those of the installed package serve.
+__path__ = pkgutil.extend_path(__path__, __name__)
+
+MODULES = (
+    "blas", "linear", "activations", "layer_norm", "attention", "cross_entropy", "embeddings",
+    "optimizer",
+)  # fmt: skip
+
+
+def instruction_set() -> str:
+    """Return the instruction set whose kernels are used: "avx512", "avx2" or "plain".
+
+    Raises
+    ------
+    ConfigError
+        If `RUSTGPT_SIMD` names one that does not exist or that this processor lacks.
+    """
+    available = [*_module("cpu").instruction_sets(), "plain"]
+    wanted = os.environ.get("RUSTGPT_SIMD")
+    if wanted and wanted not in available:
+        raise ConfigError(
+            f"RUSTGPT_SIMD is {wanted!r}, but this processor offers {', '.join(available)}: "
+            "set it to one of these, or unset it"
+        )
+    for level in [wanted] if wanted else available:
+        if level == "plain" or importlib.util.find_spec(f"{__name__}.{level}.linear"):
+            return level
+    return "plain"
+
+
+def kernels() -> dict[str, Callable[..., Any]]:
+    """Return every kernel by name, compiled for `instruction_set()`.
+
+    Raises
+    ------
+    ConfigError
+        If the extension modules are not built.
+    """
+    level = instruction_set()
+    found: dict[str, Callable[..., Any]] = {}
+    for name in MODULES:
+        # The products run in SciPy's BLAS, which chooses for itself.
+        module = _module(name if level == "plain" or name == "blas" else f"{level}.{name}")
+        for attribute, function in vars(module).items():
+            if callable(function) and not attribute.startswith("_"):
+                found[attribute] = _explained(attribute, function)
+    return found
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ImportError as error:
+        raise ConfigError(
+            f"the compiled kernels cannot be loaded ({error}): run 'pip install .' in the checkout, "
+            "or choose the slow ones in plain NumPy with RUSTGPT_BACKEND=reference"
+        ) from error
+
+
+def _explained(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `kernel` so that a wrong argument's error names the kernel and the argument."""
+    signature = inspect.signature(kernel)
+
+    @functools.wraps(kernel)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return kernel(*args, **kwargs)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise _explanation(name, signature, args, kwargs, error) from None
+
+    return call
+
+
+def _explanation(
+    name: str,
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    error: Exception,
+) -> Exception:
+    """Say which argument a typed memoryview refused; it does not say so itself."""
+    kind = TypeError if isinstance(error, TypeError) else ValueError
+    try:
+        given = signature.bind(*args, **kwargs).arguments
+    except TypeError as mismatch:
+        return TypeError(f"{name}: {mismatch}")
+    if "memoryview" not in str(error) and not any(
+        word in str(error) for word in ("Buffer", "buffer", "contiguous", "matching signature")
+    ):
+        return kind(f"{name}: {error}")
+    floats = {np.dtype(np.float32), np.dtype(np.float64)}
+    expected: np.dtype[Any] | None = None
+    for argument, value in given.items():
+        if isinstance(value, (int, float, str)) or value is None:
+            continue
+        if not isinstance(value, np.ndarray):
+            return TypeError(f"{name}: {argument} must be an array, got {type(value).__name__}")
+        wanted = {np.dtype(np.int32)} if argument in INDEX_ARGUMENTS else {expected or value.dtype}
+        if value.dtype not in wanted or value.dtype not in floats | {np.dtype(np.int32)}:
+            names = "int32" if argument in INDEX_ARGUMENTS else str(expected or "float32 or float64")
+            return TypeError(f"{name}: {argument} must be {names}, got {value.dtype}")
+        if argument not in INDEX_ARGUMENTS:
+            expected = value.dtype
+        if not value.flags.c_contiguous:
+            return ValueError(
+                f"{name}: {argument} must be C-contiguous: pass numpy.ascontiguousarray of it"
+            )
+    return kind(f"{name}: {error}")
+
+
+# The arguments that hold token ids, positions, classes or row numbers.
+INDEX_ARGUMENTS = frozenset({"ids", "positions", "targets", "offsets"})

@@ -1,0 +1,1 @@
+"""Kernels compiled for AVX2; `rustgpt._ext` imports them where the processor has it."""

@@ -1,0 +1,54 @@
+"""Owns what every kernel checks at its border before it runs unchecked: shapes and indices."""
+from libc.limits cimport INT_MAX
+
+
+cdef inline int check_vector(str name, const Py_ssize_t* shape, Py_ssize_t length) except -1:
+    """Raise ValueError unless the array called `name` has shape (length,)."""
+    if shape[0] != length:
+        raise ValueError(f"{name} must have shape ({length},), got ({shape[0]},)")
+    return 0
+
+
+cdef inline int check_matrix(
+    str name, const Py_ssize_t* shape, Py_ssize_t rows, Py_ssize_t columns
+) except -1:
+    """Raise ValueError unless the array called `name` has shape (rows, columns)."""
+    if shape[0] != rows or shape[1] != columns:
+        raise ValueError(
+            f"{name} must have shape ({rows}, {columns}), got ({shape[0]}, {shape[1]})"
+        )
+    return 0
+
+
+cdef inline int check_blas(str name, const Py_ssize_t* shape) except -1:
+    """Raise ValueError if a matrix is too large for the 32-bit sizes of BLAS."""
+    if shape[0] > INT_MAX or shape[1] > INT_MAX:
+        raise ValueError(
+            f"{name} of shape ({shape[0]}, {shape[1]}) is too large: each side must be below 2**31"
+        )
+    return 0
+
+
+cdef inline int check_indices(str name, const int[::1] indices, Py_ssize_t lowest,
+                              Py_ssize_t limit) except -1:
+    """Raise ValueError unless lowest <= every index < limit."""
+    cdef Py_ssize_t i
+    for i in range(indices.shape[0]):
+        if not lowest <= indices[i] < limit:
+            raise ValueError(
+                f"{name}[{i}] is {indices[i]}, but must be at least {lowest} and below {limit}"
+            )
+    return 0
+
+
+cdef inline Py_ssize_t check_offsets(const int[::1] offsets, Py_ssize_t n) except -1:
+    """Raise ValueError unless offsets rise from 0 to n; return the longest sequence's length."""
+    cdef Py_ssize_t b, length, longest = 0
+    if offsets.shape[0] < 1 or offsets[0] != 0 or offsets[offsets.shape[0] - 1] != n:
+        raise ValueError(f"offsets must begin with 0 and end with the number of rows, {n}")
+    for b in range(offsets.shape[0] - 1):
+        length = <Py_ssize_t> offsets[b + 1] - offsets[b]
+        if length < 0:
+            raise ValueError(f"offsets[{b + 1}] is smaller than offsets[{b}]: they must not fall")
+        longest = max(longest, length)
+    return longest

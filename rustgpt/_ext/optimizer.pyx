@@ -1,0 +1,95 @@
+"""Owns the passes over a flat parameter buffer: sum of squares, sum of two buffers, Adam."""
+from cython cimport floating
+from libc.math cimport sqrt
+
+from rustgpt._ext.checks cimport check_vector
+from rustgpt._ext.rows cimport row_dot
+
+
+def sum_of_squares(const floating[::1] x not None):  # IN (P,)
+    """Return sum(x^2), summed in double: the square of the L2 norm."""
+    cdef double total
+    if x.shape[0] == 0:
+        return 0.0
+    with nogil:
+        total = row_dot(&x[0], &x[0], x.shape[0])
+    return total
+
+
+def clip_by_global_norm(
+    floating[::1] gradients not None,  # IN/OUT (P,): scaled so that its L2 norm is at most max_norm
+    double max_norm,
+):
+    """gradients *= min(1, max_norm / norm); returns the norm before (Pascanu et al. 2013)."""
+    cdef Py_ssize_t i, P = gradients.shape[0]
+    cdef double norm = 0.0
+    cdef floating factor
+    if not max_norm > 0:
+        raise ValueError(f"max_norm must be above 0 (infinity for no clipping), got {max_norm}")
+    if P == 0:
+        return 0.0
+    with nogil:
+        norm = sqrt(row_dot(&gradients[0], &gradients[0], P))
+        if norm > max_norm:
+            factor = <floating> (max_norm / norm)
+            for i in range(P):
+                gradients[i] *= factor
+    return norm
+
+
+def add_into(
+    const floating[::1] x not None,  # IN (P,)
+    floating[::1] out not None,      # IN/OUT (P,): added to
+):
+    """out += x."""
+    cdef Py_ssize_t i, P = out.shape[0]
+    check_vector("x", x.shape, P)
+    with nogil:
+        for i in range(P):
+            out[i] += x[i]
+
+
+def adam_step(
+    floating[::1] parameters not None,       # IN/OUT (P,)
+    const floating[::1] gradients not None,  # IN (P,)
+    floating[::1] m not None,                # IN/OUT (P,): running mean of the gradient
+    floating[::1] v not None,                # IN/OUT (P,): running mean of its square
+    double gradient_scale,                   # IN: the gradient is multiplied by this (clipping)
+    double rate,                             # IN: learning rate / (1 - beta1^t)
+    double beta1,
+    double beta2,
+    double inverse_root,                     # IN: 1 / sqrt(1 - beta2^t)
+    double epsilon,
+    double decay,                            # IN: learning rate * weight decay
+):
+    """m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2;
+    parameters -= decay parameters + rate m / (sqrt(v) inverse_root + epsilon).
+
+    Adam (Kingma and Ba 2015), with the decay apart from the gradient (Loshchilov and Hutter 2019).
+    """
+    cdef Py_ssize_t i, P = parameters.shape[0]
+    cdef floating g, b1 = <floating> beta1, b2 = <floating> beta2
+    cdef floating c1 = <floating> (1.0 - beta1), c2 = <floating> (1.0 - beta2)
+    cdef floating scale = <floating> gradient_scale, step = <floating> rate
+    cdef floating root = <floating> inverse_root, eps = <floating> epsilon
+    cdef floating keep = <floating> (1.0 - decay)
+    check_vector("gradients", gradients.shape, P)
+    check_vector("m", m.shape, P)
+    check_vector("v", v.shape, P)
+    with nogil:
+        for i in range(P):
+            g = gradients[i] * scale
+            m[i] = b1 * m[i] + c1 * g
+            v[i] = b2 * v[i] + c2 * g * g
+            parameters[i] = keep * parameters[i] - step * m[i] / (root_of(v[i]) * root + eps)
+
+
+cdef inline floating root_of(floating x) noexcept nogil:
+    if floating is float:
+        return sqrtf(x)
+    else:
+        return sqrt(x)
+
+
+cdef extern from "<math.h>" nogil:
+    float sqrtf(float x)

@@ -1,0 +1,169 @@
+"""Owns the arithmetic on one row that a compiler vectorises only when it is spelled this way.
+
+Cython cannot write `#pragma omp simd` (it needs no OpenMP runtime, only permission to reorder one
+sum), so these few loops are C. Sums run in double: a float32 sum of squares overflows at 1e20.
+"""
+from cython cimport floating
+
+cdef extern from *:
+    """
+    #ifndef RUSTGPT_ROWS
+    #define RUSTGPT_ROWS
+    #include <math.h>
+    #include <string.h>
+
+    #if defined(_MSC_VER) && !defined(__clang__)
+    #define RUSTGPT_SIMD(clause)
+    #else
+    #define RUSTGPT_PRAGMA(text) _Pragma(#text)
+    #define RUSTGPT_SIMD(clause) RUSTGPT_PRAGMA(omp simd clause)
+    #endif
+
+    /* exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2)/2, with the polynomial of Cephes
+       (S. Moshier, expf) for exp(r): relative error 8e-8, no branch, so that loops vectorise.
+       Below -87.3 the result stays at 1.2e-38 instead of becoming denormal. */
+    static inline float exp_f32(float x) {
+        float n, r, p, power;
+        int exponent;
+        x = x < -87.3f ? -87.3f : x;
+        x = x > 88.3f ? 88.3f : x;
+        n = x * 1.44269504088896341f;
+        exponent = (int)(n + (n < 0.0f ? -0.5f : 0.5f));
+        n = (float)exponent;
+        r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+        p = 1.9875691500e-4f;
+        p = p * r + 1.3981999507e-3f;
+        p = p * r + 8.3334519073e-3f;
+        p = p * r + 4.1665795894e-2f;
+        p = p * r + 1.6666665459e-1f;
+        p = p * r + 5.0000001201e-1f;
+        p = p * r * r + r + 1.0f;
+        exponent = (exponent + 127) * (1 << 23);
+        memcpy(&power, &exponent, sizeof power);
+        return p * power;
+    }
+    static inline double exp_f64(double x) { return exp(x); }
+
+    #define RUSTGPT_ROW_FUNCTIONS(T, NAME)                                                      \\
+    static inline T row_max_##NAME(const T* x, Py_ssize_t n) {                                  \\
+        T largest = x[0];                                                                       \\
+        RUSTGPT_SIMD(reduction(max : largest))                                                  \\
+        for (Py_ssize_t i = 1; i < n; i++) largest = x[i] > largest ? x[i] : largest;           \\
+        return largest;                                                                         \\
+    }                                                                                           \\
+    static inline double row_sum_##NAME(const T* x, Py_ssize_t n) {                             \\
+        double sum = 0.0;                                                                       \\
+        RUSTGPT_SIMD(reduction(+ : sum))                                                        \\
+        for (Py_ssize_t i = 0; i < n; i++) sum += x[i];                                         \\
+        return sum;                                                                             \\
+    }                                                                                           \\
+    static inline double row_dot_##NAME(const T* x, const T* y, Py_ssize_t n) {                 \\
+        double sum = 0.0;                                                                       \\
+        RUSTGPT_SIMD(reduction(+ : sum))                                                        \\
+        for (Py_ssize_t i = 0; i < n; i++) sum += (double)x[i] * (double)y[i];                  \\
+        return sum;                                                                             \\
+    }                                                                                           \\
+    static inline double row_square_deviations_##NAME(const T* x, T mean, Py_ssize_t n) {       \\
+        double sum = 0.0;                                                                       \\
+        RUSTGPT_SIMD(reduction(+ : sum))                                                        \\
+        for (Py_ssize_t i = 0; i < n; i++) sum += (double)(x[i] - mean) * (double)(x[i] - mean);\\
+        return sum;                                                                             \\
+    }                                                                                           \\
+    static inline double row_dot_deviations_##NAME(const T* y, const T* x, T mean, Py_ssize_t n) {\\
+        double sum = 0.0;                                                                       \\
+        RUSTGPT_SIMD(reduction(+ : sum))                                                        \\
+        for (Py_ssize_t i = 0; i < n; i++) sum += (double)y[i] * (double)(x[i] - mean);         \\
+        return sum;                                                                             \\
+    }                                                                                           \\
+    /* y = exp(scale * x - shift); returns the sum of y. x and y may be the same row. */        \\
+    static inline double row_exp_##NAME(const T* x, T scale, T shift, T* y, Py_ssize_t n) {     \\
+        double sum = 0.0;                                                                       \\
+        RUSTGPT_SIMD(reduction(+ : sum))                                                        \\
+        for (Py_ssize_t i = 0; i < n; i++) {                                                    \\
+            y[i] = exp_##NAME(scale * x[i] - shift);                                            \\
+            sum += y[i];                                                                        \\
+        }                                                                                       \\
+        return sum;                                                                             \\
+    }
+    RUSTGPT_ROW_FUNCTIONS(float, f32)
+    RUSTGPT_ROW_FUNCTIONS(double, f64)
+    #endif
+    """
+    float exp_f32(float x) noexcept nogil
+    double exp_f64(double x) noexcept nogil
+    float row_max_f32(const float* x, Py_ssize_t n) noexcept nogil
+    double row_max_f64(const double* x, Py_ssize_t n) noexcept nogil
+    double row_sum_f32(const float* x, Py_ssize_t n) noexcept nogil
+    double row_sum_f64(const double* x, Py_ssize_t n) noexcept nogil
+    double row_dot_f32(const float* x, const float* y, Py_ssize_t n) noexcept nogil
+    double row_dot_f64(const double* x, const double* y, Py_ssize_t n) noexcept nogil
+    double row_square_deviations_f32(const float* x, float mean, Py_ssize_t n) noexcept nogil
+    double row_square_deviations_f64(const double* x, double mean, Py_ssize_t n) noexcept nogil
+    double row_dot_deviations_f32(const float* y, const float* x, float mean,
+                                  Py_ssize_t n) noexcept nogil
+    double row_dot_deviations_f64(const double* y, const double* x, double mean,
+                                  Py_ssize_t n) noexcept nogil
+    double row_exp_f32(const float* x, float scale, float shift, float* y,
+                       Py_ssize_t n) noexcept nogil
+    double row_exp_f64(const double* x, double scale, double shift, double* y,
+                       Py_ssize_t n) noexcept nogil
+
+
+cdef inline floating exp_of(floating x) noexcept nogil:
+    if floating is float:
+        return exp_f32(x)
+    else:
+        return exp_f64(x)
+
+
+cdef inline floating tanh_of(floating x) noexcept nogil:
+    # tanh(x) = 1 - 2 / (exp(2 x) + 1): exact at both ends, since exp saturates.
+    return 1 - 2 / (exp_of(2 * x) + 1)
+
+
+cdef inline floating row_max(const floating* x, Py_ssize_t n) noexcept nogil:
+    if floating is float:
+        return row_max_f32(x, n)
+    else:
+        return row_max_f64(x, n)
+
+
+cdef inline double row_sum(const floating* x, Py_ssize_t n) noexcept nogil:
+    if floating is float:
+        return row_sum_f32(x, n)
+    else:
+        return row_sum_f64(x, n)
+
+
+cdef inline double row_dot(const floating* x, const floating* y, Py_ssize_t n) noexcept nogil:
+    if floating is float:
+        return row_dot_f32(x, y, n)
+    else:
+        return row_dot_f64(x, y, n)
+
+
+cdef inline double row_square_deviations(
+    const floating* x, floating mean, Py_ssize_t n
+) noexcept nogil:
+    if floating is float:
+        return row_square_deviations_f32(x, mean, n)
+    else:
+        return row_square_deviations_f64(x, mean, n)
+
+
+cdef inline double row_dot_deviations(
+    const floating* y, const floating* x, floating mean, Py_ssize_t n
+) noexcept nogil:
+    if floating is float:
+        return row_dot_deviations_f32(y, x, mean, n)
+    else:
+        return row_dot_deviations_f64(y, x, mean, n)
+
+
+cdef inline double row_exp(
+    const floating* x, floating scale, floating shift, floating* y, Py_ssize_t n
+) noexcept nogil:
+    if floating is float:
+        return row_exp_f32(x, scale, shift, y, n)
+    else:
+        return row_exp_f64(x, scale, shift, y, n)

@@ -1,0 +1,187 @@
+"""Owns what is configured: the sizes of a model and the settings of a training."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+from rustgpt.errors import ConfigError
+
+
+class _Config:
+    """What both configurations share: reading from and writing to plain values."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build a configuration from plain values.
+
+        Raises
+        ------
+        ConfigError
+            If a field is unknown, of the wrong type or out of range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        for name in values:
+            if name not in known:
+                raise ConfigError(
+                    f"{cls.__name__} has no field {name!r}; it has {', '.join(sorted(known))}"
+                )
+        return cls(**values)
+
+    def _check(self, name: str, kind: type, lowest: float, highest: float = math.inf) -> None:
+        """Raise ConfigError unless the field is of `kind` and lowest <= value <= highest."""
+        value = getattr(self, name)
+        accepted = (int, float) if kind is float else kind
+        if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
+            raise ConfigError(f"{name} must be of type {kind.__name__}, got {value!r}")
+        if not lowest <= value <= highest:  # NaN fails too
+            limits = f"at least {lowest:g}"
+            if highest < math.inf:
+                limits = f"from {lowest:g} to {highest:g}"
+            raise ConfigError(f"{name} must be {limits}, got {value!r}")
+
+    def _choose(self, name: str, choices: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in choices:
+            raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class ModelConfig(_Config):
+    """The shape of a model. The vocabulary's size comes from its tokenizer.
+
+    Parameters
+    ----------
+    embedding_dim
+        C, numbers that represent one token.
+    hidden_dim
+        F, width of the feed-forward layer.
+    n_layers
+        Transformer blocks.
+    n_heads
+        H, attention heads; must divide `embedding_dim`.
+    max_seq_len
+        The longest text, in tokens, that the model sees at once.
+    activation
+        "relu" or "gelu".
+    norm
+        "post": layer norm after each residual sum (Vaswani et al. 2017); "pre": before each
+        sub-layer and once at the end (GPT-2).
+    attention_projection
+        Whether attention ends in an output projection; RustGPT has none.
+    attention_bias, output_bias
+        Whether the products of the attention, and the output projection, have a bias.
+    tie_embeddings
+        Whether the output projection is the embedding table, transposed (Press and Wolf 2017).
+    dtype
+        "float32", or "float64" for checking gradients.
+    seed
+        Of the initial parameters.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range.
+    """
+
+    embedding_dim: int = 128
+    hidden_dim: int = 256
+    n_layers: int = 3
+    n_heads: int = 4
+    max_seq_len: int = 80
+    activation: str = "relu"
+    norm: str = "post"
+    attention_projection: bool = True
+    attention_bias: bool = False
+    output_bias: bool = True
+    tie_embeddings: bool = False
+    dtype: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_dim", "hidden_dim", "n_heads"):
+            self._check(name, int, 1, 2**20)
+        self._check("n_layers", int, 0, 10_000)
+        self._check("max_seq_len", int, 2, 2**20)
+        self._check("seed", int, 0, 2**63 - 1)
+        for name in ("attention_projection", "attention_bias", "output_bias", "tie_embeddings"):
+            self._check(name, bool, 0, 1)
+        self._choose("activation", ("relu", "gelu"))
+        self._choose("norm", ("post", "pre"))
+        self._choose("dtype", ("float32", "float64"))
+        if self.embedding_dim % self.n_heads:
+            raise ConfigError(
+                f"n_heads must divide embedding_dim: {self.n_heads} does not divide "
+                f"{self.embedding_dim}"
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig(_Config):
+    """The settings of a training.
+
+    Parameters
+    ----------
+    pretrain_epochs, pretrain_rate
+        Passes over the statements, and the learning rate at their start.
+    tune_epochs, tune_rate
+        The same for the dialogues.
+    batch_size
+        Texts in one step of the optimizer.
+    beta1, beta2, epsilon
+        Of Adam.
+    weight_decay
+        Of AdamW; applies to matrices, not to biases and layer norms.
+    max_grad_norm
+        L2 norm to which the whole gradient is clipped.
+    schedule
+        "constant", or "cosine": from the rate down to `final_rate` times the rate.
+    final_rate
+        Where a cosine schedule ends, as a share of the rate.
+    warmup_steps
+        Steps over which the rate rises from 0.
+    seed
+        Of the order in which the texts are seen.
+    threads
+        Workers that share each batch; 0 for one a processor.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range.
+    """
+
+    pretrain_epochs: int = 100
+    pretrain_rate: float = 5e-4
+    tune_epochs: int = 100
+    tune_rate: float = 1e-4
+    batch_size: int = 8
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 5.0
+    schedule: str = "constant"
+    final_rate: float = 0.1
+    warmup_steps: int = 0
+    seed: int = 0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("pretrain_epochs", "tune_epochs", "warmup_steps"):
+            self._check(name, int, 0, 10**9)
+        self._check("batch_size", int, 1, 10**6)
+        for name in ("pretrain_rate", "tune_rate", "weight_decay"):
+            self._check(name, float, 0, 1e3)
+        self._check("epsilon", float, 1e-30, 1)
+        self._check("max_grad_norm", float, 1e-30)
+        for name in ("beta1", "beta2"):
+            self._check(name, float, 0, 1 - 1e-12)
+        self._check("final_rate", float, 0, 1)
+        self._choose("schedule", ("constant", "cosine"))
+        self._check("seed", int, 0, 2**63 - 1)
+        self._check("threads", int, 0, 1024)

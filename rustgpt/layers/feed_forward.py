@@ -1,0 +1,83 @@
+"""Owns the feed-forward layer: two linear maps with a non-linearity between them."""
+
+from typing import Any
+
+import numpy as np
+
+from rustgpt.backend import ops
+from rustgpt.layers.layer import Array, Indices, Layer, normal
+
+
+class FeedForward(Layer):
+    """out = activation(x @ weight1 + bias1) @ weight2 + bias2, each row by itself.
+
+    Parameters
+    ----------
+    dim
+        C, numbers in a row.
+    hidden_dim
+        F, numbers between the two maps.
+    rng
+        Source of the initial weights, normal with variance 2 / C and 2 / F (He et al. 2015).
+    activation
+        "relu" or "gelu".
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        rng: np.random.Generator,
+        activation: str = "relu",
+        dtype: Any = np.float32,
+    ) -> None:
+        super().__init__(dtype)
+        self.activation = activation
+        self.weight1: Array
+        self.dweight1: Array
+        self.bias1: Array
+        self.dbias1: Array
+        self.weight2: Array
+        self.dweight2: Array
+        self.bias2: Array
+        self.dbias2: Array
+        self.parameter("weight1", normal(rng, (2 / dim) ** 0.5, (dim, hidden_dim), dtype))
+        self.parameter("bias1", np.zeros(hidden_dim))
+        self.parameter("weight2", normal(rng, (2 / hidden_dim) ** 0.5, (hidden_dim, dim), dtype))
+        self.parameter("bias2", np.zeros(dim))
+
+    def forward(self, x: Array, offsets: Indices) -> Array:
+        N, C = x.shape
+        F = len(self.bias1)
+        self.x = x
+        self.hidden = self.buffer("hidden", N, F)
+        ops.linear_forward(x, self.weight1, self.bias1, self.hidden)  # (N, F)
+        if self.activation == "relu":
+            # ReLU's gradient can be told from its output, so the input need not be kept.
+            self.activated = self.hidden
+            ops.relu_forward(self.hidden, self.activated)  # (N, F)
+        else:
+            self.activated = self.buffer("activated", N, F)
+            ops.gelu_forward(self.hidden, self.activated)  # (N, F)
+        out = self.buffer("out", N, C)
+        ops.linear_forward(self.activated, self.weight2, self.bias2, out)  # (N, C)
+        return out
+
+    def backward(self, dout: Array) -> Array:
+        N, C = dout.shape
+        # forward: out = activated @ weight2 + bias2
+        dhidden = self.scratch("dhidden", N, len(self.bias1))
+        ops.linear_backward(
+            dout, self.activated, self.weight2, dhidden, self.dweight2, self.dbias2
+        )  # (N, F)
+        # forward: activated = activation(hidden)
+        activation_backward = ops.relu_backward if self.activation == "relu" else ops.gelu_backward
+        activation_backward(dhidden, self.hidden, dhidden)  # (N, F)
+        # forward: hidden = x @ weight1 + bias1
+        dx = self.scratch("dx", N, C)
+        ops.linear_backward(dhidden, self.x, self.weight1, dx, self.dweight1, self.dbias1)  # (N, C)
+        return dx
+
+    def describe(self) -> str:
+        C, F = self.weight1.shape
+        return f"FeedForward({C} -> {F} -> {C}, {self.activation})"

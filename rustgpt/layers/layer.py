@@ -1,0 +1,185 @@
+"""Owns what every layer is: a forward, a backward, named parameters and reusable memory."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]  # of the model's floating type
+Indices = NDArray[np.int32]
+
+
+class Buffers:
+    """Arrays that are allocated once for the largest shape asked for, and then reused."""
+
+    def __init__(self) -> None:
+        self._flat: dict[str, Array] = {}
+        self._views: dict[tuple[str, tuple[int, ...]], Array] = {}
+
+    def get(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Return an array of this shape; its contents are what was last written under the name."""
+        view = self._views.get((name, shape))
+        return self._grow(name, shape, dtype) if view is None else view
+
+    def _grow(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        size = int(np.prod(shape))
+        if name not in self._flat or self._flat[name].size < size:
+            self._views = {key: view for key, view in self._views.items() if key[0] != name}
+            self._flat.pop(name, None)  # freed before the larger one is taken
+            self._flat[name] = np.empty(size, dtype)
+        view = self._flat[name][:size].reshape(shape)
+        self._views[name, shape] = view
+        return view
+
+
+class Cache:
+    """What decoding keeps of one text: how many tokens were seen, and each layer's rows of them.
+
+    Parameters
+    ----------
+    capacity
+        S, the most tokens that it can hold.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._rows: dict[tuple[int, str], Array] = {}
+
+    def rows(self, layer: "Layer", name: str, columns: int) -> Array:
+        """Return the (S, columns) array that `layer` keeps under `name`."""
+        key = (id(layer), name)
+        if key not in self._rows:
+            self._rows[key] = np.empty((self.capacity, columns), layer.dtype)
+        return self._rows[key]
+
+
+class Layer:
+    """One step of the network.
+
+    A layer of your own needs three things: parameters made with `parameter` in its constructor,
+    `forward` and `backward`. A parameter `weight` is the attribute `weight`, its gradient the
+    attribute `dweight`; inside a model both are views into the model's two flat buffers.
+
+    Rows of several texts lie one after another in `x` (N, C), so that nothing is padding;
+    `offsets[b]:offsets[b + 1]` are the rows of text b. A layer that treats each row by itself need
+    not look at them. A layer that mixes rows also overrides `decode`.
+    """
+
+    def __init__(self, dtype: Any = np.float32) -> None:
+        self.dtype = np.dtype(dtype)
+        self.parameter_names: list[str] = []
+        self._buffers = Buffers()
+        self._scratch = Buffers()
+        self._role = ""
+
+    def forward(self, x: Array, offsets: Indices) -> Array:  # (N, C) -> (N, C)
+        """Return the layer's output, and keep what `backward` needs."""
+        raise NotImplementedError
+
+    def backward(self, dout: Array) -> Array:  # (N, C) -> (N, C)
+        """Return the gradient of the input; add to the gradients of the parameters."""
+        raise NotImplementedError
+
+    def decode(self, x: Array, cache: Cache) -> Array:  # (n, C) -> (n, C)
+        """Continue one text by n rows, those before being in `cache`; nothing is kept."""
+        return self.forward(x, np.array([0, len(x)], np.int32))
+
+    # Parameters
+
+    def parameter(self, name: str, value: Array) -> None:
+        """Make `value` a parameter: attribute `name`, with its gradient in attribute d + `name`."""
+        self.parameter_names.append(name)
+        setattr(self, name, np.ascontiguousarray(value, self.dtype))
+        setattr(self, "d" + name, np.zeros(value.shape, self.dtype))
+
+    def children(self) -> Iterator[tuple[str, "Layer"]]:
+        """Yield the attributes that are layers, in the order in which they were set."""
+        for name, value in vars(self).items():
+            if isinstance(value, Layer):
+                yield name, value
+
+    def _named(self, prefix: str, gradient: bool) -> Iterator[tuple[str, Array]]:
+        for name in self.parameter_names:
+            yield prefix + name, getattr(self, "d" + name if gradient else name)
+        for name, child in self.children():
+            yield from child._named(f"{prefix}{name}.", gradient)
+
+    def parameters(self) -> dict[str, Array]:
+        """Return the parameters by name, those of inner layers as "attention.qkv_weight"."""
+        return dict(self._named("", gradient=False))
+
+    def gradients(self) -> dict[str, Array]:
+        """Return the gradients by the names of their parameters."""
+        return dict(self._named("", gradient=True))
+
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers the layer learns."""
+        return sum(value.size for value in self.parameters().values())
+
+    def zero_grad(self) -> None:
+        """Set every gradient to zero; `backward` adds to what is there."""
+        for gradient in self.gradients().values():
+            gradient.fill(0)
+
+    def describe(self) -> str:
+        """Return one line for people: what the layer is, and its sizes."""
+        return type(self).__name__
+
+    # Memory
+
+    def buffer(self, name: str, *shape: int) -> Array:
+        """Return reusable memory of this layer's own, for what `backward` will need."""
+        return self._buffers.get(name, shape, self.dtype)
+
+    def scratch(self, name: str, *shape: int) -> Array:
+        """Return reusable memory that a model shares among its layers.
+
+        It holds until `backward` of the layer below has returned; what must hold from `forward` to
+        `backward` belongs in a `buffer`.
+        """
+        return self._scratch.get(self._role + name, shape, self.dtype)
+
+    def bind(
+        self, parameters: Array | None, gradients: Array, scratch: Buffers, role: str = ""
+    ) -> int:
+        """Move the layer into a model's flat buffers; return how many numbers it took.
+
+        `parameters` None leaves the parameters where they are and moves the gradients alone.
+        """
+        taken = 0
+        for name in self.parameter_names:
+            value = getattr(self, name)
+            here = slice(taken, taken + value.size)
+            if parameters is not None:
+                parameters[here] = value.ravel()
+                setattr(self, name, parameters[here].reshape(value.shape))
+            setattr(self, "d" + name, gradients[here].reshape(value.shape))
+            taken += value.size
+        self._scratch, self._role = scratch, role
+        for name, child in self.children():
+            rest = None if parameters is None else parameters[taken:]
+            taken += child.bind(rest, gradients[taken:], scratch, f"{role}{name}.")
+        return taken
+
+    def replica(self) -> Self:
+        """Return a layer with the same parameters and memory of its own, for another thread."""
+        twin = copy.copy(self)
+        twin._buffers, twin._scratch = Buffers(), Buffers()
+        for name in self.parameter_names:
+            setattr(twin, "d" + name, np.zeros_like(getattr(self, name)))
+        for name, child in self.children():
+            setattr(twin, name, child.replica())
+        return twin
+
+
+def normal(
+    rng: np.random.Generator, std: float, shape: tuple[int, ...], dtype: Any
+) -> Array:
+    """Return normally distributed numbers with mean 0, the same for every floating type."""
+    values = rng.standard_normal(shape, np.float32)
+    values *= np.float32(std)
+    return values.astype(dtype, copy=False)

@@ -1,0 +1,117 @@
+"""Owns the output projection: from a token's vector to a score for every token that may follow."""
+
+from typing import Any
+
+import numpy as np
+
+from rustgpt.backend import ops
+from rustgpt.layers.layer import Array, Indices, Layer, normal
+
+# The loss is computed over as many rows as give this many logits, so that the logits of a whole
+# batch are never in memory at once.
+LOGITS_AT_ONCE = 2**20
+ROWS_AT_LEAST = 64
+
+
+class OutputProjection(Layer):
+    """logits = x @ weight + bias.
+
+    Parameters
+    ----------
+    dim
+        C, numbers that represent one token.
+    vocab_size
+        V, scores for each row.
+    rng
+        Source of the initial weights, normal with variance 1 / C.
+    bias
+        Whether there is a bias.
+    tied
+        Whether the weight is the embedding table (V, C), given by `tie`, and not of its own.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        vocab_size: int,
+        rng: np.random.Generator,
+        bias: bool = True,
+        tied: bool = False,
+        dtype: Any = np.float32,
+    ) -> None:
+        super().__init__(dtype)
+        self.vocab_size = vocab_size
+        self.tied = tied
+        self.weight: Array
+        self.dweight: Array
+        self.bias: Array | None = None
+        self.dbias: Array | None = None
+        if not tied:
+            self.parameter("weight", normal(rng, dim**-0.5, (dim, vocab_size), dtype))
+        if bias:
+            self.parameter("bias", np.zeros(vocab_size))
+
+    def tie(self, table: Array, dtable: Array) -> None:
+        """Use the embedding table (V, C) as the weight, and add to its gradient."""
+        self.weight, self.dweight = table, dtable
+
+    def forward(self, x: Array, offsets: Indices) -> Array:  # (N, C) -> (N, V)
+        self.x = x
+        logits = self.buffer("logits", len(x), self.vocab_size)
+        ops.linear_forward(x, self.weight, self.bias, logits, self.tied)
+        return logits
+
+    def backward(self, dout: Array) -> Array:  # (N, V) -> (N, C)
+        # forward: logits = x @ weight + bias
+        dx = self.scratch("dx", *self.x.shape)
+        ops.linear_backward(dout, self.x, self.weight, dx, self.dweight, self.dbias, self.tied)
+        return dx
+
+    def loss(
+        self, x: Array, targets: Indices, scale: float, max_norm: float = np.inf
+    ) -> tuple[Array, Array]:
+        """Return each row's cross-entropy (N,) and the gradient (N, C) of scale * their sum.
+
+        Forward, cross-entropy and backward are done together, over a block of rows at a time.
+
+        Parameters
+        ----------
+        x
+            (N, C)
+        targets
+            (N,) the token that follows each row, or -1 for a row that does not count.
+        scale
+            What each row's loss is worth, such as 1 / N.
+        max_norm
+            L2 norm to which the gradient of a block's logits is clipped.
+        """
+        losses, dx = self.buffer("losses", len(x)), self.scratch("dx", *x.shape)
+        for rows, logits in self._blocks(x, targets, scale, max_norm, losses):
+            # forward: logits = x @ weight + bias
+            ops.linear_backward(
+                logits, x[rows], self.weight, dx[rows], self.dweight, self.dbias, self.tied
+            )  # (rows, C)
+        return losses, dx
+
+    def losses(self, x: Array, targets: Indices) -> Array:  # (N, C), (N,) -> (N,)
+        """Return each row's cross-entropy, without a gradient."""
+        losses = self.buffer("losses", len(x))
+        for _ in self._blocks(x, targets, 1.0, np.inf, losses):
+            pass
+        return losses
+
+    def _blocks(
+        self, x: Array, targets: Indices, scale: float, max_norm: float, losses: Array
+    ) -> Any:
+        """Yield (rows, gradient of their logits), filling in the losses."""
+        step = max(ROWS_AT_LEAST, LOGITS_AT_ONCE // self.vocab_size)
+        for first in range(0, len(x), step):
+            rows = slice(first, min(first + step, len(x)))
+            logits = self.scratch("logits", rows.stop - first, self.vocab_size)
+            ops.linear_forward(x[rows], self.weight, self.bias, logits, self.tied)  # (rows, V)
+            ops.cross_entropy(logits, targets[rows], scale, max_norm, losses[rows], logits)
+            yield rows, logits
+
+    def describe(self) -> str:
+        C = self.weight.shape[1 if self.tied else 0]
+        return f"OutputProjection({C} -> {self.vocab_size}{', tied' if self.tied else ''})"

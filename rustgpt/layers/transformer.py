@@ -1,0 +1,89 @@
+"""Owns the transformer block: attention and feed-forward, each with a residual sum and a norm."""
+
+from typing import Any
+
+import numpy as np
+
+from rustgpt.config import ModelConfig
+from rustgpt.layers.feed_forward import FeedForward
+from rustgpt.layers.layer import Array, Cache, Indices, Layer
+from rustgpt.layers.layer_norm import LayerNorm
+from rustgpt.layers.self_attention import SelfAttention
+
+
+class TransformerBlock(Layer):
+    """Two sub-layers f, each with a residual sum.
+
+    "post" norm: x = norm(x + f(x)), as in Vaswani et al. 2017 and RustGPT;
+    "pre" norm: x = x + f(norm(x)), as in GPT-2.
+
+    Parameters
+    ----------
+    config
+        The sizes and options; see `ModelConfig`.
+    rng
+        Source of the initial weights.
+    """
+
+    def __init__(self, config: ModelConfig, rng: np.random.Generator) -> None:
+        super().__init__(config.dtype)
+        C, dtype = config.embedding_dim, config.dtype
+        self.pre_norm = config.norm == "pre"
+        self.attention = SelfAttention(
+            C, config.n_heads, rng, config.attention_projection, config.attention_bias, dtype
+        )
+        self.norm1 = LayerNorm(C, dtype=dtype)
+        self.feed_forward = FeedForward(C, config.hidden_dim, rng, config.activation, dtype)
+        self.norm2 = LayerNorm(C, dtype=dtype)
+
+    def forward(self, x: Array, offsets: Indices) -> Array:  # (N, C) -> (N, C)
+        return self._run(
+            x,
+            lambda h: self.attention.forward(h, offsets),
+            lambda h: self.feed_forward.forward(h, offsets),
+            offsets,
+        )
+
+    def decode(self, x: Array, cache: Cache) -> Array:  # (n, C) -> (n, C)
+        offsets = np.array([0, len(x)], np.int32)
+        return self._run(
+            x,
+            lambda h: self.attention.decode(h, cache),
+            lambda h: self.feed_forward.decode(h, cache),
+            offsets,
+        )
+
+    def _run(self, x: Array, attention: Any, feed_forward: Any, offsets: Indices) -> Array:
+        # The sums go into the sub-layers' outputs, which nobody else reads.
+        if self.pre_norm:
+            h = attention(self.norm1.forward(x, offsets))
+            h += x
+            out = feed_forward(self.norm2.forward(h, offsets))
+            out += h
+        else:
+            h = attention(x)
+            h += x
+            h = self.norm1.forward(h, offsets)
+            out = feed_forward(h)
+            out += h
+            out = self.norm2.forward(out, offsets)
+        return out  # type: ignore[no-any-return]
+
+    def backward(self, dout: Array) -> Array:  # (N, C) -> (N, C)
+        # A residual sum hands its gradient to both of its terms.
+        if self.pre_norm:
+            dh = self.norm2.backward(self.feed_forward.backward(dout))
+            dh += dout
+            dx = self.norm1.backward(self.attention.backward(dh))
+            dx += dh
+        else:
+            dsum = self.norm2.backward(dout)
+            dh = self.feed_forward.backward(dsum)
+            dh += dsum
+            dsum = self.norm1.backward(dh)
+            dx = self.attention.backward(dsum)
+            dx += dsum
+        return dx
+
+    def describe(self) -> str:
+        return f"TransformerBlock({'pre' if self.pre_norm else 'post'}-norm)"

@@ -1,0 +1,288 @@
+"""Owns the model: its layers in one flat parameter buffer, forward and backward through them."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from rustgpt import checkpoint
+from rustgpt.backend import single_threaded_blas
+from rustgpt.config import ModelConfig
+from rustgpt.errors import ConfigError, DataError
+from rustgpt.generation.chat import Chat
+from rustgpt.generation.decoding import generate_ids
+from rustgpt.layers.embeddings import Embeddings
+from rustgpt.layers.layer import Array, Buffers, Cache, Indices, Layer
+from rustgpt.layers.layer_norm import LayerNorm
+from rustgpt.layers.output_projection import OutputProjection
+from rustgpt.layers.transformer import TransformerBlock
+from rustgpt.text.dataset import Dataset
+from rustgpt.text.tokenizer import WordTokenizer
+
+
+def build_layers(config: ModelConfig, vocab_size: int) -> list[Layer]:
+    """Return the layers of a GPT: embeddings, blocks, a last norm if "pre", output projection.
+
+    Put a layer of your own into the list and hand it to `LLM`.
+    """
+    rng = np.random.default_rng(config.seed)
+    C, dtype = config.embedding_dim, config.dtype
+    layers: list[Layer] = [Embeddings(vocab_size, config.max_seq_len, C, rng, dtype)]
+    layers += [TransformerBlock(config, rng) for _ in range(config.n_layers)]
+    if config.norm == "pre":
+        layers.append(LayerNorm(C, dtype=dtype))
+    layers.append(
+        OutputProjection(C, vocab_size, rng, config.output_bias, config.tie_embeddings, dtype)
+    )
+    return layers
+
+
+class LLM:
+    """A GPT: layers, and the tokenizer whose tokens they read and write.
+
+    Parameters
+    ----------
+    config
+        The sizes and options.
+    tokenizer
+        Gives the vocabulary.
+    layers
+        Instead of `build_layers(config, tokenizer.vocab_size)`; the first must be `Embeddings` and
+        the last `OutputProjection`.
+
+    Attributes
+    ----------
+    parameters, gradients
+        (P,) flat buffers; every layer's parameters and gradients are views into them.
+
+    Raises
+    ------
+    ConfigError
+        If the layers do not begin and end as they must.
+    """
+
+    def __init__(
+        self, config: ModelConfig, tokenizer: WordTokenizer, layers: Sequence[Layer] | None = None
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.layers = list(layers or build_layers(config, tokenizer.vocab_size))
+        if not isinstance(self.layers[0], Embeddings) or not isinstance(
+            self.layers[-1], OutputProjection
+        ):
+            raise ConfigError("the first layer must be Embeddings and the last OutputProjection")
+        size = sum(layer.n_parameters for layer in self.layers)
+        self.parameters: Array = np.empty(size, config.dtype)
+        self._bind(self.parameters)
+
+    @classmethod
+    def from_dataset(cls, dataset: Dataset, config: ModelConfig | None = None) -> LLM:
+        """Return an untrained model whose vocabulary is that of the data."""
+        texts = [*dataset.pretraining_data, *dataset.chat_training_data]
+        return cls(config or ModelConfig(), WordTokenizer.train(texts))
+
+    def _bind(self, parameters: Array | None) -> None:
+        """Give every layer its place in the flat buffers.
+
+        Neighbours alternate between two sets of scratch memory, since a layer reads the gradient
+        that the layer above has left there.
+        """
+        self.gradients: Array = np.zeros(self.parameters.size, self.config.dtype)
+        scratch = (Buffers(), Buffers())
+        taken = 0
+        for i, layer in enumerate(self.layers):
+            here = None if parameters is None else parameters[taken:]
+            taken += layer.bind(here, self.gradients[taken:], scratch[i % 2])
+        if self._output.tied:
+            self._output.tie(self._embeddings.tokens, self._embeddings.dtokens)
+
+    @property
+    def _embeddings(self) -> Embeddings:
+        return self.layers[0]  # type: ignore[return-value]
+
+    @property
+    def _output(self) -> OutputProjection:
+        return self.layers[-1]  # type: ignore[return-value]
+
+    @property
+    def max_seq_len(self) -> int:
+        """The most tokens that the model sees at once."""
+        return self.config.max_seq_len
+
+    @property
+    def n_parameters(self) -> int:
+        """P, how many numbers the model learns."""
+        return self.parameters.size
+
+    def named_parameters(self) -> dict[str, Array]:
+        """Return the parameters by name: "layers.1.attention.qkv_weight"."""
+        return {
+            f"layers.{i}.{name}": value
+            for i, layer in enumerate(self.layers)
+            for name, value in layer.parameters().items()
+        }
+
+    def named_gradients(self) -> dict[str, Array]:
+        """Return the gradients by the names of their parameters."""
+        return {
+            f"layers.{i}.{name}": value
+            for i, layer in enumerate(self.layers)
+            for name, value in layer.gradients().items()
+        }
+
+    def replica(self) -> LLM:
+        """Return a model with the same parameters, and gradients and memory of its own."""
+        twin = copy.copy(self)
+        twin.layers = [layer.replica() for layer in self.layers]
+        twin._bind(None)
+        return twin
+
+    def describe(self) -> str:
+        """Return the layers with their sizes, for people."""
+        rows = []
+
+        def add(layer: Layer, depth: int) -> None:
+            rows.append((f"{'  ' * depth}{layer.describe()}", layer.n_parameters))
+            for _, child in layer.children():
+                add(child, depth + 1)
+
+        for layer in self.layers:
+            add(layer, 0)
+        width = max(len(text) for text, _ in rows)
+        lines = [f"{text:<{width}} {count:>12,}" for text, count in rows]
+        return "\n".join([*lines, f"{'Parameters':<{width}} {self.n_parameters:>12,}"])
+
+    # Through the layers
+
+    def _hidden(self, ids: Indices, offsets: Indices) -> Array:  # (N,) -> (N, C)
+        x: Array = ids
+        for layer in self.layers[:-1]:
+            x = layer.forward(x, offsets)
+        return x
+
+    def logits(self, ids: Sequence[int] | Indices) -> Array:  # (T,) -> (T, V)
+        """Return the scores of every token to follow each of the text's tokens.
+
+        Raises
+        ------
+        DataError
+            If the text is empty or longer than the model's context.
+        """
+        if not 0 < len(ids) <= self.max_seq_len:
+            raise DataError(f"a text must have 1 to {self.max_seq_len} tokens, got {len(ids)}")
+        offsets = np.array([0, len(ids)], np.int32)
+        x = self._hidden(np.asarray(ids, np.int32), offsets)
+        return self._output.forward(x, offsets)
+
+    def loss(self, ids: Indices, targets: Indices, offsets: Indices) -> float:
+        """Return the sum of the cross-entropies (in nats) of the targets that are not -1.
+
+        Parameters
+        ----------
+        ids, targets
+            (N,) each token and the one that follows it.
+        offsets
+            (B + 1,) where each text begins and ends.
+        """
+        return float(self._output.losses(self._hidden(ids, offsets), targets).sum(dtype=np.float64))
+
+    def loss_and_gradients(
+        self, ids: Indices, targets: Indices, offsets: Indices, scale: float
+    ) -> float:
+        """Return the sum of the cross-entropies; add the gradients of `scale` times it."""
+        x = self._hidden(ids, offsets)
+        losses, dx = self._output.loss(x, targets, scale)
+        for layer in reversed(self.layers[:-1]):
+            dx = layer.backward(dx)
+        return float(losses.sum(dtype=np.float64))
+
+    def decode(self, ids: Sequence[int], cache: Cache) -> Array:  # (n,) -> (V,)
+        """Continue the text in `cache` by `ids`; return the scores of what may follow."""
+        x: Array = np.array(ids, np.int32)
+        for layer in self.layers[:-1]:
+            x = layer.decode(x, cache)
+        cache.length += len(ids)
+        last: Array = self._output.decode(x[-1:], cache)[0]
+        return last
+
+    # Text
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int = 60,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Iterator[int]:
+        """Yield the tokens that follow the prompt's, as they are made; see `generate`."""
+        prompt = list(prompt) or [self.tokenizer.end_id]
+        with single_threaded_blas():
+            yield from generate_ids(
+                self, prompt, max_new_tokens, self.tokenizer.end_id, temperature, seed
+            )
+
+    def generate(
+        self, prompt: str, max_new_tokens: int = 60, temperature: float = 0.0, seed: int = 0
+    ) -> str:
+        """Continue a text as it is, and return what follows it.
+
+        Parameters
+        ----------
+        prompt
+            The text; of one longer than the context, the end is seen.
+        max_new_tokens
+            The most tokens to make; fewer if the model ends the text.
+        temperature
+            0 for the likeliest token each time; higher is more varied.
+        seed
+            The same seed gives the same text.
+
+        Raises
+        ------
+        ConfigError
+            If `temperature` is negative or not finite.
+        """
+        ids = self.tokenizer.encode(prompt)
+        made = list(self.stream(ids, max_new_tokens, temperature, seed))
+        return self.tokenizer.decode(made, after=ids)
+
+    def chat(self, max_new_tokens: int = 60, temperature: float = 0.0, seed: int = 0) -> Chat:
+        """Return a chat whose `send` asks a question and returns the answer alone."""
+        return Chat(
+            self.tokenizer,
+            self.max_seq_len,
+            lambda ids: self.stream(ids, max_new_tokens, temperature, seed),
+        )
+
+    # On disk
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write config.json, model.safetensors and tokenizer.json; see `checkpoint.save`."""
+        checkpoint.save(
+            folder, self.config.to_dict(), self.named_parameters(), self.tokenizer.to_json()
+        )
+
+    @classmethod
+    def load(
+        cls, folder: str | os.PathLike[str], layers: Sequence[Layer] | None = None
+    ) -> LLM:
+        """Return the model that `save` wrote.
+
+        Parameters
+        ----------
+        layers
+            For a model with layers of your own: layers as it was built with.
+
+        Raises
+        ------
+        CheckpointError
+            If a file is missing or damaged, or does not fit the others.
+        """
+        saved = checkpoint.load(folder)
+        model = cls(saved.model_config(), saved.tokenizer(), layers)
+        saved.read_into(model.named_parameters())
+        return model

@@ -1,0 +1,26 @@
+"""Plain-NumPy twins of the kernels in `rustgpt._ext`: the same names, arguments and results.
+
+Written to be read. Sizes, here and everywhere in the package:
+
+B sequences in a batch, N rows (tokens of all sequences, one after another), T rows of one
+sequence, C embedding_dim, H heads of D = C / H columns, F hidden_dim, V vocabulary size,
+P parameters. A gradient is called `d` and the name of what it belongs to.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+MODULES = (
+    "blas", "linear", "activations", "layer_norm", "attention", "cross_entropy", "embeddings",
+    "optimizer",
+)  # fmt: skip
+
+
+def kernels() -> dict[str, Callable[..., Any]]:
+    """Return every function of the reference by name."""
+    found: dict[str, Callable[..., Any]] = {}
+    for name in MODULES:
+        module = importlib.import_module(f"{__name__}.{name}")
+        found |= {function.__name__: function for function in module.KERNELS}
+    return found

@@ -1,0 +1,102 @@
+"""Owns causal multi-head self-attention, in NumPy (Vaswani et al. 2017, section 3.2)."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+Indices = NDArray[np.int32]
+
+
+def attention_scratch_size(length: int) -> int:
+    """Numbers of scratch that a sequence of `length` rows needs: none here."""
+    return 0
+
+
+def heads(offsets: Indices, C: int, H: int) -> Iterator[tuple[slice, slice, slice, slice, int]]:
+    """Yield (rows, query columns, key columns, value columns, h) of each sequence and head."""
+    D = C // H
+    for first, end in zip(offsets[:-1], offsets[1:], strict=True):
+        for h in range(H):
+            yield (
+                slice(first, end),
+                slice(h * D, (h + 1) * D),
+                slice(C + h * D, C + (h + 1) * D),
+                slice(2 * C + h * D, 2 * C + (h + 1) * D),
+                h,
+            )
+
+
+def masked_scores(q: Array, k: Array) -> Array:  # (n, D), (L, D) -> (n, L)
+    """q @ k.T / sqrt(D); a row sees no key that comes after it. The rows are the last n of L."""
+    n, L = len(q), len(k)
+    seen = np.tri(n, L, L - n, dtype=bool)  # row i sees the keys 0 .. L - n + i
+    return np.where(seen, q @ k.T / np.sqrt(q.shape[1]), -np.inf)
+
+
+def attention_forward(
+    qkv: Array,  # (N, 3 C): queries, keys and values side by side
+    offsets: Indices,  # (B + 1,)
+    n_heads: int,
+    out: Array,  # (N, C)
+    lse: Array,  # (N, H): log of the softmax's denominator
+    scratch: Array,
+) -> None:
+    """out = p @ v, p = softmax(mask(q @ k.T / sqrt(D))), for each sequence and head."""
+    for rows, q, k, v, h in heads(offsets, out.shape[1], n_heads):
+        if rows.start == rows.stop:
+            continue
+        scores = masked_scores(qkv[rows, q], qkv[rows, k])  # (T, T)
+        largest = scores.max(axis=1)
+        lse[rows, h] = largest + np.log(np.exp(scores - largest[:, None]).sum(axis=1))
+        p = np.exp(scores - lse[rows, h, None])  # (T, T)
+        out[rows, q] = p @ qkv[rows, v]  # (T, D)
+
+
+def attention_backward(
+    dout: Array,  # (N, C)
+    qkv: Array,  # (N, 3 C)
+    lse: Array,  # (N, H)
+    offsets: Indices,  # (B + 1,)
+    n_heads: int,
+    dqkv: Array,  # (N, 3 C): overwritten
+    scratch: Array,
+) -> None:
+    """The gradients of queries, keys and values, from the gradient of the output."""
+    for rows, q, k, v, h in heads(offsets, dout.shape[1], n_heads):
+        do = dout[rows, q]  # (T, D)
+        p = np.exp(masked_scores(qkv[rows, q], qkv[rows, k]) - lse[rows, h, None])  # (T, T)
+        # out = p @ v
+        dqkv[rows, v] = p.T @ do
+        dp = do @ qkv[rows, v].T  # (T, T)
+        # p = softmax(scores)
+        dscores = p * (dp - (p * dp).sum(axis=1, keepdims=True))  # (T, T)
+        # scores = q @ k.T / sqrt(D)
+        dscores /= np.sqrt(do.shape[1])
+        dqkv[rows, q] = dscores @ qkv[rows, k]
+        dqkv[rows, k] = dscores.T @ qkv[rows, q]
+
+
+def attention_decode(
+    qkv: Array,  # (n, 3 C): the new rows of one sequence
+    keys: Array,  # (S, C): rows below `start` are in use
+    values: Array,  # (S, C)
+    start: int,
+    n_heads: int,
+    out: Array,  # (n, C)
+    scratch: Array,
+) -> None:
+    """Append the new rows' keys and values to the cache and attend to all that it holds."""
+    n, C = out.shape
+    keys[start : start + n] = qkv[:, C : 2 * C]
+    values[start : start + n] = qkv[:, 2 * C :]
+    for h in range(n_heads):
+        head = slice(h * C // n_heads, (h + 1) * C // n_heads)
+        scores = masked_scores(qkv[:, head], keys[: start + n, head])  # (n, start + n)
+        p = np.exp(scores - scores.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        out[:, head] = p @ values[: start + n, head]  # (n, D)
+
+
+KERNELS = (attention_scratch_size, attention_forward, attention_backward, attention_decode)

@@ -1,0 +1,1 @@
+"""Owns what happens to text before the model: vocabulary, tokenizer, data sets."""

@@ -1,0 +1,270 @@
+"""Owns the training loop: batches, workers over a batch, one optimizer step after another."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from rustgpt.backend import ops, single_threaded_blas
+from rustgpt.config import TrainConfig
+from rustgpt.errors import DataError, TrainingError
+from rustgpt.layers.layer import Indices
+from rustgpt.llm import LLM
+from rustgpt.optim.adam import Adam
+from rustgpt.optim.clipping import clip_factor
+from rustgpt.optim.schedules import learning_rate
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the data came to.
+
+    Parameters
+    ----------
+    phase
+        "pre-training" or "instruction tuning".
+    number, total
+        Of the epoch, from 1, and how many there will be.
+    loss
+        Mean cross-entropy a token, in nats.
+    gradient_norm
+        The largest of the epoch, before clipping.
+    tokens_per_second
+        Of this epoch.
+    seconds_left
+        Of this phase, at the pace so far.
+    """
+
+    phase: str
+    number: int
+    total: int
+    loss: float
+    gradient_norm: float
+    tokens_per_second: float
+    seconds_left: float
+
+
+class Trainer:
+    """Trains a model: two phases over one loop.
+
+    Parameters
+    ----------
+    model
+        Changed in place.
+    config
+        Rates, epochs, batch size, threads, seed.
+    on_epoch
+        Called after each epoch, to show progress.
+
+    Attributes
+    ----------
+    epochs : list of Epoch
+        What was trained so far.
+    split_texts, skipped_texts : int
+        Texts of the last phase that were longer than the context and so cut in pieces, and texts of
+        less than two tokens, which teach nothing.
+    """
+
+    def __init__(
+        self,
+        model: LLM,
+        config: TrainConfig | None = None,
+        on_epoch: Callable[[Epoch], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.config = config or TrainConfig()
+        self.on_epoch = on_epoch
+        self.epochs: list[Epoch] = []
+        self.split_texts = 0
+        self.skipped_texts = 0
+        self._stop = threading.Event()
+
+    def pretrain(self, texts: Sequence[str]) -> list[Epoch]:
+        """Learn statements; return its epochs."""
+        config = self.config
+        return self.fit(texts, config.pretrain_epochs, config.pretrain_rate, "pre-training")
+
+    def instruction_tune(self, texts: Sequence[str]) -> list[Epoch]:
+        """Learn dialogues; return its epochs."""
+        config = self.config
+        return self.fit(texts, config.tune_epochs, config.tune_rate, "instruction tuning")
+
+    def stop(self) -> None:
+        """Let the training end after the step that runs now; safe to call from a signal handler."""
+        self._stop.set()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stop.is_set()
+
+    def fit(self, texts: Sequence[str], epochs: int, rate: float, phase: str) -> list[Epoch]:
+        """Train on texts, with an optimizer that starts afresh.
+
+        Raises
+        ------
+        DataError
+            If no text has two tokens.
+        TrainingError
+            If the loss or the gradient is not finite; the step that gave it is not applied.
+        """
+        rows = self._rows(texts)
+        done: list[Epoch] = []
+        config = self.config
+        rng = np.random.default_rng((config.seed, len(self.epochs)))
+        steps = math.ceil(len(rows) / config.batch_size) * epochs
+        with single_threaded_blas(), _Workers(self.model, config) as workers:
+            began, step = time.perf_counter(), 0
+            for number in range(1, epochs + 1):
+                epoch_began, loss, tokens, largest = time.perf_counter(), 0.0, 0, 0.0
+                for batch in _batches(rows, config.batch_size, rng):
+                    if self.stopped:
+                        return done
+                    now = learning_rate(
+                        step, steps, rate, config.schedule, config.warmup_steps, config.final_rate
+                    )
+                    batch_loss, norm = workers.step(batch, now, f"{phase}, step {step + 1}")
+                    loss, largest = loss + batch_loss, max(largest, norm)
+                    tokens += sum(len(row) - 1 for row in batch)
+                    step += 1
+                ended = time.perf_counter()
+                left = (ended - began) / number * (epochs - number)
+                pace = tokens / max(ended - epoch_began, 1e-9)
+                done.append(Epoch(phase, number, epochs, loss / tokens, largest, pace, left))
+                self.epochs.append(done[-1])
+                if self.on_epoch:
+                    self.on_epoch(done[-1])
+        return done
+
+    def _rows(self, texts: Sequence[str]) -> list[Indices]:
+        """Return the texts as token ids, cut so that each fits the context and its next token."""
+        longest = self.model.max_seq_len
+        self.split_texts = self.skipped_texts = 0
+        rows = []
+        for text in texts:
+            ids = np.array(self.model.tokenizer.encode(text, allow_special=True), np.int32)
+            self.split_texts += len(ids) > longest + 1
+            self.skipped_texts += len(ids) < 2
+            # The last token of a piece is the first of the next: every token but the first is
+            # predicted once.
+            rows += [ids[i : i + longest + 1] for i in range(0, len(ids) - 1, longest)]
+        if not rows:
+            raise DataError("there is nothing to train on: no text has two tokens; add some text")
+        return rows
+
+
+def _batches(
+    rows: list[Indices], batch_size: int, rng: np.random.Generator
+) -> Iterator[list[Indices]]:
+    """Yield the rows in a new order, batch_size at a time."""
+    order = rng.permutation(len(rows))
+    for first in range(0, len(rows), batch_size):
+        yield [rows[i] for i in order[first : first + batch_size]]
+
+
+def _shares(batch: list[Indices], n: int) -> list[list[Indices]]:
+    """Divide a batch among n workers, the longest text first to whoever has least."""
+    shares: list[list[Indices]] = [[] for _ in range(n)]
+    loads = [0] * n
+    for row in sorted(batch, key=len, reverse=True):
+        least = loads.index(min(loads))
+        shares[least].append(row)
+        loads[least] += len(row) - 1
+    return shares
+
+
+def available_threads() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Workers:
+    """A few threads, each with a replica of the model, that make one step together.
+
+    Each runs whole layers on its share of the batch and then owns one part of the flat buffers: it
+    sums that part of all gradients, in a fixed order, and updates that part of the parameters. So
+    they meet three times a step, and the same seed and number of threads give the same bits.
+    """
+
+    def __init__(self, model: LLM, config: TrainConfig) -> None:
+        self.n = min(config.threads or available_threads(), config.batch_size)
+        self.models = [model] + [model.replica() for _ in range(self.n - 1)]
+        self.max_norm = config.max_grad_norm
+        self.adam = Adam(
+            model.parameters, config.beta1, config.beta2, config.epsilon, config.weight_decay,
+            matrices(model),
+        )  # fmt: skip
+        edges = [len(model.parameters) * i // self.n for i in range(self.n + 1)]
+        self.parts = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        self._pool = ThreadPoolExecutor(max(1, self.n - 1), "rustgpt")
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def _each(self, work: Callable[[int], float]) -> list[float]:
+        """Let worker i do work(i), this thread being worker 0; return the results in order."""
+        others = [self._pool.submit(work, i) for i in range(1, self.n)]
+        try:
+            first = work(0)
+        finally:
+            # Nobody may still be at work on the buffers when an error goes up.
+            results = [other.result() for other in others]
+        return [first, *results]
+
+    def step(self, batch: list[Indices], rate: float, where: str) -> tuple[float, float]:
+        """Make one step; return the sum of the losses and the norm of the gradient of their mean."""
+        shares = _shares(batch, self.n)
+        scale = 1.0 / sum(len(row) - 1 for row in batch)
+        loss = sum(self._each(lambda i: self._differentiate(i, shares[i], scale)))
+        norm, factor = clip_factor(sum(self._each(self._sum_gradients)), self.max_norm)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingError(
+                f"training diverged at {where}: the loss is {loss * scale:g}, the gradient's norm "
+                f"{norm:g}; nothing of this step was kept; try a smaller learning rate"
+            )
+        self.adam.begin_step()
+        self._each(lambda i: self._update(i, rate, factor))
+        return loss, norm
+
+    def _differentiate(self, i: int, share: list[Indices], scale: float) -> float:
+        model = self.models[i]
+        model.gradients.fill(0)
+        if not share:
+            return 0.0
+        ids = np.concatenate([row[:-1] for row in share])  # (N,)
+        targets = np.concatenate([row[1:] for row in share])  # (N,)
+        offsets = np.zeros(len(share) + 1, np.int32)  # (B + 1,)
+        np.cumsum([len(row) - 1 for row in share], out=offsets[1:])
+        return model.loss_and_gradients(ids, targets, offsets, scale)
+
+    def _sum_gradients(self, i: int) -> float:
+        part = self.models[0].gradients[self.parts[i]]
+        for model in self.models[1:]:
+            ops.add_into(model.gradients[self.parts[i]], part)
+        return float(ops.sum_of_squares(part))
+
+    def _update(self, i: int, rate: float, factor: float) -> float:
+        self.adam.update(self.models[0].gradients, rate, factor, self.parts[i])
+        return 0.0
+
+
+def matrices(model: LLM) -> tuple[slice, ...]:
+    """Return where in the flat buffer the matrices are: what weight decay applies to."""
+    found, taken = [], 0
+    for value in model.named_parameters().values():
+        if value.ndim >= 2:
+            found.append(slice(taken, taken + value.size))
+        taken += value.size
+    return tuple(found)
