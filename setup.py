@@ -20,7 +20,13 @@ from setuptools.command.build_ext import build_ext
 
 BUILD = Path("build/cython")
 KERNELS = [
-    "activations", "attention", "cross_entropy", "embeddings", "layer_norm", "linear", "optimizer",
+    "activations",
+    "attention",
+    "cross_entropy",
+    "embeddings",
+    "layer_norm",
+    "linear",
+    "optimizer",
 ]
 DEBUG = os.environ.get("RUSTGPT_DEBUG") == "1"
 SANITIZE = os.environ.get("RUSTGPT_SANITIZE") == "1"
@@ -43,19 +49,33 @@ else:
     # Not -ffast-math: infinities and NaN keep their meaning and denormals are left alone. Only the
     # sums that rows.pxd marks with "omp simd" may be re-ordered; no OpenMP runtime is linked.
     FLAGS = [
-        "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
-        "-ffp-contract=fast", "-fopenmp-simd",
+        "-O3",
+        "-g0",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-fno-signed-zeros",
+        "-ffp-contract=fast",
+        "-fopenmp-simd",
     ]
     LEVELS = {
         "avx2": ["-mavx2", "-mfma"],
         "avx512": [
-            "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma",
+            "-mavx512f",
+            "-mavx512bw",
+            "-mavx512dq",
+            "-mavx512vl",
+            "-mavx2",
+            "-mfma",
             "-mprefer-vector-width=512",
         ],
     }
     if SANITIZE:
         FLAGS = [
-            "-O1", "-g", "-fno-omit-frame-pointer", "-fno-wrapv", "-fsanitize=address,undefined",
+            "-O1",
+            "-g",
+            "-fno-omit-frame-pointer",
+            "-fno-wrapv",
+            "-fsanitize=address,undefined",
         ]
 if platform.machine().lower() not in ("x86_64", "amd64") or "arm64" in os.environ.get(
     "ARCHFLAGS", ""

@@ -1,13 +1,13 @@
 """rustgpt: a small GPT from scratch, on Cython kernels over SciPy's BLAS.
 
-    import rustgpt
+import rustgpt
 
-    dataset = rustgpt.Dataset.bundled("en")
-    model = rustgpt.LLM.from_dataset(dataset)
-    trainer = rustgpt.Trainer(model)
-    trainer.pretrain(dataset.pretraining_data)
-    trainer.instruction_tune(dataset.chat_training_data)
-    print(model.chat().send("How do mountains form?"))
+dataset = rustgpt.Dataset.bundled("en")
+model = rustgpt.LLM.from_dataset(dataset)
+trainer = rustgpt.Trainer(model)
+trainer.pretrain(dataset.pretraining_data)
+trainer.instruction_tune(dataset.chat_training_data)
+print(model.chat().send("How do mountains form?"))
 """
 
 import importlib

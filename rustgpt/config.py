@@ -34,9 +34,10 @@ class _Config:
 
     def _check(self, name: str, kind: type, lowest: float, highest: float = math.inf) -> None:
         """Raise ConfigError unless the field is of `kind` and lowest <= value <= highest."""
-        value = getattr(self, name)
+        value: Any = getattr(self, name)
         accepted = (int, float) if kind is float else kind
-        if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
+        right = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+        if not right:
             raise ConfigError(f"{name} must be of type {kind.__name__}, got {value!r}")
         if not lowest <= value <= highest:  # NaN fails too
             limits = f"at least {lowest:g}"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from rustgpt import checkpoint
 from rustgpt.backend import single_threaded_blas
 from rustgpt.config import ModelConfig
-from rustgpt.errors import ConfigError, DataError
+from rustgpt.errors import CheckpointError, ConfigError, DataError
 from rustgpt.generation.chat import Chat
 from rustgpt.generation.decoding import generate_ids
 from rustgpt.layers.embeddings import Embeddings
@@ -24,12 +23,21 @@ from rustgpt.text.dataset import Dataset
 from rustgpt.text.tokenizer import WordTokenizer
 
 
-def build_layers(config: ModelConfig, vocab_size: int) -> list[Layer]:
+def build_layers(config: ModelConfig, vocab_size: int, initialise: bool = True) -> list[Layer]:
     """Return the layers of a GPT: embeddings, blocks, a last norm if "pre", output projection.
 
     Put a layer of your own into the list and hand it to `LLM`.
+
+    Parameters
+    ----------
+    config
+        The sizes and options, and the seed of the initial values.
+    vocab_size
+        V, tokens that the model knows.
+    initialise
+        Whether to draw initial values; without, they are zero, to be read from a file.
     """
-    rng = np.random.default_rng(config.seed)
+    rng = np.random.default_rng(config.seed) if initialise else None
     C, dtype = config.embedding_dim, config.dtype
     layers: list[Layer] = [Embeddings(vocab_size, config.max_seq_len, C, rng, dtype)]
     layers += [TransformerBlock(config, rng) for _ in range(config.n_layers)]
@@ -120,19 +128,11 @@ class LLM:
 
     def named_parameters(self) -> dict[str, Array]:
         """Return the parameters by name: "layers.1.attention.qkv_weight"."""
-        return {
-            f"layers.{i}.{name}": value
-            for i, layer in enumerate(self.layers)
-            for name, value in layer.parameters().items()
-        }
+        return _numbered([layer.parameters() for layer in self.layers])
 
     def named_gradients(self) -> dict[str, Array]:
         """Return the gradients by the names of their parameters."""
-        return {
-            f"layers.{i}.{name}": value
-            for i, layer in enumerate(self.layers)
-            for name, value in layer.gradients().items()
-        }
+        return _numbered([layer.gradients() for layer in self.layers])
 
     def replica(self) -> LLM:
         """Return a model with the same parameters, and gradients and memory of its own."""
@@ -267,9 +267,7 @@ class LLM:
         )
 
     @classmethod
-    def load(
-        cls, folder: str | os.PathLike[str], layers: Sequence[Layer] | None = None
-    ) -> LLM:
+    def load(cls, folder: str | os.PathLike[str], layers: Sequence[Layer] | None = None) -> LLM:
         """Return the model that `save` wrote.
 
         Parameters
@@ -283,6 +281,23 @@ class LLM:
             If a file is missing or damaged, or does not fit the others.
         """
         saved = checkpoint.load(folder)
-        model = cls(saved.model_config(), saved.tokenizer(), layers)
+        config, tokenizer = saved.model_config(), saved.tokenizer()
+        try:
+            layers = list(layers or build_layers(config, tokenizer.vocab_size, initialise=False))
+            needed = _numbered([layer.parameters() for layer in layers])
+            # Before the parameters' memory is touched: a wrong config could ask for any amount.
+            saved.check_shapes({name: (v.shape, v.dtype) for name, v in needed.items()})
+            model = cls(config, tokenizer, layers)
+        except (MemoryError, ValueError) as error:
+            raise CheckpointError(f"the model in {folder} is too large to load: {error}") from error
         saved.read_into(model.named_parameters())
         return model
+
+
+def _numbered(layers: list[dict[str, Array]]) -> dict[str, Array]:
+    """Join the arrays of several layers, each layer's names beginning with its number."""
+    return {
+        f"layers.{i}.{name}": value
+        for i, arrays in enumerate(layers)
+        for name, value in arrays.items()
+    }

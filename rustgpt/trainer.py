@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -204,7 +205,7 @@ class _Workers:
             matrices(model),
         )  # fmt: skip
         edges = [len(model.parameters) * i // self.n for i in range(self.n + 1)]
-        self.parts = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        self.parts = [slice(a, b) for a, b in pairwise(edges)]
         self._pool = ThreadPoolExecutor(max(1, self.n - 1), "rustgpt")
 
     def __enter__(self) -> _Workers:
@@ -224,7 +225,7 @@ class _Workers:
         return [first, *results]
 
     def step(self, batch: list[Indices], rate: float, where: str) -> tuple[float, float]:
-        """Make one step; return the sum of the losses and the norm of the gradient of their mean."""
+        """Make one step; return the sum of the losses, and the norm of their mean's gradient."""
         shares = _shares(batch, self.n)
         scale = 1.0 / sum(len(row) - 1 for row in batch)
         loss = sum(self._each(lambda i: self._differentiate(i, shares[i], scale)))

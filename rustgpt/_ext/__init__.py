@@ -4,7 +4,7 @@
 """
 
 import functools
-import importlib
+import importlib.util
 import inspect
 import os
 import pkgutil
@@ -24,6 +24,11 @@ MODULES = (
 )  # fmt: skip
 
 
+def available_instruction_sets() -> list[str]:
+    """Return the names of those that this processor has, the best first; the last is "plain"."""
+    return [*_module("cpu").instruction_sets(), "plain"]
+
+
 def instruction_set() -> str:
     """Return the instruction set whose kernels are used: "avx512", "avx2" or "plain".
 
@@ -32,7 +37,7 @@ def instruction_set() -> str:
     ConfigError
         If `RUSTGPT_SIMD` names one that does not exist or that this processor lacks.
     """
-    available = [*_module("cpu").instruction_sets(), "plain"]
+    available = available_instruction_sets()
     wanted = os.environ.get("RUSTGPT_SIMD")
     if wanted and wanted not in available:
         raise ConfigError(
@@ -69,8 +74,8 @@ def _module(name: str) -> Any:
         return importlib.import_module(f"{__name__}.{name}")
     except ImportError as error:
         raise ConfigError(
-            f"the compiled kernels cannot be loaded ({error}): run 'pip install .' in the checkout, "
-            "or choose the slow ones in plain NumPy with RUSTGPT_BACKEND=reference"
+            f"the compiled kernels cannot be loaded ({error}): run 'pip install .' in the "
+            "checkout, or choose the slow ones in plain NumPy with RUSTGPT_BACKEND=reference"
         ) from error
 
 
@@ -105,19 +110,19 @@ def _explanation(
         word in str(error) for word in ("Buffer", "buffer", "contiguous", "matching signature")
     ):
         return kind(f"{name}: {error}")
-    floats = {np.dtype(np.float32), np.dtype(np.float64)}
-    expected: np.dtype[Any] | None = None
+    expected = ""  # the floating type of the arguments so far
     for argument, value in given.items():
         if isinstance(value, (int, float, str)) or value is None:
             continue
         if not isinstance(value, np.ndarray):
             return TypeError(f"{name}: {argument} must be an array, got {type(value).__name__}")
-        wanted = {np.dtype(np.int32)} if argument in INDEX_ARGUMENTS else {expected or value.dtype}
-        if value.dtype not in wanted or value.dtype not in floats | {np.dtype(np.int32)}:
-            names = "int32" if argument in INDEX_ARGUMENTS else str(expected or "float32 or float64")
-            return TypeError(f"{name}: {argument} must be {names}, got {value.dtype}")
-        if argument not in INDEX_ARGUMENTS:
-            expected = value.dtype
+        if argument in INDEX_ARGUMENTS:
+            wanted = ["int32"]
+        else:
+            wanted = [expected] if expected else ["float32", "float64"]
+            expected = value.dtype.name
+        if value.dtype.name not in wanted:
+            return TypeError(f"{name}: {argument} must be {' or '.join(wanted)}, got {value.dtype}")
         if not value.flags.c_contiguous:
             return ValueError(
                 f"{name}: {argument} must be C-contiguous: pass numpy.ascontiguousarray of it"

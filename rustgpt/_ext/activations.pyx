@@ -51,7 +51,7 @@ def gelu_forward(
     cdef Py_ssize_t i, size = x.shape[0] * x.shape[1]
     cdef const floating* source
     cdef floating* target
-    cdef floating v, root = 0.7978845608028654, cubic = 0.044715, half = 0.5
+    cdef floating v, root = 0.7978845608028654, cubic = 0.044715, half = 0.5, one = 1
     check_matrix("out", out.shape, x.shape[0], x.shape[1])
     if size == 0:
         return
@@ -59,7 +59,7 @@ def gelu_forward(
     with nogil:
         for i in range(size):
             v = source[i]
-            target[i] = half * v * (1 + tanh_of(root * (v + cubic * v * v * v)))
+            target[i] = half * v * (one + tanh_of(root * (v + cubic * v * v * v)))
 
 
 def gelu_backward(
@@ -72,7 +72,8 @@ def gelu_backward(
     cdef const floating* source
     cdef const floating* gradient
     cdef floating* target
-    cdef floating v, t, slope, root = 0.7978845608028654, cubic = 0.044715, half = 0.5
+    cdef floating v, t, slope, root = 0.7978845608028654, cubic = 0.044715, half = 0.5, one = 1
+    cdef floating three_cubic = 3 * cubic
     check_matrix("dout", dout.shape, x.shape[0], x.shape[1])
     check_matrix("dx", dx.shape, x.shape[0], x.shape[1])
     if size == 0:
@@ -82,5 +83,5 @@ def gelu_backward(
         for i in range(size):
             v = source[i]
             t = tanh_of(root * (v + cubic * v * v * v))
-            slope = root * (1 + 3 * cubic * v * v)
-            target[i] = gradient[i] * (half * (1 + t) + half * v * (1 - t * t) * slope)
+            slope = root * (one + three_cubic * v * v)
+            target[i] = gradient[i] * (half * (one + t) + half * v * (one - t * t) * slope)

@@ -28,7 +28,7 @@ class Embeddings(Layer):
         vocab_size: int,
         max_seq_len: int,
         dim: int,
-        rng: np.random.Generator,
+        rng: np.random.Generator | None,
         dtype: Any = np.float32,
     ) -> None:
         super().__init__(dtype)

@@ -27,7 +27,7 @@ class FeedForward(Layer):
         self,
         dim: int,
         hidden_dim: int,
-        rng: np.random.Generator,
+        rng: np.random.Generator | None,
         activation: str = "relu",
         dtype: Any = np.float32,
     ) -> None:

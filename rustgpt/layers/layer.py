@@ -177,9 +177,14 @@ class Layer:
 
 
 def normal(
-    rng: np.random.Generator, std: float, shape: tuple[int, ...], dtype: Any
+    rng: np.random.Generator | None, std: float, shape: tuple[int, ...], dtype: Any
 ) -> Array:
-    """Return normally distributed numbers with mean 0, the same for every floating type."""
+    """Return normally distributed numbers with mean 0, the same for every floating type.
+
+    Without an `rng` they are zero, and take no memory until they are written.
+    """
+    if rng is None:
+        return np.zeros(shape, dtype)
     values = rng.standard_normal(shape, np.float32)
     values *= np.float32(std)
     return values.astype(dtype, copy=False)

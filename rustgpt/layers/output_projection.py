@@ -34,7 +34,7 @@ class OutputProjection(Layer):
         self,
         dim: int,
         vocab_size: int,
-        rng: np.random.Generator,
+        rng: np.random.Generator | None,
         bias: bool = True,
         tied: bool = False,
         dtype: Any = np.float32,

@@ -32,7 +32,7 @@ class SelfAttention(Layer):
         self,
         dim: int,
         n_heads: int,
-        rng: np.random.Generator,
+        rng: np.random.Generator | None,
         projection: bool = True,
         bias: bool = False,
         dtype: Any = np.float32,

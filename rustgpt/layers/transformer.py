@@ -25,7 +25,7 @@ class TransformerBlock(Layer):
         Source of the initial weights.
     """
 
-    def __init__(self, config: ModelConfig, rng: np.random.Generator) -> None:
+    def __init__(self, config: ModelConfig, rng: np.random.Generator | None) -> None:
         super().__init__(config.dtype)
         C, dtype = config.embedding_dim, config.dtype
         self.pre_norm = config.norm == "pre"

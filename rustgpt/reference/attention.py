@@ -1,6 +1,7 @@
 """Owns causal multi-head self-attention, in NumPy (Vaswani et al. 2017, section 3.2)."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ def attention_scratch_size(length: int) -> int:
 def heads(offsets: Indices, C: int, H: int) -> Iterator[tuple[slice, slice, slice, slice, int]]:
     """Yield (rows, query columns, key columns, value columns, h) of each sequence and head."""
     D = C // H
-    for first, end in zip(offsets[:-1], offsets[1:], strict=True):
+    for first, end in pairwise(offsets):
         for h in range(H):
             yield (
                 slice(first, end),

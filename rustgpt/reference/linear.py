@@ -30,8 +30,8 @@ def linear_backward(
 ) -> None:
     """dx = dout @ weight.T; dweight += x.T @ dout; dbias += sum of dout over the rows.
 
-    From out[n, j] = sum_i x[n, i] weight[i, j] + bias[j]: the derivative by x[n, i] is weight[i, j],
-    by weight[i, j] it is x[n, i], by bias[j] it is 1.
+    From out[n, j] = sum_i x[n, i] weight[i, j] + bias[j]: the derivative by x[n, i] is
+    weight[i, j], by weight[i, j] it is x[n, i], by bias[j] it is 1.
     """
     if dx is not None:
         dx[...] = dout @ (weight if transposed else weight.T)  # (N, C_out) @ (C_out, C_in)

@@ -13,7 +13,7 @@ def sum_of_squares(x: Array) -> float:  # (P,)
 
 def clip_by_global_norm(gradients: Array, max_norm: float) -> float:  # (P,)
     """gradients *= min(1, max_norm / norm); returns the norm before (Pascanu et al. 2013)."""
-    norm = sum_of_squares(gradients) ** 0.5
+    norm = float(sum_of_squares(gradients) ** 0.5)
     if norm > max_norm:
         gradients *= max_norm / norm
     return norm

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count, repeat
 from pathlib import Path
 from typing import Final
 
@@ -41,7 +42,7 @@ class Dataset:
 
     @classmethod
     def load(cls, pretraining: StrPath | None = None, chat: StrPath | None = None) -> Dataset:
-        """Read the texts from one or two files; see `load_texts`. Without a file a list is empty."""
+        """Read the texts of one phase or both; see `load_texts`. No file gives an empty list."""
         if pretraining is None and chat is None:
             raise DataError("no data to load: name a file for pre-training, for chat, or both")
         return cls(
@@ -144,25 +145,27 @@ def _ended(text: str) -> str:
 def _lines(file: Path, name: str) -> Iterator[str]:
     r"""Read lines with their ends. Only "\n" ends a line: U+2028 and the like are text."""
     with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if number == 1:
-                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    raise DataError(f"{name} is in UTF-16; save it as UTF-8")
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if (at := line.find(0)) >= 0:
-                raise DataError(
-                    f"{name}, line {number}, column {_column(line, at)}: a NUL byte; "
-                    "this is not a text file, or not in UTF-8"
-                )
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{name}, line {number}, column {_column(line, error.start)}: byte "
-                    f"0x{line[error.start]:02X} is not UTF-8; save the file as UTF-8"
-                ) from None
-            del line  # it may be as large as the file
-            yield text
+        # Not a loop: its variables would keep the line, which may be as large as the file.
+        yield from map(_decode, lines, count(1), repeat(name))
+
+
+def _decode(line: bytes, number: int, name: str) -> str:
+    if number == 1:
+        if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise DataError(f"{name} is in UTF-16; save it as UTF-8")
+        line = line.removeprefix(codecs.BOM_UTF8)
+    if (at := line.find(0)) >= 0:
+        raise DataError(
+            f"{name}, line {number}, column {_column(line, at)}: a NUL byte; "
+            "this is not a text file, or not in UTF-8"
+        )
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{name}, line {number}, column {_column(line, error.start)}: byte "
+            f"0x{line[error.start]:02X} is not UTF-8; save the file as UTF-8"
+        ) from None
 
 
 def _column(line: bytes, index: int) -> int:
@@ -196,7 +199,7 @@ def _read_json(file: Path, name: str) -> list[str]:
     except RecursionError:
         raise DataError(f"{name} is nested too deeply; it must be {_JSON_FORM}") from None
     if not isinstance(items, list):
-        raise DataError(f"{name} is {_fault(items)}; it must be {_JSON_FORM}")
+        raise DataError(f"{name} is {_fault(items) or 'a single text'}; it must be {_JSON_FORM}")
     for index, item in enumerate(items):
         if fault := _fault(item):
             line = text.count("\n", 0, _start_of_item(text, index)) + 1

@@ -1,0 +1,184 @@
+"""Owns the command `rustgpt`: its parsers, and the border at which errors become exit statuses."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, NoReturn
+
+from rustgpt import __version__
+from rustgpt.cli import chat, generate, info, train
+from rustgpt.cli.terminal import complain, note
+from rustgpt.errors import ConfigError, RustGPTError
+
+__all__ = ["main"]
+
+DEBUG: Final = "--debug"
+
+
+class Command(NamedTuple):
+    """A command: what it does, how it is called, its arguments, its work."""
+
+    help: str
+    usage: str
+    example: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+COMMANDS: Final = {
+    "train": Command(
+        "Train on the bundled data or on your own, and save the model.",
+        "rustgpt train [options]",
+        "rustgpt train --pretrain facts.json --chat chat.json --n-layers 2 --out my-model",
+        train.add_arguments,
+        train.run,
+    ),
+    "chat": Command(
+        "Talk to a saved model; 'exit' or the end of input ends it.",
+        "rustgpt chat [MODEL] [options]",
+        "rustgpt chat my-model\n  echo 'How do mountains form?' | rustgpt chat my-model",
+        chat.add_arguments,
+        chat.run,
+    ),
+    "generate": Command(
+        "Continue a text.",
+        "rustgpt generate MODEL TEXT [options]",
+        "rustgpt generate my-model 'The sun rises' --temperature 0.8 --seed 1",
+        generate.add_arguments,
+        generate.run,
+    ),
+    "info": Command(
+        "Show the machine and the kernels in use; or a model's layers and sizes.",
+        "rustgpt info [MODEL] [options]",
+        "rustgpt info\n  rustgpt info my-model --json",
+        info.add_arguments,
+        info.run,
+    ),
+}
+JOB: Final = Command(
+    "A small GPT from scratch, on the CPU. Without a command it does the whole job: it reads\n"
+    "the training data, trains a model in two phases, saves it and lets you talk to it.",
+    "rustgpt [options]\n       rustgpt COMMAND [options]",
+    "rustgpt --language en --pretrain-epochs 50\n  rustgpt chat",
+    train.add_job_arguments,
+    train.run_job,
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors take the way of all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see '{self.prog} --help'")
+
+
+def _parser(name: str, command: Command) -> argparse.ArgumentParser:
+    """Return the parser of one command; the whole job has no name."""
+    examples = f"example{'s' if chr(10) in command.example else ''}:\n  {command.example}"
+    parser = _Parser(
+        prog=f"rustgpt {name}".strip(),
+        usage=command.usage,
+        description=command.help if name else f"{command.help}\n\ncommands:\n{_overview()}",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"rustgpt {__version__}")
+    parser.add_argument(DEBUG, action="store_true", help="show the traceback of an error")
+    if not name:
+        parser.add_argument(
+            "command",
+            nargs="?",
+            choices=[*COMMANDS],
+            metavar="COMMAND",
+            help="one of those above; each has --help",
+        )
+    command.add_arguments(parser)
+    return parser
+
+
+def _overview() -> str:
+    return "\n".join(f"  {name:<9} {command.help}" for name, command in COMMANDS.items())
+
+
+def _run(argv: list[str]) -> int:
+    while argv and argv[0] == DEBUG:  # also allowed before the command
+        argv = argv[1:]
+    if argv and argv[0] in COMMANDS:
+        name, command, argv = argv[0], COMMANDS[argv[0]], argv[1:]
+    else:
+        name, command = "", JOB
+    args = _parser(name, command).parse_args(argv)
+    if not name and args.command:
+        raise ConfigError(f"write the command first: rustgpt {args.command} [options]")
+    return command.run(args)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status.
+
+    Parameters
+    ----------
+    argv
+        The arguments; by default those of the process.
+
+    Returns
+    -------
+    int
+        0 if all went well, 1 if the data, a model or the run failed, 2 if the command or a setting
+        is wrong, 130 after Ctrl-C, 143 after SIGTERM in a training.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _guarded(arguments)
+    except KeyboardInterrupt:
+        note("")
+        status = 130
+    return status if _flushed() else status or 1
+
+
+def _guarded(arguments: list[str]) -> int:
+    """Run, and turn every error into one line and a status."""
+    try:
+        return _run(arguments)
+    except SystemExit as end:  # --help and --version
+        return int(end.code or 0)
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if DEBUG in arguments:
+            note(traceback.format_exc().rstrip())
+        complain(_explained(error))
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+def _explained(error: Exception) -> Exception:
+    """Return an error whose message a user understands."""
+    if isinstance(error, RustGPTError):
+        return error
+    if isinstance(error, MemoryError):
+        return RustGPTError("there is not enough memory: choose smaller sizes, or fewer threads")
+    if isinstance(error, OSError):
+        return error
+    return RustGPTError(
+        f"this is a mistake in rustgpt, please report it: {type(error).__name__}: {error} "
+        f"({DEBUG} shows where)"
+    )
+
+
+def _flushed() -> bool:
+    """Flush standard output; if nobody reads it, keep the interpreter from trying once more."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError:  # it is no real file
+            pass
+        return False
+    return True

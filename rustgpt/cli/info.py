@@ -1,0 +1,114 @@
+"""Owns `rustgpt info`: what this machine offers and what is in use, or what a model consists of."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+from rustgpt import __version__
+from rustgpt.cli.options import path
+from rustgpt.cli.terminal import say
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `rustgpt info`."""
+    parser.add_argument(
+        "model", nargs="?", type=path, metavar="MODEL", help="a model's folder; none: the machine"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the facts about the machine, or about a model."""
+    if args.model is None:
+        facts = machine()
+        text = "\n".join(f"{name.replace('_', ' '):<16} {_plain(facts[name])}" for name in facts)
+    else:
+        facts, text = _model(args.model)
+    say(json.dumps(facts, indent=2) if args.json else text)
+    return 0
+
+
+def machine() -> dict[str, Any]:
+    """Return what there is to know about the machine and the kernels in use."""
+    import numpy
+    import scipy
+
+    from rustgpt.backend import backend_name
+    from rustgpt.trainer import available_threads
+
+    backend = backend_name()
+    chosen, available = None, []
+    if backend == "cython":
+        from rustgpt._ext import cpu, instruction_set
+
+        chosen, available = instruction_set(), [*cpu.instruction_sets(), "plain"]
+    return {
+        "rustgpt": __version__,
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "scipy": scipy.__version__,
+        "system": platform.platform(),
+        "processor": _processor(),
+        "threads": available_threads(),
+        "backend": backend,
+        "instruction_set": chosen,
+        "available": available,
+        "blas": _blas(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _blas() -> dict[str, Any]:
+    """Return what threadpoolctl finds out about SciPy's BLAS; NumPy may have one of its own."""
+    import scipy.linalg.blas  # noqa: F401  (loads it)
+    from threadpoolctl import threadpool_info
+
+    found = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    of_scipy = [library for library in found if "scipy" in str(library.get("filepath"))]
+    if not found:
+        return {"name": None, "version": None, "threads": None}
+    library = (of_scipy or found)[0]
+    return {
+        "name": library["internal_api"],
+        "version": library["version"],
+        "threads": library["num_threads"],
+    }
+
+
+def _plain(value: Any) -> str:
+    """Return a fact for people."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value)) or "-"
+    return "-" if value is None else str(value)
+
+
+def _model(folder: str) -> tuple[dict[str, Any], str]:
+    """Return the facts about a model, and their text for people."""
+    from rustgpt.llm import LLM
+
+    model = LLM.load(folder)
+    config = model.config.to_dict()
+    facts = {
+        "model": folder,
+        "parameters": model.n_parameters,
+        "vocabulary": model.tokenizer.vocab_size,
+        "config": config,
+        "tensors": {name: list(value.shape) for name, value in model.named_parameters().items()},
+    }
+    settings = "\n".join(f"{name:<20} {value}" for name, value in config.items())
+    size = f"Vocabulary: {model.tokenizer.vocab_size:,} tokens"
+    return facts, f"{model.describe()}\n\n{size}\n\n{settings}"

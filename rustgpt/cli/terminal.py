@@ -1,0 +1,118 @@
+"""Owns what reaches the terminal: the one filter of all text, results, notes and progress."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from rustgpt.errors import RustGPTError
+
+if TYPE_CHECKING:
+    from rustgpt.trainer import Epoch
+
+# What could steer a terminal is shown as U+FFFD: C0 without tab and newline, DEL, C1, and halves of
+# surrogate pairs, which no encoding can write.
+_SHOWN: Final = [*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)]
+# What is not seen but changes what is, is removed: bidirectional controls and tags.
+_BIDIRECTIONAL: Final = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_TAGS: Final = range(0xE0000, 0xE0080)
+
+_FILTER: Final[dict[int, str | None]] = {
+    **dict.fromkeys(_SHOWN, "�"),
+    **dict.fromkeys((*_BIDIRECTIONAL, *_TAGS)),
+}
+del _FILTER[ord("\n")], _FILTER[ord("\t")]
+
+
+def clean(text: str) -> str:
+    """Return text, whoever wrote it, as what a terminal can only show."""
+    return text.translate(_FILTER)
+
+
+def say(text: str = "", end: str = "\n") -> None:
+    """Write a result to standard output, at once.
+
+    Raises
+    ------
+    BrokenPipeError
+        If nobody reads any more.
+    RustGPTError
+        If it cannot be written, for instance because the disk is full.
+    """
+    if sys.stdout is None:  # closed by whoever started us
+        return
+    try:
+        _write(sys.stdout, text + end)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RustGPTError(
+            f"cannot write to standard output: {error.strerror or error}; make room or redirect it"
+        ) from None
+
+
+def note(text: str) -> None:
+    """Write a message to standard error; whether that is possible matters to nobody."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            _write(sys.stderr, text + "\n")
+
+
+def complain(error: BaseException) -> None:
+    """Write an error to standard error, in one line."""
+    note("rustgpt: error: " + " ".join(str(error).splitlines()))
+
+
+def _write(file: TextIO, text: str) -> None:
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    file.write(clean(text).encode(encoding, "replace").decode(encoding))
+    file.flush()
+
+
+def is_terminal(file: TextIO | None) -> bool:
+    """Tell whether a standard stream is there and is a terminal."""
+    return file is not None and file.isatty()
+
+
+class Progress:
+    """Shows how a phase of the training goes: a bar on a terminal, otherwise some ten lines.
+
+    Parameters
+    ----------
+    phase
+        Its name.
+    epochs
+        How many epochs it has.
+    """
+
+    def __init__(self, phase: str, epochs: int) -> None:
+        self._bar: Any = None
+        if is_terminal(sys.stderr):
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                desc=phase,
+                total=epochs,
+                unit="epoch",
+                file=sys.stderr,
+                dynamic_ncols=True,
+                bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+            )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, epoch: Epoch) -> None:
+        """Show an epoch that has ended."""
+        figures = f"loss {epoch.loss:.4f}, {epoch.tokens_per_second:,.0f} tokens/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str(figures, refresh=False)
+            self._bar.update()
+        elif epoch.number * 10 // epoch.total > (epoch.number - 1) * 10 // epoch.total:
+            left = f"{epoch.seconds_left:,.0f} s left"
+            note(f"{epoch.phase}: epoch {epoch.number}/{epoch.total}, {figures}, {left}")

@@ -1,0 +1,239 @@
+"""Owns `rustgpt train` and the whole job: data, model, two phases of training, the model saved."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from rustgpt.cli.chat import DEFAULT_MODEL, converse
+from rustgpt.cli.interrupts import Interrupts
+from rustgpt.cli.options import add_sampling, add_settings, path, read_settings
+from rustgpt.cli.terminal import Progress, note, say
+from rustgpt.errors import CheckpointError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rustgpt.config import ModelConfig, TrainConfig
+    from rustgpt.llm import LLM
+    from rustgpt.text.dataset import Dataset
+    from rustgpt.trainer import Trainer
+
+LANGUAGES: Final = ("en", "zh", "all")
+QUESTION: Final = "How do mountains form?"
+LEFT_BY_A_KILL: Final = ".new"  # how the names of files end that a first save left behind
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `rustgpt train`."""
+    group = parser.add_argument_group("data and model")
+    group.add_argument(
+        "--language", choices=LANGUAGES, help="which of the bundled data to learn (default: all)"
+    )
+    for flag, what in (("--pretrain", "statements"), ("--chat", "dialogues")):
+        group.add_argument(
+            flag,
+            type=path,
+            metavar="FILE",
+            help=f"your own {what} instead: .json (a list of texts), .csv or plain text",
+        )
+    group.add_argument(
+        "--out",
+        type=path,
+        default=DEFAULT_MODEL,
+        metavar="DIR",
+        help="the folder for the model; an older model there is replaced (default: %(default)s)",
+    )
+    add_settings(parser)
+
+
+def add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the whole job."""
+    add_sampling(parser, seed=False)
+    add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train and save a model."""
+    return _train(args)[1]
+
+
+def run_job(args: argparse.Namespace) -> int:
+    """Train and save a model, then talk to it."""
+    model, status = _train(args)
+    if status:
+        return status
+    say("\n=== CHAT ===\nType a prompt and press Enter; 'exit' ends the chat.")
+    return converse(
+        model.chat(args.max_new_tokens, args.temperature, getattr(args, "seed", model.config.seed))
+    )
+
+
+def _train(args: argparse.Namespace) -> tuple[LLM, int]:
+    """Return the model, trained and saved, and the exit status."""
+    model_config, train_config = read_settings(args)
+    check_folder(args.out)
+    dataset = _read_data(args)
+    question = _example(dataset.chat_training_data)
+    model = _new_model(dataset, model_config, train_config)
+
+    from rustgpt.trainer import Trainer
+
+    trainer = Trainer(model, train_config)
+    _describe(model, dataset, train_config)
+    say("\n=== BEFORE TRAINING ===")
+    _show(model, question, dataset)
+    with Interrupts(trainer.stop) as interrupts:
+        _phases(trainer, dataset)
+        model.save(args.out)
+    say(f"\nThe model is saved in {args.out}.")
+    if not interrupts.status:
+        say("\n=== AFTER TRAINING ===")
+        _show(model, question, dataset)
+    return model, interrupts.status
+
+
+def check_folder(name: str) -> None:
+    """Raise ConfigError unless a model can be saved under this name, as far as can be told now."""
+    from rustgpt import checkpoint
+
+    folder = Path(name)
+    try:
+        if folder.is_dir() and any(LEFT_BY_A_KILL != file.suffix for file in folder.iterdir()):
+            checkpoint.load(folder)
+        existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except CheckpointError as error:
+        raise ConfigError(
+            f"{name!r} exists and is no sound model, so that nothing is saved there; choose another "
+            f"folder with --out ({error})"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot save a model in {name!r}: {error.strerror or error}; choose another folder "
+            "with --out"
+        ) from None
+
+
+def _read_data(args: argparse.Namespace) -> Dataset:
+    from rustgpt.text.dataset import Dataset
+
+    if args.pretrain is None and args.chat is None:
+        return Dataset.bundled(args.language or "all")
+    if args.language:
+        raise ConfigError(
+            "--language chooses among the bundled data: leave it out with --pretrain and --chat"
+        )
+    return Dataset.load(args.pretrain, args.chat)
+
+
+def _example(dialogues: Sequence[str]) -> str:
+    """Return a question to show what the model has learned; "" if there are no dialogues."""
+    from rustgpt.text.dataset import split_chat
+
+    questions = []
+    for text in dialogues:
+        with contextlib.suppress(DataError):
+            questions.append(split_chat(text)[0])
+    if dialogues and not questions:
+        split_chat(dialogues[0])  # raises the error that says what a dialogue is
+    if len(questions) < len(dialogues):
+        note(
+            f"rustgpt: {len(dialogues) - len(questions)} of {len(dialogues)} texts for the chat are "
+            "not of the form 'User: ... Assistant: ...'; they are learned as they are"
+        )
+    return QUESTION if QUESTION in questions else next(iter(questions), "")
+
+
+def _new_model(dataset: Dataset, config: ModelConfig, training: TrainConfig) -> LLM:
+    """Return an untrained model, unless it would not fit into memory."""
+    from rustgpt.llm import LLM
+    from rustgpt.text.tokenizer import WordTokenizer
+
+    tokenizer = WordTokenizer.train([*dataset.pretraining_data, *dataset.chat_training_data])
+    check_memory(config, training, tokenizer.vocab_size)
+    return LLM(config, tokenizer)
+
+
+def check_memory(config: ModelConfig, training: TrainConfig, vocab_size: int) -> None:
+    """Raise ConfigError if the parameters and what belongs to each exceed the machine's memory."""
+    C, F, V = config.embedding_dim, config.hidden_dim, vocab_size
+    block = C * ((4 if config.attention_projection else 3) * C + 2 * F)
+    size = config.n_layers * block + C * (config.max_seq_len + V * (2 - config.tie_embeddings))
+    # Parameters, two moments, and gradients for every worker.
+    needed = size * (3 + (training.threads or 1)) * (8 if config.dtype == "float64" else 4)
+    if not hasattr(os, "sysconf"):
+        return
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise ConfigError(
+            f"a model of {size:,} parameters needs {needed / 2**30:,.1f} GiB to be trained, and "
+            f"this machine has {there / 2**30:,.1f} GiB: choose smaller sizes"
+        )
+
+
+def _describe(model: LLM, dataset: Dataset, config: TrainConfig) -> None:
+    """Print what is going to be trained, on what and with what."""
+    from rustgpt.backend import backend_name
+    from rustgpt.trainer import available_threads
+
+    kernels = backend_name()
+    if kernels == "cython":
+        from rustgpt._ext import instruction_set
+
+        kernels = f"{kernels}, {instruction_set()}"
+    say("=== MODEL INFORMATION ===")
+    say(model.describe())
+    say(f"Vocabulary: {model.tokenizer.vocab_size:,} tokens; context: {model.max_seq_len:,} tokens")
+    say(
+        f"Texts: {len(dataset.pretraining_data):,} for pre-training, "
+        f"{len(dataset.chat_training_data):,} for instruction tuning"
+    )
+    say(f"Kernels: {kernels}; threads: {config.threads or available_threads()}")
+
+
+def _show(model: LLM, question: str, dataset: Dataset) -> None:
+    """Print a question and the model's answer, or without a question how it continues a text."""
+    try:
+        if question:
+            prompt, answer = question, model.chat().send(question)
+        else:
+            beginning = model.tokenizer.encode(dataset.pretraining_data[0])[:3]
+            prompt = model.tokenizer.decode(beginning)
+            answer = model.generate(prompt)
+    except DataError as error:  # the context is too short for the question
+        prompt, answer = question, f"none: {error}"
+    say(f"Input: {prompt}\nOutput: {answer.strip()}")
+
+
+def _phases(trainer: Trainer, dataset: Dataset) -> None:
+    """Train in two phases; one without texts or epochs is left out."""
+    config = trainer.config
+    for phase, learn, texts, epochs in (
+        ("pre-training", trainer.pretrain, dataset.pretraining_data, config.pretrain_epochs),
+        (
+            "instruction tuning",
+            trainer.instruction_tune,
+            dataset.chat_training_data,
+            config.tune_epochs,
+        ),
+    ):
+        if trainer.stopped:
+            return
+        say(f"\n=== {phase.upper()} ===")
+        if not texts or not epochs:
+            say(f"Left out: there are no {'epochs' if texts else 'texts'} for it.")
+            continue
+        say(f"{len(texts):,} texts, {epochs:,} epochs")
+        with Progress(phase, epochs) as progress:
+            trainer.on_epoch = progress.show
+            done = learn(texts)
+        if trainer.split_texts:
+            note(f"rustgpt: {trainer.split_texts:,} texts longer than the context were cut")
+        if done:
+            say(f"Loss: {done[0].loss:.4f} in the first epoch, {done[-1].loss:.4f} in the last")
