@@ -23,6 +23,7 @@ KERNELS = [
     "activations",
     "attention",
     "cross_entropy",
+    "decoding",
     "embeddings",
     "layer_norm",
     "linear",

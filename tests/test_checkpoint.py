@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import itertools
 import json
 import os
 import pickle
+import stat
 import subprocess
 import sys
 import threading
@@ -36,6 +38,7 @@ def tensors(number):
     return {name: np.full(shape, number, np.float32) for name, shape in SHAPES.items()}
 
 
+@functools.cache
 def tokenizer(number):
     return WordTokenizer.train([f"model {['one', 'two', 'three'][number - 1]}"])
 
@@ -107,6 +110,12 @@ def refusal(folder, *named):
     for name in named:
         assert name in message
     return message
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Syncing takes most of the time and is of no use to a test; `os.fstat` fails like it."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
 
 
 @pytest.fixture
@@ -389,7 +398,7 @@ JSON = st.recursive(
 KEYS = ["format", "version", "model", "files", "sha256"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYS), JSON), st.booleans())
 def test_any_json_as_config(tmp_path_factory, changes, resealed):
     folder = tmp_path_factory.getbasetemp() / "any json"
@@ -397,14 +406,13 @@ def test_any_json_as_config(tmp_path_factory, changes, resealed):
     content = json.loads((folder / "config.json").read_text())
     changed = content | changes
     if resealed:
-        changed.pop("sha256")
+        del changed["sha256"]
         seal(folder, changed)
+        with contextlib.suppress(CheckpointError):  # another seed, say, is a sound configuration
+            checkpoint.load(folder).model_config()
     else:
-        (folder / "config.json").write_text(json.dumps(changed))
-    if json.loads((folder / "config.json").read_text()) == content:
-        assert which(folder) == 1
-    else:
-        with pytest.raises(CheckpointError):
+        put(folder / "config.json", json.dumps(changed).encode())
+        with pytest.raises(CheckpointError) if changed != content else contextlib.nullcontext():
             which(folder)
     save(folder, 2)  # and one can save over it
     assert which(folder) == 2
@@ -462,7 +470,7 @@ def test_headers_of_another_form(model, header):
         checkpoint.load(model).check_shapes({"a": ((1,), np.float32)})
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(JSON | st.dictionaries(st.text(), st.fixed_dictionaries(dict.fromkeys(ENTRY, JSON))))
 def test_any_json_as_header(tmp_path_factory, header):
     folder = tmp_path_factory.getbasetemp() / "any header"
@@ -678,9 +686,9 @@ class Faults:
         if self.at and (self.count == self.at or (self.forever and self.count > self.at)):
             raise self.error
 
-    def wrap(self, function):
+    def wrap(self, function, name=None):
         def wrapped(*args, **kwargs):
-            self.step(function.__name__)
+            self.step(name or function.__name__)
             return function(*args, **kwargs)
 
         return wrapped
@@ -694,8 +702,9 @@ class Faults:
 
     def __enter__(self):
         self.patch = pytest.MonkeyPatch()
-        for name in ("replace", "fsync", "unlink", "open"):
-            self.patch.setattr(os, name, self.wrap(getattr(os, name)))
+        for name in ("replace", "fsync", "unlink"):
+            self.patch.setattr(os, name, self.wrap(getattr(os, name), name))
+        self.patch.setattr(os, "open", self.wrap(os.open, "open folder"))
         self.patch.setattr(Path, "read_bytes", self.wrap(Path.read_bytes))
         self.patch.setattr(checkpoint, "open", self.open, raising=False)
         return self
@@ -772,15 +781,18 @@ def test_killed_twice(model):
 
 def test_killed_when_there_was_no_model(tmp_path):
     folder = tmp_path / "new"
-    save(tmp_path / "other", 1)
-    for k in steps_of_a_save(tmp_path / "other"):
+    for k in itertools.count(1):
         restore(folder, {})
-        with pytest.raises(Killed), Faults(k, Killed(), forever=True):
-            save(folder, 2)
-        if (folder / "config.json").exists():
-            assert which(folder) == 2
-        else:
-            refusal(folder, "there is no model in")
+        try:
+            with Faults(k, Killed(), forever=True):
+                save(folder, 2)
+            break
+        except Killed:
+            if (folder / "config.json").exists():
+                assert which(folder) == 2
+            else:
+                refusal(folder, "there is no model in")
+    assert k > 20
 
 
 def failure(model, k, error):
@@ -810,9 +822,15 @@ def test_an_error_at_every_step(model, code):
         assert sorted(snapshot(model)) == FILES
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
 @pytest.mark.parametrize("forever", [False, True])
-def test_an_error_while_finishing_what_was_cut_short(model, error, forever):
+@pytest.mark.parametrize(
+    ("error", "only"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), ()),
+        (MemoryError(), ("open", "read_bytes", "write")),
+    ],
+)
+def test_an_error_while_finishing_what_was_cut_short(model, error, only, forever):
     """A new file that config.json means is the only copy there is."""
     before = snapshot(model)
     with pytest.raises(Killed), Faults(2, Killed(), only=("replace",), forever=True):
@@ -822,7 +840,7 @@ def test_an_error_while_finishing_what_was_cut_short(model, error, forever):
     for k in range(1, 60):
         restore(model, between)
         try:
-            with Faults(k, error, forever=forever):
+            with Faults(k, error, only, forever):
                 save(model, 3)
         except CheckpointError:
             assert which(model) in (2, 3)
@@ -834,7 +852,7 @@ def test_an_error_while_finishing_what_was_cut_short(model, error, forever):
 def test_a_full_disk(model, k):
     before = snapshot(model)
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    for only in (("write",), ("fsync",), ("write", "fsync", "open", "replace")):
+    for only in (("write",), ("fsync",), ("write", "fsync", "replace")):
         with (
             pytest.raises(CheckpointError, match=os.strerror(errno.ENOSPC)),
             Faults(min(k, 3) if only == ("fsync",) else k, full, only, forever=True),
@@ -867,12 +885,9 @@ def test_memory_runs_out(model, monkeypatch):
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
 def test_a_drive_that_cannot_sync_folders(model, monkeypatch, code):
-    real = os.fsync
-
     def fsync(descriptor):
-        if os.path.isdir(f"/proc/self/fd/{descriptor}") or os.path.isdir(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             raise OSError(code, os.strerror(code))
-        real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
     save(model, 2)
@@ -1024,7 +1039,7 @@ def read_large(folder):
     saved.read_into({"a": array})
     number = saved.model_config().seed
     assert (array == number).all()
-    assert saved.tokenizer().vocab == tokenizer(number).vocab
+    assert saved.tokenizer().vocab == tokenizer(2 - number % 2).vocab
     return number
 
 
@@ -1048,30 +1063,30 @@ def test_killed_for_real(tmp_path):
 
 
 def test_reading_while_another_saves(tmp_path):
-    words = [tokenizer(number).to_json() for number in (1, 2)]
+    words = [tokenizer(number).to_json() for number in (2, 1)]
     end = threading.Event()
     failed = []
 
-    def save_both():
+    def save_many():
         try:
-            for number in itertools.cycle((1, 2)):
+            for number in itertools.count(1):  # a training does not come back to an old model
                 arrays = {"a": np.full(100_000, number, np.float32)}
                 config = ModelConfig(seed=number).to_dict()
-                checkpoint.save(tmp_path, config, arrays, words[number - 1])
+                checkpoint.save(tmp_path, config, arrays, words[number % 2])
                 if end.is_set():
                     return
         except BaseException as error:
             failed.append(error)
 
-    thread = threading.Thread(target=save_both)
+    thread = threading.Thread(target=save_many)
     thread.start()
-    read = 0
+    seen = set()
     until = time.monotonic() + 1.5
     while time.monotonic() < until and thread.is_alive():
         with contextlib.suppress(CheckpointError):  # it says so; it must not mix two models
-            read += read_large(tmp_path) in (1, 2)
+            seen.add(read_large(tmp_path))
     end.set()
     thread.join()
     assert not failed
-    assert read_large(tmp_path) in (1, 2)
-    assert read > 3
+    assert read_large(tmp_path) >= max(seen)
+    assert len(seen) > 3

@@ -19,8 +19,8 @@ from rustgpt.errors import ConfigError
 __path__ = pkgutil.extend_path(__path__, __name__)
 
 MODULES = (
-    "blas", "linear", "activations", "layer_norm", "attention", "cross_entropy", "embeddings",
-    "optimizer",
+    "blas", "linear", "activations", "layer_norm", "attention", "cross_entropy", "decoding",
+    "embeddings", "optimizer",
 )  # fmt: skip
 
 

@@ -51,15 +51,13 @@ def gelu_forward(
     cdef Py_ssize_t i, size = x.shape[0] * x.shape[1]
     cdef const floating* source
     cdef floating* target
-    cdef floating v, root = 0.7978845608028654, cubic = 0.044715, half = 0.5, one = 1
     check_matrix("out", out.shape, x.shape[0], x.shape[1])
     if size == 0:
         return
     source, target = &x[0, 0], &out[0, 0]
     with nogil:
         for i in range(size):
-            v = source[i]
-            target[i] = half * v * (one + tanh_of(root * (v + cubic * v * v * v)))
+            target[i] = gelu_of(source[i])
 
 
 def gelu_backward(

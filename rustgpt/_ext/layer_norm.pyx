@@ -3,10 +3,9 @@
 Kept for the backward pass: mean and 1/std of each row; the normalised row is recomputed.
 """
 from cython cimport floating
-from libc.math cimport sqrt
 
 from rustgpt._ext.checks cimport check_matrix, check_vector
-from rustgpt._ext.rows cimport row_dot_deviations, row_square_deviations, row_sum
+from rustgpt._ext.rows cimport row_dot_deviations, row_sum
 
 
 def layer_norm_forward(
@@ -20,10 +19,7 @@ def layer_norm_forward(
 ):
     """out = (x - mean) * rstd * weight + bias, row by row."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1]
-    cdef Py_ssize_t n, c
-    cdef floating m, s
-    cdef const floating* row
-    cdef floating* target
+    cdef Py_ssize_t n
     check_vector("weight", weight.shape, C)
     check_vector("bias", bias.shape, C)
     check_matrix("out", out.shape, N, C)
@@ -33,12 +29,7 @@ def layer_norm_forward(
         return
     with nogil:
         for n in range(N):
-            row, target = &x[n, 0], &out[n, 0]
-            m = <floating> (row_sum(row, C) / C)
-            s = <floating> (1.0 / sqrt(row_square_deviations(row, m, C) / C + epsilon))
-            for c in range(C):
-                target[c] = (row[c] - m) * s * weight[c] + bias[c]
-            mean[n], rstd[n] = m, s
+            normalise(&x[n, 0], &weight[0], &bias[0], epsilon, C, &out[n, 0], &mean[n], &rstd[n])
 
 
 def layer_norm_backward(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import traceback
@@ -11,7 +12,7 @@ from typing import Final, NamedTuple, NoReturn
 
 from rustgpt import __version__
 from rustgpt.cli import chat, generate, info, train
-from rustgpt.cli.terminal import complain, note
+from rustgpt.cli.terminal import complain, note, say
 from rustgpt.errors import ConfigError, RustGPTError
 
 __all__ = ["main"]
@@ -24,7 +25,7 @@ class Command(NamedTuple):
 
     help: str
     usage: str
-    example: str
+    examples: tuple[str, ...]
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
 
@@ -33,57 +34,59 @@ COMMANDS: Final = {
     "train": Command(
         "Train on the bundled data or on your own, and save the model.",
         "rustgpt train [options]",
-        "rustgpt train --pretrain facts.json --chat chat.json --n-layers 2 --out my-model",
+        ("rustgpt train --pretrain facts.json --chat chat.json --n-layers 2 --out my-model",),
         train.add_arguments,
         train.run,
     ),
     "chat": Command(
         "Talk to a saved model; 'exit' or the end of input ends it.",
         "rustgpt chat [MODEL] [options]",
-        "rustgpt chat my-model\n  echo 'How do mountains form?' | rustgpt chat my-model",
+        ("rustgpt chat my-model", "echo 'How do mountains form?' | rustgpt chat my-model"),
         chat.add_arguments,
         chat.run,
     ),
     "generate": Command(
         "Continue a text.",
         "rustgpt generate MODEL TEXT [options]",
-        "rustgpt generate my-model 'The sun rises' --temperature 0.8 --seed 1",
+        ("rustgpt generate my-model 'The sun rises' --temperature 0.8 --seed 1",),
         generate.add_arguments,
         generate.run,
     ),
     "info": Command(
         "Show the machine and the kernels in use; or a model's layers and sizes.",
         "rustgpt info [MODEL] [options]",
-        "rustgpt info\n  rustgpt info my-model --json",
+        ("rustgpt info", "rustgpt info my-model --json"),
         info.add_arguments,
         info.run,
     ),
 }
 JOB: Final = Command(
-    "A small GPT from scratch, on the CPU. Without a command it does the whole job: it reads\n"
-    "the training data, trains a model in two phases, saves it and lets you talk to it.",
+    "A small GPT from scratch, on the CPU. Without a command it does the whole job: it\n"
+    "reads the training data, trains a model in two phases, saves it and talks to you.",
     "rustgpt [options]\n       rustgpt COMMAND [options]",
-    "rustgpt --language en --pretrain-epochs 50\n  rustgpt chat",
+    ("rustgpt --language en --pretrain-epochs 50", "rustgpt chat"),
     train.add_job_arguments,
     train.run_job,
 )
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors take the way of all others."""
+    """A parser whose errors and help take the way of all others."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see '{self.prog} --help'")
 
+    def print_help(self, file: object = None) -> None:
+        say(self.format_help(), end="")
+
 
 def _parser(name: str, command: Command) -> argparse.ArgumentParser:
     """Return the parser of one command; the whole job has no name."""
-    examples = f"example{'s' if chr(10) in command.example else ''}:\n  {command.example}"
     parser = _Parser(
         prog=f"rustgpt {name}".strip(),
         usage=command.usage,
         description=command.help if name else f"{command.help}\n\ncommands:\n{_overview()}",
-        epilog=examples,
+        epilog="\n  ".join(("example:", *command.examples)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -171,14 +174,12 @@ def _explained(error: Exception) -> Exception:
 
 
 def _flushed() -> bool:
-    """Flush standard output; if nobody reads it, keep the interpreter from trying once more."""
+    """Flush standard output; if that fails, keep the interpreter from trying once more."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:
-        try:
+        with contextlib.suppress(OSError):  # it may be no real file
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except OSError:  # it is no real file
-            pass
         return False
     return True

@@ -43,9 +43,11 @@ def machine() -> dict[str, Any]:
     backend = backend_name()
     chosen, available = None, []
     if backend == "cython":
-        from rustgpt._ext import cpu, instruction_set
+        import rustgpt._ext.cpu
+        from rustgpt._ext import instruction_set
 
-        chosen, available = instruction_set(), [*cpu.instruction_sets(), "plain"]
+        chosen = instruction_set()
+        available = [*rustgpt._ext.cpu.instruction_sets(), "plain"]
     return {
         "rustgpt": __version__,
         "python": platform.python_version(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, Final
@@ -56,6 +57,7 @@ class Interrupts:
         if self._count == 1:
             self.status = 128 + number
             self._stop()
-        # Not `print`: the signal may have come in the midst of one.
-        with contextlib.suppress(OSError):
-            os.write(2, _FIRST if self._count == 1 else _SECOND)
+        if sys.stderr is not None:  # otherwise 2 may be any file
+            # Not `print`: the signal may have come in the midst of one.
+            with contextlib.suppress(OSError):
+                os.write(2, _FIRST if self._count == 1 else _SECOND)

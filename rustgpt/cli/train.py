@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rustgpt.cli.chat import DEFAULT_MODEL, converse
+from rustgpt.cli.checks import check_folder, check_memory
 from rustgpt.cli.interrupts import Interrupts
-from rustgpt.cli.options import add_sampling, add_settings, path, read_settings
+from rustgpt.cli.options import add_sampling, path
+from rustgpt.cli.settings import add_settings, read_settings
 from rustgpt.cli.terminal import Progress, note, say
-from rustgpt.errors import CheckpointError, ConfigError, DataError
+from rustgpt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 
 LANGUAGES: Final = ("en", "zh", "all")
 QUESTION: Final = "How do mountains form?"
-LEFT_BY_A_KILL: Final = ".new"  # how the names of files end that a first save left behind
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +75,7 @@ def _train(args: argparse.Namespace) -> tuple[LLM, int]:
     model_config, train_config = read_settings(args)
     check_folder(args.out)
     dataset = _read_data(args)
-    question = _example(dataset.chat_training_data)
+    question = _example(dataset.chat_training_data, args.chat)
     model = _new_model(dataset, model_config, train_config)
 
     from rustgpt.trainer import Trainer
@@ -88,36 +85,12 @@ def _train(args: argparse.Namespace) -> tuple[LLM, int]:
     say("\n=== BEFORE TRAINING ===")
     _show(model, question, dataset)
     with Interrupts(trainer.stop) as interrupts:
-        _phases(trainer, dataset)
-        model.save(args.out)
+        _phases(trainer, dataset, args.out)
     say(f"\nThe model is saved in {args.out}.")
     if not interrupts.status:
         say("\n=== AFTER TRAINING ===")
         _show(model, question, dataset)
     return model, interrupts.status
-
-
-def check_folder(name: str) -> None:
-    """Raise ConfigError unless a model can be saved under this name, as far as can be told now."""
-    from rustgpt import checkpoint
-
-    folder = Path(name)
-    try:
-        if folder.is_dir() and any(LEFT_BY_A_KILL != file.suffix for file in folder.iterdir()):
-            checkpoint.load(folder)
-        existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except CheckpointError as error:
-        raise ConfigError(
-            f"{name!r} exists and is no sound model, so that nothing is saved there; choose another "
-            f"folder with --out ({error})"
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"cannot save a model in {name!r}: {error.strerror or error}; choose another folder "
-            "with --out"
-        ) from None
 
 
 def _read_data(args: argparse.Namespace) -> Dataset:
@@ -132,20 +105,22 @@ def _read_data(args: argparse.Namespace) -> Dataset:
     return Dataset.load(args.pretrain, args.chat)
 
 
-def _example(dialogues: Sequence[str]) -> str:
+def _example(dialogues: Sequence[str], file: str | None) -> str:
     """Return a question to show what the model has learned; "" if there are no dialogues."""
     from rustgpt.text.dataset import split_chat
 
     questions = []
     for text in dialogues:
-        with contextlib.suppress(DataError):
+        try:
             questions.append(split_chat(text)[0])
+        except DataError as error:
+            wrong = error
     if dialogues and not questions:
-        split_chat(dialogues[0])  # raises the error that says what a dialogue is
+        raise DataError(f"{file!r} holds no dialogue: {wrong}")
     if len(questions) < len(dialogues):
         note(
-            f"rustgpt: {len(dialogues) - len(questions)} of {len(dialogues)} texts for the chat are "
-            "not of the form 'User: ... Assistant: ...'; they are learned as they are"
+            f"rustgpt: {len(dialogues) - len(questions)} of {len(dialogues)} texts for the chat "
+            "are not of the form 'User: ... Assistant: ...'; they are learned as they are"
         )
     return QUESTION if QUESTION in questions else next(iter(questions), "")
 
@@ -158,23 +133,6 @@ def _new_model(dataset: Dataset, config: ModelConfig, training: TrainConfig) -> 
     tokenizer = WordTokenizer.train([*dataset.pretraining_data, *dataset.chat_training_data])
     check_memory(config, training, tokenizer.vocab_size)
     return LLM(config, tokenizer)
-
-
-def check_memory(config: ModelConfig, training: TrainConfig, vocab_size: int) -> None:
-    """Raise ConfigError if the parameters and what belongs to each exceed the machine's memory."""
-    C, F, V = config.embedding_dim, config.hidden_dim, vocab_size
-    block = C * ((4 if config.attention_projection else 3) * C + 2 * F)
-    size = config.n_layers * block + C * (config.max_seq_len + V * (2 - config.tie_embeddings))
-    # Parameters, two moments, and gradients for every worker.
-    needed = size * (3 + (training.threads or 1)) * (8 if config.dtype == "float64" else 4)
-    if not hasattr(os, "sysconf"):
-        return
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
-        raise ConfigError(
-            f"a model of {size:,} parameters needs {needed / 2**30:,.1f} GiB to be trained, and "
-            f"this machine has {there / 2**30:,.1f} GiB: choose smaller sizes"
-        )
 
 
 def _describe(model: LLM, dataset: Dataset, config: TrainConfig) -> None:
@@ -211,8 +169,11 @@ def _show(model: LLM, question: str, dataset: Dataset) -> None:
     say(f"Input: {prompt}\nOutput: {answer.strip()}")
 
 
-def _phases(trainer: Trainer, dataset: Dataset) -> None:
-    """Train in two phases; one without texts or epochs is left out."""
+def _phases(trainer: Trainer, dataset: Dataset, folder: str) -> None:
+    """Train in two phases, and save after each; one without texts or epochs is left out.
+
+    What there is to tell goes to standard error, which may break without the training being lost.
+    """
     config = trainer.config
     for phase, learn, texts, epochs in (
         ("pre-training", trainer.pretrain, dataset.pretraining_data, config.pretrain_epochs),
@@ -223,17 +184,13 @@ def _phases(trainer: Trainer, dataset: Dataset) -> None:
             config.tune_epochs,
         ),
     ):
-        if trainer.stopped:
-            return
-        say(f"\n=== {phase.upper()} ===")
         if not texts or not epochs:
-            say(f"Left out: there are no {'epochs' if texts else 'texts'} for it.")
-            continue
-        say(f"{len(texts):,} texts, {epochs:,} epochs")
-        with Progress(phase, epochs) as progress:
-            trainer.on_epoch = progress.show
-            done = learn(texts)
-        if trainer.split_texts:
-            note(f"rustgpt: {trainer.split_texts:,} texts longer than the context were cut")
-        if done:
-            say(f"Loss: {done[0].loss:.4f} in the first epoch, {done[-1].loss:.4f} in the last")
+            note(f"\n{phase}: left out, for there are no {'epochs' if texts else 'texts'}")
+        elif not trainer.stopped:
+            note(f"\n{phase}: {len(texts):,} texts, {epochs:,} epochs")
+            with Progress(phase, epochs) as progress:
+                trainer.on_epoch = progress.show
+                learn(texts)
+            if trainer.split_texts:
+                note(f"rustgpt: {trainer.split_texts:,} texts longer than the context were cut")
+        trainer.model.save(folder)

@@ -4,11 +4,16 @@ from typing import Any
 
 import numpy as np
 
+from rustgpt.backend import ops
 from rustgpt.config import ModelConfig
 from rustgpt.layers.feed_forward import FeedForward
 from rustgpt.layers.layer import Array, Cache, Indices, Layer
 from rustgpt.layers.layer_norm import LayerNorm
 from rustgpt.layers.self_attention import SelfAttention
+
+
+# What `block_decode` knows; a block with other sub-layers decodes step by step.
+STANDARD = [SelfAttention, LayerNorm, FeedForward, LayerNorm]
 
 
 class TransformerBlock(Layer):
@@ -45,6 +50,8 @@ class TransformerBlock(Layer):
         )
 
     def decode(self, x: Array, cache: Cache) -> Array:  # (n, C) -> (n, C)
+        if [type(child) for _, child in self.children()] == STANDARD:
+            return self._decode_at_once(x, cache)
         offsets = np.array([0, len(x)], np.int32)
         return self._run(
             x,
@@ -52,6 +59,23 @@ class TransformerBlock(Layer):
             lambda h: self.feed_forward.decode(h, cache),
             offsets,
         )
+
+    def _decode_at_once(self, x: Array, cache: Cache) -> Array:  # (n, C) -> (n, C)
+        """Decode in one kernel: for one row, calls cost more than the arithmetic."""
+        (n, C), start = x.shape, cache.length
+        attention, feed_forward = self.attention, self.feed_forward
+        size = ops.block_decode_scratch_size(n, start + n, C, len(feed_forward.bias1))
+        ops.block_decode(
+            x, self.pre_norm, feed_forward.activation == "gelu", attention.n_heads, start,
+            cache.rows(attention, "keys", C), cache.rows(attention, "values", C),
+            attention.qkv_weight, attention.qkv_bias,
+            attention.projection_weight if attention.projection else None,
+            attention.projection_bias, self.norm1.weight, self.norm1.bias,
+            feed_forward.weight1, feed_forward.bias1, feed_forward.weight2, feed_forward.bias2,
+            self.norm2.weight, self.norm2.bias, self.norm1.epsilon,
+            self.scratch("decode", size),
+        )  # fmt: skip
+        return x
 
     def _run(self, x: Array, attention: Any, feed_forward: Any, offsets: Indices) -> Array:
         # The sums go into the sub-layers' outputs, which nobody else reads.

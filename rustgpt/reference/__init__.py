@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 MODULES = (
-    "blas", "linear", "activations", "layer_norm", "attention", "cross_entropy", "embeddings",
-    "optimizer",
+    "blas", "linear", "activations", "layer_norm", "attention", "cross_entropy", "decoding",
+    "embeddings", "optimizer",
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rustgpt.errors import ConfigError, DataError, TokenizerError
@@ -48,8 +48,10 @@ def ids_of(tokens: Iterable[str]) -> list[int]:
 # --- text -> ids -> text -------------------------------------------------------------------------
 
 
+@settings(max_examples=500)
 @given(TOKENIZERS, ANY_TEXT)
 @example(TOKENIZER, "Zsun")
+@example(TOKENIZER, 'a "C++ moon" is "far"')
 @example(TOKENIZER, "5 ,6 5, 6")
 @example(TOKENIZER, '" "\n" a " "b')
 def test_decode_inverts_encode(tokenizer, text):
@@ -164,6 +166,11 @@ def test_decode_shows_or_skips_the_end_token():
     ids = TOKENIZER.encode("The sun </s> The moon </s>", allow_special=True)
     assert TOKENIZER.decode(ids) == "The sunThe moon"
     assert TOKENIZER.decode(ids, skip_special=False) == "The sun</s>The moon</s>"
+
+
+def test_the_end_of_a_text_closes_its_quotes():
+    ids = TOKENIZER.encode('A "sun </s>"moon" is', allow_special=True)
+    assert TOKENIZER.decode(ids) == 'A "sun"moon" is'
 
 
 def test_a_prompt_is_the_beginning_of_its_dialogue():

@@ -24,7 +24,7 @@ def units(text: str) -> list[str]:
         ("Ünïcödé cafe\u0301", ["Ünïcödé", "cafe\u0301"]),
         (" a  b\n\tc ", [" ", "a", " ", " ", "b", "\n", "\t", "c", " "]),
         ("👍👍", ["👍", "👍"]),
-        ("\U0003134a\U00020000", ["\U0003134a", "\U00020000"]),
+        ("\U00030000\U00030001", ["\U00030000", "\U00030001"]),
     ],
 )
 def test_cut(text, expected):
@@ -67,8 +67,9 @@ def typical(text: str) -> str:
         "User: 山是怎样形成的？ Assistant: 山是由地壳运动形成的。",
         "光每秒走299,792公里，声音很慢；水在100度时沸腾（海平面）。",
         "他说：“你好，世界！”《论语》是孔子的书、很有名。",
-        "I like it 👍👍 and ❤️ too",
-        "9. A list",
+        "I like it 👍👍 and ❤️ too ❤️👍👩\u200d👩\u200d👧",
+        "9. A list of: 5 things",
+        "1. 山",
     ],
 )
 def test_spaces_of_ordinary_text_are_predicted(text):
