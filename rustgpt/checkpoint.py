@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +90,23 @@ def load(folder: str | os.PathLike[str]) -> Saved:
     return _load(Path(folder))  # again: a save may have exchanged the files under the first look
 
 
+class _File(NamedTuple):
+    """A path, and which file it meant when its digest was computed."""
+
+    path: Path
+    identity: tuple[int, int, int]
+
+    @classmethod
+    def at(cls, path: Path) -> _File:
+        found = path.stat()
+        return cls(path, (found.st_ino, found.st_size, found.st_mtime_ns))
+
+    def check_same(self) -> None:
+        """Raise CheckpointError if the path now means another file than what was opened by it."""
+        if _File.at(self.path) != self:
+            raise CheckpointError(f"{self.path} was saved to while it was read: load it again")
+
+
 @dataclass(frozen=True)
 class Saved:
     """An undamaged model on disk, as `load` found it; no file is kept open."""
@@ -97,7 +114,7 @@ class Saved:
     folder: Path
     content: dict[str, Any]  # of config.json
     tokenizer_json: str
-    weights: Path
+    weights: _File
 
     def model_config(self) -> ModelConfig:
         """Return the configuration, or raise CheckpointError."""
@@ -126,20 +143,21 @@ class Saved:
         CheckpointError
             If a tensor is missing, or of another shape or type, or unknown to the model.
         """
+        path = self.weights.path
         with self._open() as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             found = {n: f"{s.get_dtype()} {tuple(s.get_shape())}" for n, s in slices.items()}
         for name, (shape, dtype) in expected.items():
             needed = f"{CODES[np.dtype(dtype).name]} {tuple(shape)}"
             if name not in found:
-                raise CheckpointError(f"{self.weights} lacks the tensor {name!r}, {needed}")
+                raise CheckpointError(f"{path} lacks the tensor {name!r}, {needed}")
             if found[name] != needed:
                 raise CheckpointError(
-                    f"{self.weights}: the tensor {name!r} must be {needed}, but is {found[name]}"
+                    f"{path}: the tensor {name!r} must be {needed}, but is {found[name]}"
                 )
         for name in sorted(found.keys() - expected.keys()):
             raise CheckpointError(
-                f"{self.weights}: the model has no tensor {name!r:.80}, which is {found[name]}"
+                f"{path}: the model has no tensor {name!r:.80}, which is {found[name]}"
             )
 
     def read_into(self, tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -148,24 +166,24 @@ class Saved:
         Raises
         ------
         CheckpointError
-            As `check_shapes`; if a parameter is NaN or infinite; or if another save came between.
-            The arrays may then be filled in part.
+            As `check_shapes`, or if a parameter is NaN or infinite. The arrays may then be filled
+            in part.
         """
         self.check_shapes({name: (value.shape, value.dtype) for name, value in tensors.items()})
         with self._open() as file:
             for name, value in tensors.items():
                 value[...] = file.get_tensor(name)
-                _check_finite(f"{self.weights} is damaged", name, value)
-        if _read_config(self.folder) != self.content:
-            raise CheckpointError(f"{self.folder} was saved to while it was read: load it again")
+                _check_finite(f"{self.weights.path} is damaged", name, value)
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
         from safetensors import SafetensorError, safe_open  # here: importing rustgpt stays fast
 
-        with _explained(f"{self.weights} cannot be read", SafetensorError):
-            file: Any = safe_open(self.weights, "np")
+        path = self.weights.path
+        with _explained(f"{path} cannot be read", SafetensorError):
+            file: Any = safe_open(path, "np")
             with file:
+                self.weights.check_same()
                 yield file
 
 
@@ -251,7 +269,9 @@ def _load(folder: Path) -> Saved:
     with _explained(f"cannot load a model from {folder}"):
         content = _read_config(folder)
         weights, tokenizer = (_find(folder, name, content["files"][name]) for name in PAYLOADS)
-        return Saved(folder, content, _read_text(tokenizer), weights)
+        text = _read_text(tokenizer.path)
+        tokenizer.check_same()
+        return Saved(folder, content, text, weights)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -281,11 +301,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _find(folder: Path, name: str, digest: str) -> Path:
+def _find(folder: Path, name: str, digest: str) -> _File:
     """Return NAME or NAME.new, whichever has this digest."""
     for path in (folder / name, folder / (name + NEW)):
-        if _file_digest(path) == digest:
-            return path
+        if path.is_file():
+            file = _File.at(path)
+            if _file_digest(path) == digest:
+                return file
     if not (folder / name).exists():
         raise CheckpointError(f"{folder / name} is missing")
     raise CheckpointError(f"{folder / name} is damaged or from another save than {CONFIG}")

@@ -156,17 +156,17 @@ class TrainConfig(_Config):
         If a value is out of range.
     """
 
-    pretrain_epochs: int = 100
-    pretrain_rate: float = 5e-4
-    tune_epochs: int = 100
-    tune_rate: float = 1e-4
-    batch_size: int = 8
+    pretrain_epochs: int = 30
+    pretrain_rate: float = 1e-3
+    tune_epochs: int = 40
+    tune_rate: float = 1e-3
+    batch_size: int = 16
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
     weight_decay: float = 0.0
     max_grad_norm: float = 5.0
-    schedule: str = "constant"
+    schedule: str = "cosine"
     final_rate: float = 0.1
     warmup_steps: int = 0
     seed: int = 0

@@ -299,13 +299,16 @@ def test_a_file_without_permission(model, name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_cannot_be_read(model, name, monkeypatch):
-    def denied(path, *args):
-        if Path(path).name == name:
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return open(path, *args)
+    def denied(function):
+        def opened(path, *args):
+            if Path(path).name == name:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return function(path, *args)
 
-    monkeypatch.setattr(checkpoint, "open", denied, raising=False)
-    monkeypatch.setattr(Path, "read_bytes", lambda path: denied(path, "rb").read())
+        return opened
+
+    monkeypatch.setattr(checkpoint, "open", denied(open), raising=False)
+    monkeypatch.setattr(Path, "read_bytes", denied(Path.read_bytes))
     refusal(model, name, "Permission denied")
 
 

@@ -1,0 +1,58 @@
+"""Owns the count of questions answered word for word after training, over several seeds.
+
+By default on the bundled data with the default settings. `--rustgpt` trains on 25 statements and 53
+dialogues of it with RustGPT's sizes and schedule: 100 + 100 epochs, rates 5e-4 and 1e-4, one head.
+"""
+
+import argparse
+import time
+
+import rustgpt
+from rustgpt.text.dataset import split_chat
+
+
+def wrong_answers(model: rustgpt.LLM, dialogues: list[str]) -> list[str]:
+    """Return the questions that are not answered word for word."""
+    chat = model.chat(max_new_tokens=model.max_seq_len)
+    pairs = [split_chat(text) for text in dialogues]
+    return [question for question, answer in pairs if chat.send(question) != answer.strip()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=20, help="trainings (default: 20)")
+    parser.add_argument("--language", default="all", choices=["all", "en", "zh"])
+    parser.add_argument("--threads", type=int, default=0, help="0: one a processor (default)")
+    parser.add_argument("--rustgpt", action="store_true", help="its sizes, schedule and data")
+    arguments = parser.parse_args()
+    data = rustgpt.Dataset.bundled(arguments.language)
+    shape, settings = {}, {}
+    if arguments.rustgpt:
+        data = rustgpt.Dataset(data.pretraining_data[:25], data.chat_training_data[:53])
+        shape = {"n_heads": 1, "attention_projection": False}
+        settings = {
+            "pretrain_epochs": 100, "pretrain_rate": 5e-4, "tune_epochs": 100, "tune_rate": 1e-4,
+            "schedule": "constant", "batch_size": 8,
+        }  # fmt: skip
+    perfect = 0
+    for seed in range(arguments.seeds):
+        model = rustgpt.LLM.from_dataset(data, rustgpt.ModelConfig(seed=seed, **shape))
+        config = rustgpt.TrainConfig(seed=seed, threads=arguments.threads, **settings)
+        trainer = rustgpt.Trainer(model, config)
+        began = time.perf_counter()
+        trainer.pretrain(data.pretraining_data)
+        trainer.instruction_tune(data.chat_training_data)
+        seconds = time.perf_counter() - began
+        wrong = wrong_answers(model, data.chat_training_data)
+        perfect += not wrong
+        right = len(data.chat_training_data) - len(wrong)
+        print(
+            f"seed {seed}: {right} of {len(data.chat_training_data)} right, {seconds:.1f} s "
+            f"{wrong[:3] or ''}",
+            flush=True,
+        )
+    print(f"every question answered word for word in {perfect} of {arguments.seeds} trainings")
+
+
+if __name__ == "__main__":
+    main()
