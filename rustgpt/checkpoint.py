@@ -113,7 +113,7 @@ class Saved:
 
     folder: Path
     content: dict[str, Any]  # of config.json
-    tokenizer_json: str
+    tokenizer_json: bytes
     weights: _File
 
     def model_config(self) -> ModelConfig:
@@ -126,8 +126,8 @@ class Saved:
     def tokenizer(self) -> WordTokenizer:
         """Return the tokenizer, or raise CheckpointError."""
         try:
-            return WordTokenizer.from_json(self.tokenizer_json)
-        except TokenizerError as error:
+            return WordTokenizer.from_json(self.tokenizer_json.decode())
+        except (TokenizerError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{self.folder / TOKENIZER}: {error}") from error
 
     def check_shapes(self, expected: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
@@ -153,11 +153,11 @@ class Saved:
                 raise CheckpointError(f"{path} lacks the tensor {name!r}, {needed}")
             if found[name] != needed:
                 raise CheckpointError(
-                    f"{path}: the tensor {name!r} must be {needed}, but is {found[name]}"
+                    f"{path}: the tensor {name!r} must be {needed}, but is {found[name]:.80}"
                 )
         for name in sorted(found.keys() - expected.keys()):
             raise CheckpointError(
-                f"{path}: the model has no tensor {name!r:.80}, which is {found[name]}"
+                f"{path}: the model has no tensor {name!r:.80}, which is {found[name]:.80}"
             )
 
     def read_into(self, tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -269,9 +269,9 @@ def _load(folder: Path) -> Saved:
     with _explained(f"cannot load a model from {folder}"):
         content = _read_config(folder)
         weights, tokenizer = (_find(folder, name, content["files"][name]) for name in PAYLOADS)
-        text = _read_text(tokenizer.path)
+        tokenizer_json = _read_json(tokenizer.path)
         tokenizer.check_same()
-        return Saved(folder, content, text, weights)
+        return Saved(folder, content, tokenizer_json, weights)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -282,7 +282,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"there is no model in {folder} (no {CONFIG}): train one with rustgpt train"
         )
     try:
-        content = json.loads(_read_text(path))
+        content = json.loads(_read_json(path).decode())
         stated = content.pop("sha256", None) if isinstance(content, dict) else None
         actual = _content_digest(content)
     except (ValueError, RecursionError) as error:
@@ -291,12 +291,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f'{path} is not of rustgpt: it lacks "format": "{FORMAT}"')
     version, files = content.get("version"), content.get("files")
     if isinstance(version, int) and version > VERSION:
-        raise CheckpointError(f"{path} is of a newer rustgpt, format {version}: upgrade rustgpt")
+        raise CheckpointError(
+            f"{path} is of a newer rustgpt, format {version!s:.9}: upgrade rustgpt"
+        )
     if version != VERSION or stated != actual:
         raise CheckpointError(f"{path} is damaged or was edited: its SHA-256 is another")
     if not isinstance(content.get("model"), dict) or not isinstance(files, dict):
         raise CheckpointError(f'{path} must have the objects "model" and "files"')
-    if not all(isinstance(files.get(name), str) and files[name] for name in PAYLOADS):
+    if not all(files.get(name) for name in PAYLOADS):
         raise CheckpointError(f'{path}: "files" must name {" and ".join(PAYLOADS)}')
     return content
 
@@ -326,13 +328,10 @@ def _content_digest(content: object) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _read_text(path: Path) -> str:
+def _read_json(path: Path) -> bytes:
     if path.stat().st_size > LARGEST_JSON:
         raise CheckpointError(f"{path} has more than {LARGEST_JSON:,} bytes: it is no model's")
-    try:
-        return path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+    return path.read_bytes()
 
 
 def _check_finite(what: str, name: str, value: NDArray[Any]) -> None:
@@ -353,4 +352,5 @@ def _explained(what: str, *more: type[Exception]) -> Iterator[None]:
 def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
-    return str(error) or type(error).__name__
+    reason = str(error) or type(error).__name__
+    return reason if reason.isprintable() else ascii(reason)  # it may quote what a file says

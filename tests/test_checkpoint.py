@@ -363,8 +363,8 @@ def test_a_config_too_large_to_be_one(model):
 def test_a_future_version(model):
     reseal(model, version=2)
     assert "upgrade" in refusal(model, "config.json", "newer")
-    reseal(model, version=10**30)
-    assert "upgrade" in refusal(model, "config.json", "newer")
+    reseal(model, version=10**4000)
+    assert len(refusal(model, "config.json", "newer", "upgrade")) < 1000
 
 
 @pytest.mark.parametrize("version", [0, -1, "1", None, 1.5, [1]])
@@ -396,12 +396,12 @@ def test_a_config_that_lacks_something(model, change):
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=8,
+    max_leaves=5,
 )
 KEYS = ["format", "version", "model", "files", "sha256"]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYS), JSON), st.booleans())
 def test_any_json_as_config(tmp_path_factory, changes, resealed):
     folder = tmp_path_factory.getbasetemp() / "any json"
@@ -461,6 +461,8 @@ ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         {"a": {**ENTRY, "shape": [2**32, 2**32]}},
         {"a": {**ENTRY, "shape": [-1]}},
         {"a": {**ENTRY, "dtype": "F99"}},
+        {"a": {**ENTRY, "dtype": "\x1b[2J\nF32"}},
+        {"a": {**ENTRY, "shape": [1] * 100_000}},
         {"a": {**ENTRY, "data_offsets": [4, 0]}},
         {"a": {**ENTRY, "data_offsets": [0, 2**63]}},
         {"a": {**ENTRY, "data_offsets": [2**64 - 4, 2**64]}},
@@ -469,11 +471,13 @@ ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 )
 def test_headers_of_another_form(model, header):
     write_weights(model, header, b"\0" * 4)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors") as caught:
         checkpoint.load(model).check_shapes({"a": ((1,), np.float32)})
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(JSON | st.dictionaries(st.text(), st.fixed_dictionaries(dict.fromkeys(ENTRY, JSON))))
 def test_any_json_as_header(tmp_path_factory, header):
     folder = tmp_path_factory.getbasetemp() / "any header"
@@ -587,6 +591,9 @@ def test_a_model_comes_back(tmp_path, options):
         ({"embedding_dim": 16}, "layers.0.tokens"),
         ({"hidden_dim": 13}, "layers.1.feed_forward."),
         ({"max_seq_len": 7}, "layers.0.places"),
+        ({"max_seq_len": 2**20}, "layers.0.places"),
+        ({"hidden_dim": 2**20}, "layers.1.feed_forward."),
+        ({"embedding_dim": 2**20, "hidden_dim": 2**20}, ""),  # terabytes
         ({"dtype": "float64"}, "layers.0."),
         ({"attention_projection": False}, "layers.1.attention.projection_weight"),
         ({"tie_embeddings": True}, "layers.3.weight"),
@@ -764,13 +771,15 @@ def test_killed_at_every_step(model, tmp_path):
 
 
 def test_killed_twice(model):
-    before = snapshot(model)
-    steps = steps_of_a_save(model)
-    for first in steps:
+    before, states = snapshot(model), []
+    for first in steps_of_a_save(model):
         restore(model, before)
         with pytest.raises(Killed), Faults(first, Killed(), forever=True):
             save(model, 2)
         between, old = snapshot(model), which(model)
+        if between in states:
+            continue
+        states.append(between)
         for second in itertools.count(1):
             restore(model, between)
             try:

@@ -80,6 +80,12 @@ class _Parser(argparse.ArgumentParser):
         say(self.format_help(), end="")
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        say(f"rustgpt {__version__}")
+        parser.exit()
+
+
 def _parser(name: str, command: Command) -> argparse.ArgumentParser:
     """Return the parser of one command; the whole job has no name."""
     parser = _Parser(
@@ -90,16 +96,8 @@ def _parser(name: str, command: Command) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"rustgpt {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     parser.add_argument(DEBUG, action="store_true", help="show the traceback of an error")
-    if not name:
-        parser.add_argument(
-            "command",
-            nargs="?",
-            choices=[*COMMANDS],
-            metavar="COMMAND",
-            help="one of those above; each has --help",
-        )
     command.add_arguments(parser)
     return parser
 
@@ -115,9 +113,15 @@ def _run(argv: list[str]) -> int:
         name, command, argv = argv[0], COMMANDS[argv[0]], argv[1:]
     else:
         name, command = "", JOB
-    args = _parser(name, command).parse_args(argv)
-    if not name and args.command:
-        raise ConfigError(f"write the command first: rustgpt {args.command} [options]")
+    parser = _parser(name, command)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown and not name:
+        for word in COMMANDS.keys() & unknown:
+            parser.error(f"the command comes first: rustgpt {word} [options]")
+        if not unknown[0].startswith("-"):
+            parser.error(f"there is no command {unknown[0]!r:.60}: choose {', '.join(COMMANDS)}")
+    if unknown:
+        parser.error(f"there is no option or place for {unknown[0]!r:.60}")
     return command.run(args)
 
 

@@ -110,11 +110,12 @@ def _example(dialogues: Sequence[str], file: str | None) -> str:
     from rustgpt.text.dataset import split_chat
 
     questions = []
+    wrong: DataError | None = None
     for text in dialogues:
         try:
             questions.append(split_chat(text)[0])
         except DataError as error:
-            wrong = error
+            wrong = wrong or error
     if dialogues and not questions:
         raise DataError(f"{file!r} holds no dialogue: {wrong}")
     if len(questions) < len(dialogues):

@@ -5,7 +5,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rustgpt.errors import ConfigError, DataError
@@ -220,11 +220,13 @@ def test_what_is_no_name(path):
         load_texts(path)
 
 
+@settings(deadline=None)
 @given(st.sampled_from([".json", ".csv", ".txt"]), st.binary(max_size=60))
 def test_any_bytes(tmp_path_factory, suffix, content):
     check_any(tmp_path_factory.getbasetemp() / f"any{suffix}", content)
 
 
+@settings(deadline=None)
 @given(st.sampled_from([".json", ".csv"]), st.text('[]{}",:\\ue\n\r\t 0-.ENa\ud7ff🙂', max_size=40))
 def test_any_signs(tmp_path_factory, suffix, content):
     check_any(tmp_path_factory.getbasetemp() / f"any{suffix}", content.encode())

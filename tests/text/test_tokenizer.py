@@ -48,7 +48,7 @@ def ids_of(tokens: Iterable[str]) -> list[int]:
 # --- text -> ids -> text -------------------------------------------------------------------------
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(TOKENIZERS, ANY_TEXT)
 @example(TOKENIZER, "Zsun")
 @example(TOKENIZER, 'a "C++ moon" is "far"')
@@ -60,6 +60,7 @@ def test_decode_inverts_encode(tokenizer, text):
     assert tokenizer.decode(ids) == text
 
 
+@settings(deadline=None)
 @given(ANY_TEXT)
 def test_a_tokenizer_trained_on_any_text_holds(text):
     tokenizer = WordTokenizer.train([text])
@@ -203,6 +204,7 @@ IDS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(IDS, st.booleans())
 def test_any_ids_decode_and_a_stream_gives_the_same(ids, skip_special):
     stream = TextStream(TOKENIZER, skip_special)
@@ -210,6 +212,7 @@ def test_any_ids_decode_and_a_stream_gives_the_same(ids, skip_special):
     assert streamed == TOKENIZER.decode(ids, skip_special)
 
 
+@settings(deadline=None)
 @given(IDS, IDS)
 def test_after_gives_what_is_appended(before, ids):
     before = [*before, JOIN]  # not within a character

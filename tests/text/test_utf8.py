@@ -1,7 +1,7 @@
 """Bytes that arrive one by one."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rustgpt.text.utf8 import Utf8Stream
@@ -12,11 +12,13 @@ def decode(data: bytes) -> list[str]:
     return [*map(stream.push, data), stream.finish()]
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(), max_size=20))
 def test_whole_characters(text):
     assert "".join(decode(text.encode("utf-8", "surrogatepass"))) == text
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=20))
 def test_valid_utf8_is_decoded_and_all_else_replaced(data):
     decoded = "".join(decode(data))

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rustgpt.errors import ConfigError, TokenizerError
@@ -156,6 +156,7 @@ def test_from_json_refuses(text, message):
 SAVED = Vocab.build({"sun": 2, "the": 1, "?": 1}).to_json()
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(SAVED)), st.integers(0, 12), st.text(st.characters(), max_size=4))
 def test_a_damaged_file_is_refused_or_means_what_it_says(start, length, inserted):
     damaged = SAVED[:start] + inserted + SAVED[start + length :]

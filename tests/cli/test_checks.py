@@ -1,0 +1,65 @@
+import os
+
+import pytest
+
+import rustgpt
+from rustgpt.cli import checks
+from rustgpt.config import ModelConfig, TrainConfig
+from rustgpt.errors import ConfigError
+
+from .conftest import one_line
+
+
+def test_new_folders_empty_folders_and_models_are_fine(tmp_path, model):
+    checks.check_folder(str(tmp_path / "new" / "deep"))
+    checks.check_folder(str(tmp_path))
+    checks.check_folder(model)
+    (tmp_path / "model.safetensors.new").touch()  # a first save was killed
+    checks.check_folder(str(tmp_path))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.safetensors.new"]
+
+
+def test_a_folder_with_other_things_is_refused_and_left_alone(inside, tmp_path, small):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text('{"model_type": "gpt2"}')
+    for out in ("mine", "."):
+        one_line(inside("train", *small, "--out", out), 2, f"'{out}'", "no sound model", "--out")
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("out", ["facts.json", "facts.json/model", "x" * 300])
+def test_a_file_or_an_impossible_name_is_refused(inside, small, out):
+    one_line(inside(*small, "--out", out), 2, "cannot save a model", "--out")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may do all")
+def test_a_folder_that_cannot_be_written_is_refused(inside, tmp_path, small):
+    (tmp_path / "shut").mkdir(mode=0o500)
+    one_line(inside("train", *small, "--out", "shut"), 2, "'shut'", "Permission denied")
+    one_line(inside("train", *small, "--out", "shut/model"), 2, "Permission denied")
+
+
+def test_a_model_too_large_for_memory_is_refused(inside, tmp_path, small):
+    sizes = ("--embedding-dim", "1048576", "--hidden-dim", "1048576", "--n-layers", "100")
+    one_line(inside("train", *small, *sizes), 2, "GiB", "choose smaller sizes")
+    assert not (tmp_path / "rustgpt-model").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="the size of memory is not known")
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("projection", [True, False])
+def test_the_estimate_is_close(monkeypatch, tied, projection):
+    config = ModelConfig(tie_embeddings=tied, attention_projection=projection, max_seq_len=300)
+    tokenizer = rustgpt.WordTokenizer.train(["some words"])
+    there = rustgpt.LLM(config, tokenizer).n_parameters * 4 * (3 + 2)
+    training = TrainConfig(threads=2)
+    monkeypatch.setattr(os, "sysconf", lambda name: there if name == "SC_PAGE_SIZE" else 1)
+    checks.check_memory(config, training, tokenizer.vocab_size)
+    there = int(there * 0.98)
+    with pytest.raises(ConfigError, match="parameters needs"):
+        checks.check_memory(config, training, tokenizer.vocab_size)
+
+
+def test_where_the_size_of_memory_is_not_known_nothing_is_refused(monkeypatch):
+    monkeypatch.delattr(os, "sysconf", raising=False)
+    checks.check_memory(ModelConfig(embedding_dim=2**20), TrainConfig(), 10**9)

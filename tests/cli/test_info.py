@@ -1,0 +1,85 @@
+import builtins
+import json
+import platform
+
+import pytest
+import threadpoolctl
+
+import rustgpt
+from rustgpt import backend
+from rustgpt.cli import info
+
+from .conftest import one_line
+
+
+def test_machine(process):
+    done = process("info")
+    assert (done.status, done.err) == (0, "")
+    facts = dict(line.split(None, 1) for line in done.out.splitlines() if line[:5] != "instr")
+    assert facts["rustgpt"] == rustgpt.__version__
+    assert facts["python"] == platform.python_version()
+    assert facts["backend"] in backend.BACKENDS
+    assert int(facts["threads"]) > 0
+
+
+def test_machine_as_json(inside):
+    done = inside("info", "--json")
+    facts = json.loads(done.out)
+    assert (done.status, done.err) == (0, "")
+    assert facts["backend"] == backend.backend_name()
+    assert facts["instruction_set"] in facts["available"]
+    assert {*facts["blas"]} == {"name", "version", "threads"}
+    assert facts["processor"]
+
+
+def test_reference_kernels_have_no_instruction_set(process):
+    facts = json.loads(process("info", "--json", env={"RUSTGPT_BACKEND": "reference"}).out)
+    assert (facts["backend"], facts["instruction_set"]) == ("reference", None)
+    assert facts["available"] == []
+
+
+@pytest.mark.parametrize("name", ["RUSTGPT_BACKEND", "RUSTGPT_SIMD"])
+def test_wrong_environment(process, name):
+    one_line(process("info", env={name: "x\x1b"}), 2, "'x\\x1b'")
+
+
+def test_text_of_what_is_not_there(inside, monkeypatch):
+    monkeypatch.setattr(backend, "backend_name", lambda: "reference")
+    monkeypatch.setattr(threadpoolctl, "threadpool_info", list)
+    text = inside("info").out
+    assert "available        -\n" in text
+    assert "blas             name -, version -, threads -\n" in text
+
+
+def test_processor_without_proc(monkeypatch):
+    def refuse(*_args, **_more):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(info.Path, "read_text", refuse)
+    monkeypatch.setattr(builtins, "open", refuse)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "toaster")
+    assert info._processor() == "toaster"
+
+
+def test_model(inside, model):
+    done = inside("info", model)
+    assert (done.status, done.err) == (0, "")
+    loaded = rustgpt.LLM.load(model)
+    assert loaded.describe() in done.out
+    assert f"Vocabulary: {loaded.tokenizer.vocab_size} tokens" in done.out
+    assert "embedding_dim        16\n" in done.out
+
+
+def test_model_as_json(process, model):
+    facts = json.loads(process("info", model, "--json").out)
+    loaded = rustgpt.LLM.load(model)
+    assert facts["parameters"] == loaded.n_parameters
+    assert facts["vocabulary"] == loaded.tokenizer.vocab_size
+    assert facts["config"] == loaded.config.to_dict()
+    shapes = {name: list(value.shape) for name, value in loaded.named_parameters().items()}
+    assert facts["tensors"] == shapes
+
+
+def test_no_model(inside):
+    one_line(inside("info", "nowhere"), 1, "nowhere")

@@ -1,0 +1,113 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import rustgpt
+from rustgpt.cli.interrupts import Interrupts
+
+from .conftest import start
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_not_ignored():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_stops_gently_and_the_third_at_once(monkeypatch, capfd, number, status):
+    stops, ends = [], []
+    monkeypatch.setattr(os, "_exit", ends.append)
+    before = signal.getsignal(number)
+    with Interrupts(lambda: stops.append(True)) as interrupts:
+        assert interrupts.status == 0
+        os.kill(os.getpid(), number)
+        assert interrupts.status == status
+        assert "stopping after this step" in capfd.readouterr().err
+        os.kill(os.getpid(), number)
+        assert "a third time quits at once" in capfd.readouterr().err
+        assert (stops, ends) == ([True], [])
+        os.kill(os.getpid(), number)
+        assert ends == [status]
+    assert signal.getsignal(number) is before
+
+
+def test_nothing_is_written_where_standard_error_is_closed(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "stderr", None)
+    with Interrupts(lambda: None) as interrupts:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert interrupts.status == 130
+    assert capfd.readouterr().err == ""
+
+
+def test_an_ignored_signal_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Interrupts(lambda: None) as interrupts:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert interrupts.status == 0
+
+
+def test_other_threads_may_not_handle_signals_and_do_not_try():
+    done = []
+
+    def work() -> None:
+        with Interrupts(lambda: None):
+            done.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done == [signal.default_int_handler]
+
+
+def test_the_third_signal_ends_the_process():
+    script = (
+        "import os, signal\nfrom rustgpt.cli.interrupts import Interrupts\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "with Interrupts(lambda: None):\n"
+        "    for _ in range(3): os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(rustgpt.__file__).parent.parent)}
+    command = [sys.executable, "-c", script]
+    assert subprocess.run(command, env=env, capture_output=True, check=False).returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("numbers", "status"),
+    [
+        ([signal.SIGINT], 130),
+        ([signal.SIGTERM], 143),
+        ([signal.SIGINT, signal.SIGINT], 130),
+        ([signal.SIGTERM, signal.SIGINT], 143),
+    ],
+)
+@pytest.mark.parametrize("command", [["train"], []])
+def test_a_stopped_training_is_saved(tmp_path, small, command, numbers, status):
+    with start(*command, *small, "--pretrain-epochs", "1000000", cwd=tmp_path) as child:
+        child.stdin.close()
+        while b"pre-training:" not in child.stderr.readline():
+            pass
+        time.sleep(0.1)
+        for number in numbers:
+            child.send_signal(number)
+            time.sleep(0.002)
+        out, err = child.stdout.read().decode(), child.stderr.read().decode()
+    assert child.returncode == status
+    assert "Traceback" not in err
+    assert err.count("rustgpt: stopping after this step, then saving the model") == 1
+    assert "instruction tuning:" not in err
+    assert "The model is saved in rustgpt-model." in out
+    assert "AFTER TRAINING" not in out
+    assert "CHAT" not in out
+    model = rustgpt.LLM.load(tmp_path / "rustgpt-model")
+    assert len(model.chat().send("Who are you?")) >= 0

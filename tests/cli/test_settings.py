@@ -1,0 +1,156 @@
+import argparse
+import dataclasses
+
+import pytest
+
+from rustgpt.cli.settings import add_settings, read_settings
+from rustgpt.config import ModelConfig, TrainConfig
+from rustgpt.errors import ConfigError
+
+from .conftest import one_line
+
+
+def settings(*args):
+    parser = argparse.ArgumentParser()
+    add_settings(parser)
+    return read_settings(parser.parse_args(args))
+
+
+def test_no_flags_are_the_defaults():
+    assert settings() == (ModelConfig(), TrainConfig())
+
+
+def test_every_field_has_a_flag_with_a_description():
+    parser = argparse.ArgumentParser()
+    add_settings(parser)
+    helps = {action.dest: action.help for action in parser._actions}
+    for kind in (ModelConfig, TrainConfig):
+        for field in dataclasses.fields(kind):
+            assert len(helps[field.name].partition(" (default")[0]) > 5
+
+
+def test_flags():
+    model, train = settings(
+        *("--n-layers", "7", "--norm", "pre", "--no-attention-projection", "--tie-embeddings"),
+        *("--tune-rate", "1e-3", "--batch-size", "3", "--schedule", "cosine", "--seed", "5"),
+    )
+    assert model == ModelConfig(
+        n_layers=7, norm="pre", attention_projection=False, tie_embeddings=True, seed=5
+    )
+    assert train == TrainConfig(tune_rate=1e-3, batch_size=3, schedule="cosine", seed=5)
+
+
+TOML = """
+[model]
+n_layers = 2
+attention_bias = true
+[train]
+tune_rate = 1
+seed = 3
+"""
+
+
+def test_flags_win_over_the_file(tmp_path):
+    file = tmp_path / "settings.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + TOML.encode())  # with a byte order mark
+    model, train = settings("--config", str(file), "--n-layers", "4")
+    assert model == ModelConfig(n_layers=4, attention_bias=True)
+    assert train == TrainConfig(tune_rate=1, seed=3)
+    model, train = settings("--config", str(file), "--seed", "9")
+    assert (model.n_layers, model.seed, train.seed) == (2, 9, 9)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[model]\nn_layer = 2", ["settings.toml", "n_layer", "[model]", "n_layers"]),
+        (b"[train]\nn_layers = 2", ["n_layers", "[train]"]),
+        (b"n_layers = 2", ["'n_layers'", "[model] and [train]"]),
+        (b"model = 2", ["'model'"]),
+        (b"[serve]\n", ["'serve'"]),
+        (b"[model]\nn_layers = 'two'", ["settings.toml", "[model]", "n_layers", "int", "'two'"]),
+        (b"[model]\nn_layers = -1", ["settings.toml", "n_layers", "-1"]),
+        (b"[model]\nn_layers = true", ["n_layers", "True"]),
+        (b"[model]\nn_heads = 3", ["settings.toml", "n_heads must divide"]),
+        (b"[model]\nattention_bias = 1", ["attention_bias"]),
+        (b"[model]\nnorm = ['pre']", ["norm", "post, pre"]),
+        (b"[train]\ntune_rate = nan", ["tune_rate", "nan"]),
+        (b"[train]\ntune_rate = inf", ["tune_rate", "inf"]),
+        (b"[train]\nseed = 1e3", ["settings.toml", "seed"]),
+        (b"[model", ["settings.toml", "TOML"]),
+        (b"a = 1\na = 2", ["TOML"]),
+        (b"\xff\xfe", ["TOML"]),
+        (b"a = " + b"[" * 100_000, ["TOML"]),
+        (b"[model]\nn_layers = " + b"9" * 5000, ["TOML"]),
+        (b"\0", ["TOML"]),
+    ],
+)
+def test_bad_files(inside, tmp_path, content, words):
+    (tmp_path / "settings.toml").write_bytes(content)
+    one_line(inside("train", "--config", "settings.toml"), 2, *words)
+    assert [file.name for file in tmp_path.iterdir()] == ["settings.toml"]
+
+
+@pytest.mark.parametrize(("name", "word"), [("none.toml", "No such file"), (".", "directory")])
+def test_files_that_cannot_be_read(inside, name, word):
+    one_line(inside("train", "--config", name), 2, name, word)
+
+
+def test_a_flag_is_not_blamed_on_the_file(tmp_path):
+    file = tmp_path / "settings.toml"
+    file.write_text("[model]\nn_layers = 1\n")
+    with pytest.raises(ConfigError, match=r"^n_heads must be"):
+        settings("--config", str(file), "--n-heads", "0")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(["--n-heads", bad] for bad in ("0", "-1", "1e9", "nan", "inf", "", "3", "99999999999")),
+        *(["--embedding-dim", bad] for bad in ("0", "-1", "1e9", "1000000000", "x", "130")),
+        *(["--hidden-dim", bad] for bad in ("0", "-1", "1000000000")),
+        *(["--n-layers", bad] for bad in ("-1", "1000000000", "1.5", "9" * 5000)),
+        *(["--max-seq-len", bad] for bad in ("0", "1", "-1", "1000000000")),
+        *(["--batch-size", bad] for bad in ("0", "-1", "1e9", "1000000000", "")),
+        *(["--pretrain-epochs", bad] for bad in ("-1", "1e9", "inf", "", "9999999999")),
+        *(["--tune-rate", bad] for bad in ("-1", "1e9", "nan", "inf", "-inf", "", "fast")),
+        *(["--beta1", bad] for bad in ("-1", "1", "1e9", "nan", "inf")),
+        *(["--epsilon", bad] for bad in ("0", "-1", "1e9", "nan", "inf")),
+        *(["--max-grad-norm", bad] for bad in ("0", "-1", "nan")),
+        *(["--weight-decay", bad] for bad in ("-1", "1e9", "nan", "inf")),
+        *(["--final-rate", bad] for bad in ("-1", "2", "nan")),
+        *(["--warmup-steps", bad] for bad in ("-1", "1e9", "nan")),
+        *(["--threads", bad] for bad in ("-1", "1e9", "1000000000", "nan")),
+        *(["--seed", bad] for bad in ("-1", "1e9", "", str(2**63))),
+        *([flag, bad] for flag in ("--activation", "--norm", "--schedule", "--dtype")
+          for bad in ("", "x")),
+        *([flag, ""] for flag in ("--out", "--pretrain", "--chat", "--config")),
+        ["--language", "fr"],
+        ["--n-layers"],
+        ["--tie-embeddings=yes"],
+        ["--out", "a\0b"],
+    ],
+)  # fmt: skip
+def test_flags_out_of_range_end_before_any_work(inside, tmp_path, flags):
+    for command in ([], ["train"]):
+        one_line(inside(*command, *flags), 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [[], ["chat"], ["generate", "model", "text"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(["--temperature", bad] for bad in ("-1", "nan", "inf", "", "hot", "-1e-9")),
+        *(["--max-new-tokens", bad] for bad in ("0", "-1", "1e9", "1000000000", "nan", "")),
+        *(["--seed", bad] for bad in ("-1", "1e9", "nan", "", str(2**64))),
+    ],
+)
+def test_sampling_out_of_range_ends_before_any_work(inside, tmp_path, command, flags):
+    one_line(inside(*command, *flags), 2, flags[0].strip("-"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", [["--n-heads", "3"], ["--tune-rate", "nan"]])
+def test_flags_out_of_range_as_a_process(process, flags):
+    one_line(process(*flags), 2)
