@@ -39,7 +39,9 @@ class _Config:
         right = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
         if not right:
             raise ConfigError(f"{name} must be of type {kind.__name__}, got {value!r}")
-        if not lowest <= value <= highest:  # NaN fails too
+        # NaN fails too, and so does a whole number that no float can hold.
+        too_large = isinstance(value, int) and abs(value) >= 2**63
+        if not lowest <= value <= highest or too_large:
             limits = f"at least {lowest:g}"
             if highest < math.inf:
                 limits = f"from {lowest:g} to {highest:g}"
@@ -74,8 +76,10 @@ class ModelConfig(_Config):
         sub-layer and once at the end (GPT-2).
     attention_projection
         Whether attention ends in an output projection; RustGPT has none.
-    attention_bias, output_bias
-        Whether the products of the attention, and the output projection, have a bias.
+    attention_bias
+        Whether the products of the attention have a bias.
+    output_bias
+        Whether the output projection has a bias.
     tie_embeddings
         Whether the output projection is the embedding table, transposed (Press and Wolf 2017).
     dtype
@@ -127,14 +131,22 @@ class TrainConfig(_Config):
 
     Parameters
     ----------
-    pretrain_epochs, pretrain_rate
-        Passes over the statements, and the learning rate at their start.
-    tune_epochs, tune_rate
-        The same for the dialogues.
+    pretrain_epochs
+        Passes over the statements.
+    pretrain_rate
+        Highest learning rate of the pre-training.
+    tune_epochs
+        Passes over the dialogues.
+    tune_rate
+        Highest learning rate of the instruction tuning.
     batch_size
         Texts in one step of the optimizer.
-    beta1, beta2, epsilon
-        Of Adam.
+    beta1
+        Of Adam: how much of the gradient's running mean a step keeps.
+    beta2
+        Of Adam: how much of the squared gradient's running mean a step keeps.
+    epsilon
+        Of Adam: keeps the division defined where no gradient was ever seen.
     weight_decay
         Of AdamW; applies to matrices, not to biases and layer norms.
     max_grad_norm

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -71,6 +70,8 @@ class Trainer:
     split_texts, skipped_texts : int
         Texts of the last phase that were longer than the context and so cut in pieces, and texts of
         less than two tokens, which teach nothing.
+    stopped : bool
+        Whether `stop` was called.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Trainer:
         self.epochs: list[Epoch] = []
         self.split_texts = 0
         self.skipped_texts = 0
-        self._stop = threading.Event()
+        self.stopped = False
 
     def pretrain(self, texts: Sequence[str]) -> list[Epoch]:
         """Learn statements; return its epochs."""
@@ -99,12 +100,7 @@ class Trainer:
 
     def stop(self) -> None:
         """Let the training end after the step that runs now; safe to call from a signal handler."""
-        self._stop.set()
-
-    @property
-    def stopped(self) -> bool:
-        """Whether `stop` was called."""
-        return self._stop.is_set()
+        self.stopped = True
 
     def fit(self, texts: Sequence[str], epochs: int, rate: float, phase: str) -> list[Epoch]:
         """Train on texts, with an optimizer that starts afresh.

@@ -401,7 +401,7 @@ JSON = st.recursive(
 KEYS = ["format", "version", "model", "files", "sha256"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYS), JSON), st.booleans())
 def test_any_json_as_config(tmp_path_factory, changes, resealed):
     folder = tmp_path_factory.getbasetemp() / "any json"
@@ -477,7 +477,7 @@ def test_headers_of_another_form(model, header):
     assert len(str(caught.value)) < 1000
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(JSON | st.dictionaries(st.text(), st.fixed_dictionaries(dict.fromkeys(ENTRY, JSON))))
 def test_any_json_as_header(tmp_path_factory, header):
     folder = tmp_path_factory.getbasetemp() / "any header"
@@ -1093,7 +1093,7 @@ def test_reading_while_another_saves(tmp_path):
     thread = threading.Thread(target=save_many)
     thread.start()
     seen = set()
-    until = time.monotonic() + 1.5
+    until = time.monotonic() + 1
     while time.monotonic() < until and thread.is_alive():
         with contextlib.suppress(CheckpointError):  # it says so; it must not mix two models
             seen.add(read_large(tmp_path))

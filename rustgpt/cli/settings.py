@@ -22,18 +22,6 @@ READERS: Final[dict[type, tuple[Callable[[str], Any], str]]] = {
     str: (str, "NAME"),
 }
 
-# Of fields that the docstring of a configuration explains together.
-TOGETHER: Final = {
-    "attention_bias": "Whether the products of the attention have a bias",
-    "output_bias": "Whether the output projection has a bias",
-    "pretrain_epochs": "Passes over the statements",
-    "pretrain_rate": "The learning rate at the start of pre-training",
-    "tune_epochs": "Passes over the dialogues",
-    "tune_rate": "The learning rate at the start of instruction tuning",
-    "beta1": "Of Adam: how slowly its mean of the gradients changes",
-    "beta2": "Of Adam: how slowly its mean of their squares changes",
-}
-
 Config = TypeVar("Config", ModelConfig, TrainConfig)
 
 
@@ -83,10 +71,9 @@ def _descriptions(kind: type) -> dict[str, str]:
     """Return what the docstring of a configuration says about its fields."""
     found = dict.fromkeys((field.name for field in dataclasses.fields(kind)), "")
     section = (inspect.getdoc(kind) or "").partition("Parameters\n----------\n")[2]
-    for names, text in re.findall(r"^(\w[\w, ]*)\n((?: +\S.*\n?)+)", section, re.MULTILINE):
-        plain = " ".join(text.split()).replace("`", "").removesuffix(".")
-        found.update(dict.fromkeys(names.split(", "), plain))
-    return found | {name: text for name, text in TOGETHER.items() if name in found}
+    for name, text in re.findall(r"^(\w+)\n((?: +\S.*\n?)+)", section, re.MULTILINE):
+        found[name] = " ".join(text.split()).replace("`", "").removesuffix(".")
+    return found
 
 
 def read_settings(args: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:

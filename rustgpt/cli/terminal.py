@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
@@ -75,6 +76,14 @@ def is_terminal(file: TextIO | None) -> bool:
     return file is not None and file.isatty()
 
 
+def _columns(file: TextIO) -> int:
+    """Return how wide a terminal is; 0 if it does not say, as some containers' do not."""
+    try:
+        return os.get_terminal_size(file.fileno()).columns
+    except OSError:
+        return 0
+
+
 class Progress:
     """Shows how a phase of the training goes: a bar on a terminal, otherwise some ten lines.
 
@@ -88,7 +97,7 @@ class Progress:
 
     def __init__(self, phase: str, epochs: int) -> None:
         self._bar: Any = None
-        if is_terminal(sys.stderr):
+        if is_terminal(sys.stderr) and _columns(sys.stderr):
             from tqdm import tqdm
 
             self._bar = tqdm(

@@ -1,4 +1,5 @@
 import builtins
+import contextlib
 import os
 import select
 import signal
@@ -110,74 +111,81 @@ def test_a_closed_pipe_is_quiet(tmp_path, model):
 class Terminal:
     """A process on a pseudo-terminal, and what it has written so far."""
 
-    def __init__(self, *args, cwd):
+    def __init__(self, *args, cwd, columns=0):
+        import fcntl
         import pty
+        import struct
+        import termios
 
         self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), slave)
         self.child = start(*args, cwd=cwd, env={"TERM": "dumb"}, **streams)
         os.close(slave)
         self.seen = b""
 
-    def read_until(self, text: bytes, seconds: float = 30) -> bytes:
-        end = time.monotonic() + seconds
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.child.kill()
+        self.child.wait()
+        os.close(self.master)
+
+    def read_until(self, text: bytes) -> None:
+        end = time.monotonic() + 30
         while text not in self.seen:
             assert time.monotonic() < end, self.seen
             if select.select([self.master], [], [], 0.1)[0]:
                 self.seen += os.read(self.master, 65536)
-        before, _, self.seen = self.seen.partition(text)
-        return before
+        self.seen = self.seen.partition(text)[2]
 
     def write(self, text: bytes) -> None:
         os.write(self.master, text)
 
-    def end(self) -> int:
-        try:
-            status = self.child.wait(30)
-        except subprocess.TimeoutExpired:
-            self.child.kill()
-            raise
-        os.close(self.master)
-        return status
-
 
 @posix
 def test_a_terminal(tmp_path, model):
-    terminal = Terminal("chat", model, cwd=tmp_path)
-    terminal.read_until(b"Enter prompt: ")
-    terminal.write(b"Who are you?\n")
-    terminal.read_until(b"Model output: A small model")
-    terminal.read_until(b"Enter prompt: ")
-    terminal.write(b"\xff\n")
-    terminal.read_until(b"Model output: ")
-    terminal.read_until(b"Enter prompt: ")
-    terminal.write(b"exit\n")
-    assert terminal.end() == 0
+    with Terminal("chat", model, cwd=tmp_path) as terminal:
+        terminal.read_until(b"Enter prompt: ")
+        terminal.write(b"Who are you?\n")
+        terminal.read_until(b"Model output: A small model")
+        terminal.read_until(b"Enter prompt: ")
+        terminal.write(b"\xff\n")
+        terminal.read_until(b"Model output: ")
+        terminal.read_until(b"Enter prompt: ")
+        terminal.write(b"exit\n")
+        assert terminal.child.wait(30) == 0
 
 
 @posix
 def test_ctrl_d_on_a_terminal(tmp_path, model):
-    terminal = Terminal("chat", model, cwd=tmp_path)
-    terminal.read_until(b"Enter prompt: ")
-    terminal.write(b"\x04")
-    assert terminal.end() == 0
+    with Terminal("chat", model, cwd=tmp_path) as terminal:
+        terminal.read_until(b"Enter prompt: ")
+        terminal.write(b"\x04")
+        assert terminal.child.wait(30) == 0
 
 
 @posix
 def test_ctrl_c_on_a_terminal(tmp_path, model):
-    terminal = Terminal("chat", model, cwd=tmp_path)
-    terminal.read_until(b"Enter prompt: ")
-    terminal.child.send_signal(signal.SIGINT)
-    terminal.read_until(b"\n")
-    assert terminal.end() == 130
+    with Terminal("chat", model, cwd=tmp_path) as terminal:
+        terminal.read_until(b"Enter prompt: ")
+        time.sleep(0.2)  # readline looks for signals only once it waits for keys
+        terminal.child.send_signal(signal.SIGINT)
+        for _ in range(100):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                assert terminal.child.wait(0.3) == 130
+                break
+            terminal.child.send_signal(signal.SIGINT)
+        assert os.read(terminal.master, 100).endswith(b"\n")
 
 
 @posix
 def test_the_whole_job_on_a_terminal_shows_a_bar(tmp_path, small):
-    terminal = Terminal(*small, cwd=tmp_path)
-    terminal.read_until(b"pre-training |")
-    terminal.read_until(b"2/2")
-    terminal.read_until(b"instruction tuning |")
-    terminal.read_until(b"Enter prompt: ")
-    terminal.write(b"exit\n")
-    assert terminal.end() == 0
+    with Terminal(*small, cwd=tmp_path, columns=80) as terminal:
+        terminal.read_until(b"pre-training |")
+        terminal.read_until(b"2/2")
+        terminal.read_until(b"instruction tuning |")
+        terminal.read_until(b"Enter prompt: ")
+        terminal.write(b"exit\n")
+        assert terminal.child.wait(30) == 0

@@ -70,7 +70,7 @@ def test_damaged_models(inside, tmp_path, model):
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         copy = Path(shutil.copytree(model, tmp_path / name))
         content = (copy / name).read_bytes()
-        for damaged in (content[:-1], b"", content[:100] + b"\xff" + content[101:]):
+        for damaged in (content[:-2], b"", content[:100] + b"\xff" + content[101:]):
             (copy / name).write_bytes(damaged)
             one_line(inside("generate", str(copy), "text"), 1, name)
         (copy / name).unlink()

@@ -12,8 +12,11 @@ BIDIRECTIONAL = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
 def test_every_code_point_is_shown_replaced_or_removed():
-    for code in range(0x110000):
-        character = chr(code)
+    everything = "".join(map(chr, range(0x110000)))
+    assert len(terminal.clean(everything)) == len(everything) - 12 - 128
+    for code, character in enumerate(everything):
+        if code > 0xFFFF and code >> 12 != 0xE0:  # the rest of the planes is checked above
+            continue
         category = unicodedata.category(character)
         cleaned = terminal.clean(character)
         if character in "\n\t":
@@ -104,6 +107,7 @@ def test_on_a_terminal_progress_is_a_bar(monkeypatch):
     stderr = io.StringIO()
     stderr.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setattr(terminal, "_columns", lambda _file: 80)
     with terminal.Progress("phase", 3) as progress:
         for epoch in epochs(3):
             progress.show(epoch)
@@ -111,3 +115,12 @@ def test_on_a_terminal_progress_is_a_bar(monkeypatch):
     assert "phase" in text
     assert "3/3" in text
     assert "loss 1.5000, 1,234 tokens/s" in text
+
+
+def test_a_terminal_without_width_gets_lines(monkeypatch):
+    stderr = io.StringIO()
+    stderr.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with terminal.Progress("phase", 3) as progress:
+        progress.show(epochs(3)[0])
+    assert stderr.getvalue().startswith("phase: epoch 1/3, ")
