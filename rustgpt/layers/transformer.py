@@ -11,7 +11,6 @@ from rustgpt.layers.layer import Array, Cache, Indices, Layer
 from rustgpt.layers.layer_norm import LayerNorm
 from rustgpt.layers.self_attention import SelfAttention
 
-
 # What `block_decode` knows; a block with other sub-layers decodes step by step.
 STANDARD = [SelfAttention, LayerNorm, FeedForward, LayerNorm]
 

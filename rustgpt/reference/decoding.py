@@ -47,7 +47,7 @@ def block_decode(
         return out
 
     def attention(rows: Array) -> Array:  # (n, C) -> (n, C)
-        qkv = rows @ qkv_weight  # (n, 3 C)
+        qkv: Array = rows @ qkv_weight  # (n, 3 C)
         if qkv_bias is not None:
             qkv += qkv_bias
         heads = np.empty_like(rows)
@@ -58,12 +58,12 @@ def block_decode(
         return out if projection_bias is None else out + projection_bias
 
     def feed_forward(rows: Array) -> Array:  # (n, C) -> (n, C)
-        hidden = rows @ weight1 + bias1  # (n, F)
+        hidden: Array = rows @ weight1 + bias1  # (n, F)
         (gelu_forward if gelu else relu_forward)(hidden, hidden)
         return hidden @ weight2 + bias2
 
     if pre_norm:
-        h = x + attention(norm(x, norm1_weight, norm1_bias))
+        h: Array = x + attention(norm(x, norm1_weight, norm1_bias))
         x[...] = h + feed_forward(norm(h, norm2_weight, norm2_bias))
     else:
         h = norm(x + attention(x), norm1_weight, norm1_bias)
