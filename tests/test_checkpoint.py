@@ -255,7 +255,7 @@ def test_every_truncation(model, name):
 @pytest.mark.parametrize("name", FILES)
 def test_every_flipped_bit(model, name):
     content = (model / name).read_bytes()
-    step = 3 if len(content) < 1000 else 97  # neither divides 8: every bit of a byte has its turn
+    step = 7 if len(content) < 1000 else 97  # neither divides 8: every bit of a byte has its turn
     for bit in range(0, 8 * len(content), step):
         broken = bytearray(content)
         broken[bit // 8] ^= 1 << bit % 8
@@ -840,6 +840,8 @@ def test_an_error_at_every_step(model, code):
     [
         (OSError(errno.EMFILE, "Too many open files"), ()),
         (MemoryError(), ("open", "read_bytes", "write")),
+        (OSError(errno.EIO, "Input/output error"), ("read_bytes", "write")),
+        (MemoryError(), ("read_bytes", "write")),
     ],
 )
 def test_an_error_while_finishing_what_was_cut_short(model, error, only, forever):
@@ -1072,6 +1074,41 @@ def test_killed_for_real(tmp_path):
         assert read_large(tmp_path) in (1, 2)
         unfinished += len(snapshot(tmp_path)) > 3
     assert unfinished  # otherwise this test shows nothing
+
+
+@pytest.mark.parametrize("moment", range(1, 9))
+def test_a_save_while_the_files_are_checked(model, moment, monkeypatch):
+    looks = itertools.count(1)
+
+    def look(function):
+        def looked(path, *args):
+            if next(looks) == moment:
+                save(model, 2)
+            return function(path, *args)
+
+        return looked
+
+    for name in ("is_file", "read_bytes"):
+        monkeypatch.setattr(Path, name, look(getattr(Path, name)))
+    monkeypatch.setattr(checkpoint, "open", look(open), raising=False)
+    saved = checkpoint.load(model)
+    assert next(looks) > moment
+    number = saved.model_config().seed
+    assert saved.tokenizer().vocab == tokenizer(number).vocab
+    if number == 2:
+        assert which(model) == 2
+    else:
+        with pytest.raises(CheckpointError, match="load it again"):
+            saved.read_into(tensors(1))
+
+
+def test_a_save_between_loading_and_reading(model):
+    saved = checkpoint.load(model)
+    save(model, 2)
+    for read in (saved.read_into, lambda arrays: saved.check_shapes({})):
+        with pytest.raises(CheckpointError, match="load it again"):
+            read(tensors(1))
+    assert which(model) == 2
 
 
 def test_reading_while_another_saves(tmp_path):

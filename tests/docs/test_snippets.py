@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-import rustgpt.reference
+import rustgpt
+from rustgpt.backend import backend_name
+from rustgpt.reference import kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -52,6 +54,22 @@ def test_snippet_and_its_output_are_found() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    with restored_backend():
+        run(page)
+
+
+@contextlib.contextmanager
+def restored_backend() -> Iterator[None]:
+    """Undo what a page may have done to the choice of kernels."""
+    before = backend_name()
+    try:
+        yield
+    finally:
+        rustgpt.use_backend(before)
+
+
+def run(page: Path) -> None:
+    """Run the snippets of a page and compare what they print."""
     namespace: dict[str, object] = {"__name__": "snippet"}
     for line, source, expected in snippets(page.read_text(encoding="utf-8")):
         printed = io.StringIO()
@@ -79,5 +97,5 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_named_kernels_and_files_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert {*KERNEL.findall(text)} <= rustgpt.reference.kernels().keys()
+    assert {*KERNEL.findall(text)} <= kernels().keys()
     assert [name for name in FILE.findall(text) if not (ROOT / name).exists()] == []
