@@ -3,10 +3,49 @@ from cython cimport floating
 from libc.math cimport log, sqrt
 
 from rustgpt._ext.blas cimport gemm
-from rustgpt._ext.rows cimport row_exp, row_max
+from rustgpt._ext.rows cimport combine, dots, row_exp, row_max
 
 cdef enum:
     BLOCK = 64  # query rows whose scores are in cache at once
+    SHORT = 48  # fewer query rows than this are faster in plain loops than in BLAS, which cannot
+                # leave out the masked half and costs a microsecond a call
+
+
+cdef inline void softmax_row(
+    floating* scores, Py_ssize_t seen, Py_ssize_t keys, floating scale, floating* lse
+) noexcept nogil:
+    """Softmax of scale * scores over the first `seen` keys; the rest become zero."""
+    cdef Py_ssize_t j
+    cdef floating largest = row_max(scores, seen) * scale, inverse
+    cdef double total = row_exp(scores, scale, largest, scores, seen)
+    inverse = <floating> (1.0 / total)
+    for j in range(seen):
+        scores[j] *= inverse
+    for j in range(seen, keys):
+        scores[j] = 0
+    if lse != NULL:
+        lse[0] = largest + <floating> log(total)
+
+
+cdef inline void attend_short(
+    const floating* q, Py_ssize_t ldq,                      # IN (rows, D)
+    const floating* k, const floating* v, Py_ssize_t ldkv,  # IN (start + rows, D)
+    Py_ssize_t rows, Py_ssize_t start, Py_ssize_t D,
+    floating* out, Py_ssize_t ldo,                          # OUT (rows, D)
+    floating* lse, Py_ssize_t ld_lse,                       # OUT (rows,) or NULL
+    floating* scores,                                       # scratch (start + rows,)
+) noexcept nogil:
+    """`attend` for few rows, in loops that end at the mask."""
+    cdef Py_ssize_t i, seen
+    cdef floating scale = <floating> (1.0 / sqrt(<double> D))
+    for i in range(rows):
+        seen = start + i + 1
+        # Pass 1: scores = q @ k.T
+        dots(q + i * ldq, k, ldkv, seen, D, scores)
+        # Pass 2: softmax
+        softmax_row(scores, seen, seen, scale, NULL if lse == NULL else lse + i * ld_lse)
+        # Pass 3: out = probabilities @ v
+        combine(scores, 1, v, ldkv, seen, D, out + i * ldo)
 
 
 cdef inline void attend(
@@ -18,10 +57,11 @@ cdef inline void attend(
     floating* scores,                                       # scratch (BLOCK, start + rows)
 ) noexcept nogil:
     """One head of one sequence: query row i sees the keys 0 .. start + i."""
-    cdef Py_ssize_t block, i0, i, j, r, seen, keys
-    cdef floating scale = <floating> (1.0 / sqrt(<double> D)), largest, inverse
-    cdef floating* row
-    cdef double total
+    cdef Py_ssize_t block, i0, i, r, keys
+    cdef floating scale = <floating> (1.0 / sqrt(<double> D))
+    if rows < SHORT:
+        attend_short(q, ldq, k, v, ldkv, rows, start, D, out, ldo, lse, ld_lse, scores)
+        return
     for block in range((rows + BLOCK - 1) // BLOCK):
         i0 = block * BLOCK
         r = min(<Py_ssize_t> BLOCK, rows - i0)
@@ -29,19 +69,10 @@ cdef inline void attend(
         # Pass 1: scores = q @ k.T                                    (r, keys)
         gemm(False, True, r, keys, D, <floating> 1, q + i0 * ldq, ldq, k, ldkv,
              <floating> 0, scores, keys)
-        # Pass 2: softmax over the keys that a row may see; the rest become zero.
+        # Pass 2: softmax over the keys that a row may see.
         for i in range(r):
-            row = scores + i * keys
-            seen = start + i0 + i + 1
-            largest = row_max(row, seen) * scale
-            total = row_exp(row, scale, largest, row, seen)
-            inverse = <floating> (1.0 / total)
-            for j in range(seen):
-                row[j] *= inverse
-            for j in range(seen, keys):
-                row[j] = 0
-            if lse != NULL:
-                lse[(i0 + i) * ld_lse] = largest + <floating> log(total)
+            softmax_row(scores + i * keys, start + i0 + i + 1, keys, scale,
+                        NULL if lse == NULL else lse + (i0 + i) * ld_lse)
         # Pass 3: out = probabilities @ v                             (r, D)
         gemm(False, False, r, D, keys, <floating> 1, scores, keys, v, ldkv,
              <floating> 0, out + i0 * ldo, ldo)

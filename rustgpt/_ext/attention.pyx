@@ -10,7 +10,7 @@ from libc.math cimport sqrt
 
 from rustgpt._ext.blas cimport gemm
 from rustgpt._ext.checks cimport check_blas, check_matrix, check_offsets, check_vector
-from rustgpt._ext.rows cimport row_dot, row_exp
+from rustgpt._ext.rows cimport combine, dots, row_dot, row_exp
 
 
 def attention_scratch_size(Py_ssize_t length):
@@ -63,6 +63,38 @@ def attention_forward(
                            &out[first, h * D], C, &lse[first, h], H, &scratch[0])
 
 
+cdef void attend_short_backward(
+    const floating* dout, Py_ssize_t ldo,                                          # IN (T, D)
+    const floating* q, const floating* k, const floating* v,                       # IN (T, D)
+    const floating* lse, Py_ssize_t ld_lse,                                        # IN (T,)
+    Py_ssize_t T, Py_ssize_t D,
+    floating* dq, floating* dk, floating* dv, Py_ssize_t ld,                       # OUT (T, D)
+    floating* p, floating* dscores,                                # scratch (T, T) each
+) noexcept nogil:
+    """`attend_backward` for few rows, in loops that end at the mask."""
+    cdef Py_ssize_t i, j
+    cdef floating scale = <floating> (1.0 / sqrt(<double> D)), mean
+    cdef floating* row
+    cdef floating* drow
+    for i in range(T):
+        row, drow = p + i * T, dscores + i * T
+        # Passes 1 and 2 again: p = exp(scale * q @ k.T - lse)
+        dots(q + i * ld, k, ld, i + 1, D, row)
+        row_exp(row, scale, lse[i * ld_lse], row, i + 1)
+        # Pass 3 was out = p @ v:                  dp = dout @ v.T
+        dots(dout + i * ldo, v, ld, i + 1, D, drow)
+        # Pass 2 was p = softmax(scale * scores):  dscores = scale * p * (dp - sum(p * dp))
+        mean = <floating> row_dot(row, drow, i + 1)
+        for j in range(i + 1):
+            drow[j] = scale * row[j] * (drow[j] - mean)
+        # Pass 1 was scores = q @ k.T:             dq = dscores @ k
+        combine(drow, 1, k, ld, i + 1, D, dq + i * ld)
+    for j in range(T):
+        # dk = dscores.T @ q, dv = p.T @ dout: key j was seen by the rows from j on.
+        combine(dscores + j * T + j, T, q + j * ld, ld, T - j, D, dk + j * ld)
+        combine(p + j * T + j, T, dout + j * ldo, ldo, T - j, D, dv + j * ld)
+
+
 cdef void attend_backward(
     const floating* dout, Py_ssize_t ldo,                                          # IN (T, D)
     const floating* q, const floating* k, const floating* v,                       # IN (T, D)
@@ -76,6 +108,10 @@ cdef void attend_backward(
     cdef floating scale = <floating> (1.0 / sqrt(<double> D)), mean, beta
     cdef floating* row
     cdef floating* drow
+    if T < SHORT:
+        attend_short_backward(dout, ldo, q, k, v, lse, ld_lse, T, D, dq, dk, dv, ld,
+                              scores, dscores)
+        return
     # From the last block to the first: the last sees every key and so overwrites dk and dv.
     for block in range((T - 1) // BLOCK, -1, -1):
         i0 = block * BLOCK

@@ -75,6 +75,44 @@ cdef extern from *:
         for (Py_ssize_t i = 0; i < n; i++) sum += (double)y[i] * (double)(x[i] - mean);         \\
         return sum;                                                                             \\
     }                                                                                           \\
+    /* out[j] = x . rows[j]: four rows at a time, since one sum would wait for itself. */       \\
+    static inline void dots_##NAME(const T* x, const T* rows, Py_ssize_t ld, Py_ssize_t count,  \\
+                                 Py_ssize_t n, T* out) {                                        \\
+        Py_ssize_t j = 0;                                                                       \\
+        for (; j + 4 <= count; j += 4) {                                                        \\
+            const T *r0 = rows + j * ld, *r1 = r0 + ld, *r2 = r1 + ld, *r3 = r2 + ld;           \\
+            T s0 = 0, s1 = 0, s2 = 0, s3 = 0;                                                   \\
+            RUSTGPT_SIMD(reduction(+ : s0, s1, s2, s3))                                         \\
+            for (Py_ssize_t i = 0; i < n; i++) {                                                \\
+                s0 += x[i] * r0[i]; s1 += x[i] * r1[i]; s2 += x[i] * r2[i]; s3 += x[i] * r3[i]; \\
+            }                                                                                   \\
+            out[j] = s0; out[j + 1] = s1; out[j + 2] = s2; out[j + 3] = s3;                     \\
+        }                                                                                       \\
+        for (; j < count; j++) {                                                                \\
+            T sum = 0;                                                                          \\
+            RUSTGPT_SIMD(reduction(+ : sum))                                                    \\
+            for (Py_ssize_t i = 0; i < n; i++) sum += x[i] * rows[j * ld + i];                  \\
+            out[j] = sum;                                                                       \\
+        }                                                                                       \\
+    }                                                                                           \\
+    /* out = sum over j of a[j * inc] * rows[j]. */                                             \\
+    static inline void combine_##NAME(const T* a, Py_ssize_t inc, const T* rows, Py_ssize_t ld, \\
+                                    Py_ssize_t count, Py_ssize_t n, T* out) {                   \\
+        Py_ssize_t j = 0;                                                                       \\
+        for (Py_ssize_t i = 0; i < n; i++) out[i] = 0;                                          \\
+        for (; j + 4 <= count; j += 4) {                                                        \\
+            const T *r0 = rows + j * ld, *r1 = r0 + ld, *r2 = r1 + ld, *r3 = r2 + ld;           \\
+            T a0 = a[j * inc], a1 = a[(j + 1) * inc], a2 = a[(j + 2) * inc], a3 = a[(j + 3) * inc];\\
+            RUSTGPT_SIMD()                                                                      \\
+            for (Py_ssize_t i = 0; i < n; i++)                                                  \\
+                out[i] += a0 * r0[i] + a1 * r1[i] + a2 * r2[i] + a3 * r3[i];                    \\
+        }                                                                                       \\
+        for (; j < count; j++) {                                                                \\
+            T a0 = a[j * inc];                                                                  \\
+            RUSTGPT_SIMD()                                                                      \\
+            for (Py_ssize_t i = 0; i < n; i++) out[i] += a0 * rows[j * ld + i];                 \\
+        }                                                                                       \\
+    }                                                                                           \\
     /* y = exp(scale * x - shift); returns the sum of y. x and y may be the same row. */        \\
     static inline double row_exp_##NAME(const T* x, T scale, T shift, T* y, Py_ssize_t n) {     \\
         double sum = 0.0;                                                                       \\
@@ -103,6 +141,14 @@ cdef extern from *:
                                   Py_ssize_t n) noexcept nogil
     double row_dot_deviations_f64(const double* y, const double* x, double mean,
                                   Py_ssize_t n) noexcept nogil
+    void dots_f32(const float* x, const float* rows, Py_ssize_t ld, Py_ssize_t count,
+                  Py_ssize_t n, float* out) noexcept nogil
+    void dots_f64(const double* x, const double* rows, Py_ssize_t ld, Py_ssize_t count,
+                  Py_ssize_t n, double* out) noexcept nogil
+    void combine_f32(const float* a, Py_ssize_t inc, const float* rows, Py_ssize_t ld,
+                     Py_ssize_t count, Py_ssize_t n, float* out) noexcept nogil
+    void combine_f64(const double* a, Py_ssize_t inc, const double* rows, Py_ssize_t ld,
+                     Py_ssize_t count, Py_ssize_t n, double* out) noexcept nogil
     double row_exp_f32(const float* x, float scale, float shift, float* y,
                        Py_ssize_t n) noexcept nogil
     double row_exp_f64(const double* x, double scale, double shift, double* y,
@@ -160,6 +206,26 @@ cdef inline double row_dot_deviations(
         return row_dot_deviations_f32(y, x, mean, n)
     else:
         return row_dot_deviations_f64(y, x, mean, n)
+
+
+cdef inline void dots(
+    const floating* x, const floating* rows, Py_ssize_t ld, Py_ssize_t count, Py_ssize_t n,
+    floating* out,
+) noexcept nogil:
+    if floating is float:
+        dots_f32(x, rows, ld, count, n, out)
+    else:
+        dots_f64(x, rows, ld, count, n, out)
+
+
+cdef inline void combine(
+    const floating* a, Py_ssize_t inc, const floating* rows, Py_ssize_t ld, Py_ssize_t count,
+    Py_ssize_t n, floating* out,
+) noexcept nogil:
+    if floating is float:
+        combine_f32(a, inc, rows, ld, count, n, out)
+    else:
+        combine_f64(a, inc, rows, ld, count, n, out)
 
 
 cdef inline double row_exp(
