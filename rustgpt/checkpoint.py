@@ -61,7 +61,7 @@ def save(
     folder = Path(folder)
     try:
         with _explained(f"cannot save a model in {folder}"):
-            if folder.is_file():
+            if folder.exists() and not folder.is_dir():
                 raise CheckpointError(f"cannot save a model in {folder}: it is a file, no folder")
             folder.mkdir(parents=True, exist_ok=True)
             _settle(folder)

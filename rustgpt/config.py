@@ -148,7 +148,7 @@ class TrainConfig(_Config):
     epsilon
         Of Adam: keeps the division defined where no gradient was ever seen.
     weight_decay
-        Of AdamW; applies to matrices, not to biases and layer norms.
+        Of AdamW; applies to all matrices, embeddings too, not to biases and layer norms.
     max_grad_norm
         L2 norm to which the whole gradient is clipped.
     schedule

@@ -201,7 +201,16 @@ class LLM:
         return float(losses.sum(dtype=np.float64))
 
     def decode(self, ids: Sequence[int], cache: Cache) -> Array:  # (n,) -> (V,)
-        """Continue the text in `cache` by `ids`; return the scores of what may follow."""
+        """Continue the text in `cache` by `ids`; return the scores of what may follow.
+
+        Raises
+        ------
+        DataError
+            If there is no token, or more than the cache and the model's context have room for.
+        """
+        room = min(cache.capacity, self.max_seq_len) - cache.length
+        if not 0 < len(ids) <= room:
+            raise DataError(f"there is room for 1 to {room} more tokens, got {len(ids)}")
         x: Array = np.array(ids, np.int32)
         for layer in self.layers[:-1]:
             x = layer.decode(x, cache)

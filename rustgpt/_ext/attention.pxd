@@ -6,9 +6,11 @@ from rustgpt._ext.blas cimport gemm
 from rustgpt._ext.rows cimport combine, dots, row_exp, row_max
 
 cdef enum:
-    BLOCK = 64  # query rows whose scores are in cache at once
-    SHORT = 48  # fewer query rows than this are faster in plain loops than in BLAS, which cannot
-                # leave out the masked half and costs a microsecond a call
+    # Query rows whose scores are in cache at once.
+    BLOCK = 64
+    # Fewer query rows than this are faster in plain loops than in BLAS, which cannot leave out the
+    # masked half and costs a microsecond a call.
+    SHORT = 48
 
 
 cdef inline void softmax_row(

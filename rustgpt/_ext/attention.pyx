@@ -3,13 +3,14 @@
 Rows of several sequences lie one after another; `offsets[b]:offsets[b + 1]` are those of sequence
 b, so that no row is padding. Queries are taken in blocks of BLOCK rows, whose scores fit the cache.
 Kept for the backward pass is one number a row and head, the log of the softmax's denominator; the
-scores are computed again. About 2 T^2 C operations forward for a sequence of T, 5 T^2 C backward.
+scores are computed again. For a sequence of T: 2 T^2 C operations forward and 5 T^2 C backward, the
+masked half left out; of BLOCK rows on the diagonal BLAS computes that half too.
 """
 from cython cimport floating
 from libc.math cimport sqrt
 
 from rustgpt._ext.blas cimport gemm
-from rustgpt._ext.checks cimport check_blas, check_matrix, check_offsets, check_vector
+from rustgpt._ext.checks cimport check_blas, check_matrix, check_offsets
 from rustgpt._ext.rows cimport combine, dots, row_dot, row_exp
 
 
@@ -41,7 +42,7 @@ def attention_forward(
     floating[:, ::1] lse not None,        # OUT (N, H)
     floating[::1] scratch not None,       # attention_scratch_size(longest sequence)
 ):
-    """out = softmax(mask(q @ k.T / sqrt(D))) @ v for each sequence and head of D = C / H columns."""
+    """out = softmax(mask(q @ k.T / sqrt(D))) @ v for each sequence and head, D = C / H."""
     cdef Py_ssize_t N = out.shape[0], C = out.shape[1], H = n_heads
     cdef Py_ssize_t b, h, first, T, D
     check_heads(C, H)

@@ -13,7 +13,9 @@ from rustgpt._ext.checks cimport check_blas, check_matrix, check_vector
 from rustgpt._ext.layer_norm cimport normalise
 
 
-cpdef Py_ssize_t block_decode_scratch_size(Py_ssize_t n, Py_ssize_t length, Py_ssize_t C, Py_ssize_t F) except -1:
+cpdef Py_ssize_t block_decode_scratch_size(
+    Py_ssize_t n, Py_ssize_t length, Py_ssize_t C, Py_ssize_t F
+) except -1:
     """Numbers of scratch for n new rows of a text that then has `length` rows."""
     return n * (5 * C + F) + BLOCK * length
 

@@ -102,7 +102,8 @@ cdef extern from *:
         for (Py_ssize_t i = 0; i < n; i++) out[i] = 0;                                          \\
         for (; j + 4 <= count; j += 4) {                                                        \\
             const T *r0 = rows + j * ld, *r1 = r0 + ld, *r2 = r1 + ld, *r3 = r2 + ld;           \\
-            T a0 = a[j * inc], a1 = a[(j + 1) * inc], a2 = a[(j + 2) * inc], a3 = a[(j + 3) * inc];\\
+            const T* f = a + j * inc;                                                           \\
+            T a0 = f[0], a1 = f[inc], a2 = f[2 * inc], a3 = f[3 * inc];                         \\
             RUSTGPT_SIMD()                                                                      \\
             for (Py_ssize_t i = 0; i < n; i++)                                                  \\
                 out[i] += a0 * r0[i] + a1 * r1[i] + a2 * r2[i] + a3 * r3[i];                    \\

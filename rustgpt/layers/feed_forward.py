@@ -32,6 +32,7 @@ class FeedForward(Layer):
         dtype: Any = np.float32,
     ) -> None:
         super().__init__(dtype)
+        self.dim = dim
         self.activation = activation
         self.weight1: Array
         self.dweight1: Array

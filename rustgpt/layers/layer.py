@@ -7,6 +7,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from rustgpt.errors import ConfigError
+
 Array = NDArray[Any]  # of the model's floating type
 Indices = NDArray[np.int32]
 
@@ -100,6 +102,11 @@ class Layer:
         for name, value in vars(self).items():
             if isinstance(value, Layer):
                 yield name, value
+            elif isinstance(value, (list, tuple)) and any(isinstance(v, Layer) for v in value):
+                raise ConfigError(
+                    f"{type(self).__name__}.{name} holds layers in a list, where their parameters "
+                    "would not be found: make each an attribute of its own"
+                )
 
     def _named(self, prefix: str, gradient: bool) -> Iterator[tuple[str, Array]]:
         for name in self.parameter_names:

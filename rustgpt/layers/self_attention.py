@@ -38,6 +38,7 @@ class SelfAttention(Layer):
         dtype: Any = np.float32,
     ) -> None:
         super().__init__(dtype)
+        self.dim = dim
         self.n_heads = n_heads
         self.projection = projection
         self.qkv_weight: Array

@@ -11,9 +11,6 @@ from rustgpt.layers.layer import Array, Cache, Indices, Layer
 from rustgpt.layers.layer_norm import LayerNorm
 from rustgpt.layers.self_attention import SelfAttention
 
-# What `block_decode` knows; a block with other sub-layers decodes step by step.
-STANDARD = [SelfAttention, LayerNorm, FeedForward, LayerNorm]
-
 
 class TransformerBlock(Layer):
     """Two sub-layers f, each with a residual sum.
@@ -31,7 +28,8 @@ class TransformerBlock(Layer):
 
     def __init__(self, config: ModelConfig, rng: np.random.Generator | None) -> None:
         super().__init__(config.dtype)
-        C, dtype = config.embedding_dim, config.dtype
+        self.dim = C = config.embedding_dim
+        dtype = config.dtype
         self.pre_norm = config.norm == "pre"
         self.attention = SelfAttention(
             C, config.n_heads, rng, config.attention_projection, config.attention_bias, dtype
@@ -49,7 +47,7 @@ class TransformerBlock(Layer):
         )
 
     def decode(self, x: Array, cache: Cache) -> Array:  # (n, C) -> (n, C)
-        if [type(child) for _, child in self.children()] == STANDARD:
+        if self._is_standard():
             return self._decode_at_once(x, cache)
         offsets = np.array([0, len(x)], np.int32)
         return self._run(
@@ -59,13 +57,24 @@ class TransformerBlock(Layer):
             offsets,
         )
 
+    def _is_standard(self) -> bool:
+        """Whether `block_decode` knows this block; one with other parts decodes step by step."""
+        return (
+            type(self) is TransformerBlock
+            and type(self.attention) is SelfAttention
+            and type(self.feed_forward) is FeedForward
+            and type(self.norm1) is type(self.norm2) is LayerNorm
+        )
+
     def _decode_at_once(self, x: Array, cache: Cache) -> Array:  # (n, C) -> (n, C)
         """Decode in one kernel: for one row, calls cost more than the arithmetic."""
         (n, C), start = x.shape, cache.length
         attention, feed_forward = self.attention, self.feed_forward
         size = ops.block_decode_scratch_size(n, start + n, C, len(feed_forward.bias1))
+        out = self.buffer("decoded", n, C)
+        out[...] = x
         ops.block_decode(
-            x, self.pre_norm, feed_forward.activation == "gelu", attention.n_heads, start,
+            out, self.pre_norm, feed_forward.activation == "gelu", attention.n_heads, start,
             cache.rows(attention, "keys", C), cache.rows(attention, "values", C),
             attention.qkv_weight, attention.qkv_bias,
             attention.projection_weight if attention.projection else None,
@@ -74,7 +83,7 @@ class TransformerBlock(Layer):
             self.norm2.weight, self.norm2.bias, self.norm1.epsilon,
             self.scratch("decode", size),
         )  # fmt: skip
-        return x
+        return out
 
     def _run(self, x: Array, attention: Any, feed_forward: Any, offsets: Indices) -> Array:
         # The sums go into the sub-layers' outputs, which nobody else reads.
