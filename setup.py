@@ -10,7 +10,6 @@ them when it is imported, so one wheel serves every processor of the family.
 
 import os
 import platform
-import shutil
 import sys
 from pathlib import Path
 
@@ -112,11 +111,13 @@ def extensions() -> list[Extension]:
     )
     for level, flags in LEVELS.items():
         for name in KERNELS:
-            # A C file of its own: two extensions with one source would share an object file.
+            # A C file of its own: two extensions with one source would share an object file. It
+            # knows its own full name, or the import system would take it for the plain module.
             generated = BUILD / "rustgpt" / "_ext" / f"{name}.c"
             copy = BUILD / level / f"{name}.c"
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(generated, copy)
+            plain_name, name_here = f'"rustgpt._ext.{name}"', f'"rustgpt._ext.{level}.{name}"'
+            copy.write_text(generated.read_text("utf-8").replace(plain_name, name_here), "utf-8")
             built.append(extension(f"rustgpt._ext.{level}.{name}", str(copy), FLAGS + flags))
     return built
 

@@ -4,10 +4,15 @@ Layers call `ops.linear_forward(...)` and never see Cython. The choice is made w
 first needed, so that importing the package loads neither.
 """
 
+import functools
+import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rustgpt.errors import ConfigError
 
@@ -38,12 +43,13 @@ def use_backend(name: str) -> None:
         If `name` is neither, or the compiled kernels are not built.
     """
     if name == "cython":
-        from rustgpt._ext import kernels
+        found = explained_kernels()
     elif name == "reference":
         from rustgpt.reference import kernels
+
+        found = kernels()
     else:
         raise ConfigError(f"there is no backend {name!r}: choose one of {', '.join(BACKENDS)}")
-    found = kernels()
     ops.__dict__.clear()
     ops.__dict__.update(found, backend=name)
 
@@ -51,6 +57,86 @@ def use_backend(name: str) -> None:
 def backend_name() -> str:
     """Return the name of the backend in use, loading it if none is yet."""
     return str(ops.backend)
+
+
+def explained_kernels() -> dict[str, Callable[..., Any]]:
+    """Return the compiled kernels by name; an error of theirs names the kernel and the argument.
+
+    Raises
+    ------
+    ConfigError
+        If they are not built.
+    """
+    from rustgpt._ext import kernels
+
+    return {name: _explained(name, kernel) for name, kernel in kernels().items()}
+
+
+def _explained(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a compiled kernel so that a wrong argument's error names the kernel and the argument."""
+
+    @functools.wraps(kernel)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return kernel(*args, **kwargs)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise _explanation(name, args, kwargs, error) from None
+
+    return call
+
+
+def _explanation(
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
+) -> Exception:
+    """Say which argument is wrong: a typed memoryview refuses it without its name.
+
+    The types are those of the twin in `rustgpt.reference`.
+    """
+    from rustgpt.reference import kernels
+
+    twin = inspect.signature(kernels()[name])
+    try:
+        given = twin.bind(*args, **kwargs).arguments
+    except TypeError as mismatch:
+        return TypeError(f"{name}: {mismatch}")
+    floating = ""  # the floating type of the first such array, which decides for all
+    for argument, value in given.items():
+        kind = twin.parameters[argument].annotation
+        optional = type(None) in get_args(kind)
+        kind = get_args(kind)[0] if optional else kind
+        if get_origin(kind) is not Annotated:
+            if not isinstance(value, (int, float, np.integer, np.floating, np.bool_)):
+                return TypeError(f"{name}: {argument} must be a number, got {type(value).__name__}")
+            continue
+        if value is None and optional:
+            continue
+        sides, *written = kind.__metadata__
+        wrong = _wrong_array(value, sides, bool(written), floating, kind.__origin__)
+        if wrong:
+            return wrong[0](f"{name}: {argument} must be {wrong[1]}")
+        if value.dtype.kind == "f":
+            floating = value.dtype.name
+    return (TypeError if isinstance(error, TypeError) else ValueError)(f"{name}: {error}")
+
+
+def _wrong_array(
+    value: Any, sides: int, written: bool, floating: str, kind: Any
+) -> tuple[type[Exception], str] | None:
+    """Return what a kernel's array must be and is not, if anything."""
+    types = [floating] if floating else ["float32", "float64"]
+    if kind == NDArray[np.int32]:
+        types = ["int32"]
+    if not isinstance(value, np.ndarray):
+        return TypeError, f"an array, got {type(value).__name__}"
+    if value.dtype.name not in types or not value.dtype.isnative:
+        return TypeError, f"{' or '.join(types)}, got {value.dtype}"
+    if value.ndim != sides:
+        return ValueError, f"of {sides} dimensions, got {value.ndim}"
+    if not value.flags.c_contiguous:
+        return ValueError, "C-contiguous: pass numpy.ascontiguousarray of it"
+    if written and not value.flags.writeable:
+        return ValueError, "writable, but is read-only"
+    return None
 
 
 _controller: Any = None

@@ -168,9 +168,9 @@ class TrainConfig(_Config):
         If a value is out of range.
     """
 
-    pretrain_epochs: int = 30
+    pretrain_epochs: int = 20
     pretrain_rate: float = 1e-3
-    tune_epochs: int = 40
+    tune_epochs: int = 30
     tune_rate: float = 1e-3
     batch_size: int = 16
     beta1: float = 0.9

@@ -3,15 +3,11 @@
 `RUSTGPT_SIMD` forces a lower choice: "plain", "avx2" or "avx512".
 """
 
-import functools
 import importlib.util
-import inspect
 import os
 import pkgutil
 from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from rustgpt.errors import ConfigError
 
@@ -65,7 +61,7 @@ def kernels() -> dict[str, Callable[..., Any]]:
         module = _module(name if level == "plain" or name == "blas" else f"{level}.{name}")
         for attribute, function in vars(module).items():
             if callable(function) and not attribute.startswith("_"):
-                found[attribute] = _explained(attribute, function)
+                found[attribute] = function
     return found
 
 
@@ -77,58 +73,3 @@ def _module(name: str) -> Any:
             f"the compiled kernels cannot be loaded ({error}): run 'pip install .' in the "
             "checkout, or choose the slow ones in plain NumPy with RUSTGPT_BACKEND=reference"
         ) from error
-
-
-def _explained(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap `kernel` so that a wrong argument's error names the kernel and the argument."""
-    signature = inspect.signature(kernel)
-
-    @functools.wraps(kernel)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return kernel(*args, **kwargs)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise _explanation(name, signature, args, kwargs, error) from None
-
-    return call
-
-
-def _explanation(
-    name: str,
-    signature: inspect.Signature,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    error: Exception,
-) -> Exception:
-    """Say which argument a typed memoryview refused; it does not say so itself."""
-    kind = TypeError if isinstance(error, TypeError) else ValueError
-    try:
-        given = signature.bind(*args, **kwargs).arguments
-    except TypeError as mismatch:
-        return TypeError(f"{name}: {mismatch}")
-    if "memoryview" not in str(error) and not any(
-        word in str(error) for word in ("Buffer", "buffer", "contiguous", "matching signature")
-    ):
-        return kind(f"{name}: {error}")
-    expected = ""  # the floating type of the arguments so far
-    for argument, value in given.items():
-        if isinstance(value, (int, float, str)) or value is None:
-            continue
-        if not isinstance(value, np.ndarray):
-            return TypeError(f"{name}: {argument} must be an array, got {type(value).__name__}")
-        if argument in INDEX_ARGUMENTS:
-            wanted = ["int32"]
-        else:
-            wanted = [expected] if expected else ["float32", "float64"]
-            expected = value.dtype.name
-        if value.dtype.name not in wanted:
-            return TypeError(f"{name}: {argument} must be {' or '.join(wanted)}, got {value.dtype}")
-        if not value.flags.c_contiguous:
-            return ValueError(
-                f"{name}: {argument} must be C-contiguous: pass numpy.ascontiguousarray of it"
-            )
-    return kind(f"{name}: {error}")
-
-
-# The arguments that hold token ids, positions, classes or row numbers.
-INDEX_ARGUMENTS = frozenset({"ids", "positions", "targets", "offsets"})

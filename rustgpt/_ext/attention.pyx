@@ -203,7 +203,7 @@ def attention_decode(
     check_blas("qkv", qkv.shape)
     check_matrix("keys", keys.shape, S, C)
     check_matrix("values", values.shape, S, C)
-    if start < 0 or start + n > S:
+    if start < 0 or start > S - n:  # start + n could overflow
         raise ValueError(f"start must leave room for {n} rows in a cache of {S}, got {start}")
     check_scratch(scratch.shape[0], start + n)
     if n == 0 or C == 0:

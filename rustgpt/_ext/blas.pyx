@@ -15,7 +15,12 @@ cdef void gemv(
     # Read by columns the same memory is A^T (n, m), so the transpose flag is turned round.
     cdef char trans = b"n" if trans_a else b"t"
     cdef int rows = <int> n, columns = <int> m, ld = <int> lda, ix = <int> incx, iy = <int> incy
-    if floating is float:
+    cdef Py_ssize_t i
+    if (m if trans_a else n) == 0:
+        # A sum of no terms. BLAS would return at once and leave y as it was.
+        for i in range(n if trans_a else m):
+            y[i * incy] = beta * y[i * incy] if beta != 0 else <floating> 0
+    elif floating is float:
         sgemv(&trans, &rows, &columns, &alpha, <float*> a, &ld, <float*> x, &ix, &beta, y, &iy)
     else:
         dgemv(&trans, &rows, &columns, &alpha, <double*> a, &ld, <double*> x, &ix, &beta, y, &iy)

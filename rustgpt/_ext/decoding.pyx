@@ -66,7 +66,8 @@ def block_decode(
     const floating[::1] bias2 not None,             # IN (C,)
     const floating[::1] norm2_weight not None,      # IN (C,)
     const floating[::1] norm2_bias not None,        # IN (C,)
-    double epsilon,
+    double epsilon1,                                # IN: of norm1
+    double epsilon2,                                # IN: of norm2
     floating[::1] scratch not None,                 # block_decode_scratch_size(n, start + n, C, F)
 ):
     """x = norm2(h + feed_forward(h)), h = norm1(x + attention(x)); or with the norms before."""
@@ -82,7 +83,7 @@ def block_decode(
     cdef floating* scores
     if H < 1 or C % H != 0:
         raise ValueError(f"n_heads must divide the {C} columns, got {H}")
-    if start < 0 or start + n > S:
+    if start < 0 or start > S - n:  # start + n could overflow
         raise ValueError(f"start must leave room for {n} rows in a cache of {S}, got {start}")
     check_matrix("keys", keys.shape, S, C)
     check_matrix("values", values.shape, S, C)
@@ -125,7 +126,7 @@ def block_decode(
     with nogil:
         # Attention over the cache and the new rows.
         if pre_norm:
-            normalise_rows(&x[0, 0], &norm1_weight[0], &norm1_bias[0], epsilon, n, C, normal)
+            normalise_rows(&x[0, 0], &norm1_weight[0], &norm1_bias[0], epsilon1, n, C, normal)
         affine(inner, &qkv_weight[0, 0],
                qkv_b, n, C, 3 * C, False, qkv)
         for i in range(n):
@@ -144,9 +145,9 @@ def block_decode(
             affine(heads, &projection_weight[0, 0],
                    projection_b, n, C, C, True, &x[0, 0])
         if pre_norm:
-            normalise_rows(&x[0, 0], &norm2_weight[0], &norm2_bias[0], epsilon, n, C, normal)
+            normalise_rows(&x[0, 0], &norm2_weight[0], &norm2_bias[0], epsilon2, n, C, normal)
         else:
-            normalise_rows(&x[0, 0], &norm1_weight[0], &norm1_bias[0], epsilon, n, C, &x[0, 0])
+            normalise_rows(&x[0, 0], &norm1_weight[0], &norm1_bias[0], epsilon1, n, C, &x[0, 0])
         # x = x + feed_forward(x)
         affine(inner, &weight1[0, 0], &bias1[0], n, C, F, False, hidden)
         for i in range(n * F):
@@ -156,4 +157,4 @@ def block_decode(
                 hidden[i] = 0
         affine(hidden, &weight2[0, 0], &bias2[0], n, F, C, True, &x[0, 0])
         if not pre_norm:
-            normalise_rows(&x[0, 0], &norm2_weight[0], &norm2_bias[0], epsilon, n, C, &x[0, 0])
+            normalise_rows(&x[0, 0], &norm2_weight[0], &norm2_bias[0], epsilon2, n, C, &x[0, 0])

@@ -68,18 +68,16 @@ def linear_backward(
         check_matrix("dx", dx.shape, N, C_in)
     if with_bias:
         check_vector("dbias", dbias.shape, C_out)
-    if N == 0 or C_in == 0:
-        return
-    if C_out == 0:
-        if with_dx:
-            dx[:, :] = 0
+    if N == 0:
         return
     with nogil:
-        if with_dx:
+        if with_dx and C_in > 0:
             # dx = dout @ weight.T, from out = x @ weight
-            gemm(False, not transposed, N, C_in, C_out, <floating> 1, &dout[0, 0], C_out,
-                 &weight[0, 0], weight.shape[1], <floating> 0, &dx[0, 0], C_in)
-        if transposed:
+            gemm(False, not transposed, N, C_in, C_out, <floating> 1, &dout[0, 0], max(C_out, 1),
+                 &weight[0, 0], max(weight.shape[1], 1), <floating> 0, &dx[0, 0], C_in)
+        if C_in == 0 or C_out == 0:
+            pass
+        elif transposed:
             # dweight += dout.T @ x
             gemm(True, False, C_out, C_in, N, <floating> 1, &dout[0, 0], C_out,
                  &x[0, 0], C_in, <floating> 1, &dweight[0, 0], C_in)

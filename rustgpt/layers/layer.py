@@ -13,6 +13,10 @@ Array = NDArray[Any]  # of the model's floating type
 Indices = NDArray[np.int32]
 
 
+# Views that a layer remembers, so that asking again for one costs a look-up only.
+VIEWS = 256
+
+
 class Buffers:
     """Arrays that are allocated once for the largest shape asked for, and then reused."""
 
@@ -31,6 +35,8 @@ class Buffers:
             self._views = {key: view for key, view in self._views.items() if key[0] != name}
             self._flat.pop(name, None)  # freed before the larger one is taken
             self._flat[name] = np.empty(size, dtype)
+        if len(self._views) >= VIEWS:  # batches have ever new numbers of rows
+            self._views.clear()
         view = self._flat[name][:size].reshape(shape)
         self._views[name, shape] = view
         return view

@@ -80,7 +80,7 @@ class TransformerBlock(Layer):
             attention.projection_weight if attention.projection else None,
             attention.projection_bias, self.norm1.weight, self.norm1.bias,
             feed_forward.weight1, feed_forward.bias1, feed_forward.weight2, feed_forward.bias2,
-            self.norm2.weight, self.norm2.bias, self.norm1.epsilon,
+            self.norm2.weight, self.norm2.bias, self.norm1.epsilon, self.norm2.epsilon,
             self.scratch("decode", size),
         )  # fmt: skip
         return out

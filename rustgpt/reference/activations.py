@@ -1,30 +1,29 @@
 """Owns ReLU and GELU, in NumPy."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.floating]
+from rustgpt.reference.arrays import Matrix, OutMatrix
 
 ROOT = 0.7978845608028654  # sqrt(2 / pi)
 CUBIC = 0.044715
 
 
-def relu_forward(x: Array, out: Array) -> None:  # (N, F) -> (N, F)
+def relu_forward(x: Matrix, out: OutMatrix) -> None:  # (N, F) -> (N, F)
     """out = max(x, 0)."""
     out[...] = np.maximum(x, 0)
 
 
-def relu_backward(dout: Array, x: Array, dx: Array) -> None:  # (N, F), (N, F) -> (N, F)
+def relu_backward(dout: Matrix, x: Matrix, dx: OutMatrix) -> None:  # (N, F), (N, F) -> (N, F)
     """dx = dout where x > 0, else 0."""
     dx[...] = np.where(x > 0, dout, 0)
 
 
-def gelu_forward(x: Array, out: Array) -> None:  # (N, F) -> (N, F)
+def gelu_forward(x: Matrix, out: OutMatrix) -> None:  # (N, F) -> (N, F)
     """out = 0.5 x (1 + tanh(u)), u = sqrt(2 / pi) (x + 0.044715 x^3)."""
     out[...] = 0.5 * x * (1 + np.tanh(ROOT * (x + CUBIC * x**3)))
 
 
-def gelu_backward(dout: Array, x: Array, dx: Array) -> None:  # (N, F), (N, F) -> (N, F)
+def gelu_backward(dout: Matrix, x: Matrix, dx: OutMatrix) -> None:  # (N, F), (N, F) -> (N, F)
     """dx = dout (0.5 (1 + tanh(u)) + 0.5 x (1 - tanh(u)^2) du/dx)."""
     t = np.tanh(ROOT * (x + CUBIC * x**3))
     slope = ROOT * (1 + 3 * CUBIC * x**2)  # du/dx

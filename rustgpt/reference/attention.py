@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.floating]
-Indices = NDArray[np.int32]
+from rustgpt.reference.arrays import Array, Indices, Matrix, OutMatrix, OutVector
 
 
 def attention_scratch_size(length: int) -> int:
@@ -37,12 +35,12 @@ def masked_scores(q: Array, k: Array) -> Array:  # (n, D), (L, D) -> (n, L)
 
 
 def attention_forward(
-    qkv: Array,  # (N, 3 C): queries, keys and values side by side
+    qkv: Matrix,  # (N, 3 C): queries, keys and values side by side
     offsets: Indices,  # (B + 1,)
     n_heads: int,
-    out: Array,  # (N, C)
-    lse: Array,  # (N, H): log of the softmax's denominator
-    scratch: Array,
+    out: OutMatrix,  # (N, C)
+    lse: OutMatrix,  # (N, H): log of the softmax's denominator
+    scratch: OutVector,
 ) -> None:
     """out = p @ v, p = softmax(mask(q @ k.T / sqrt(D))), for each sequence and head."""
     for rows, q, k, v, h in heads(offsets, out.shape[1], n_heads):
@@ -56,13 +54,13 @@ def attention_forward(
 
 
 def attention_backward(
-    dout: Array,  # (N, C)
-    qkv: Array,  # (N, 3 C)
-    lse: Array,  # (N, H)
+    dout: Matrix,  # (N, C)
+    qkv: Matrix,  # (N, 3 C)
+    lse: Matrix,  # (N, H)
     offsets: Indices,  # (B + 1,)
     n_heads: int,
-    dqkv: Array,  # (N, 3 C): overwritten
-    scratch: Array,
+    dqkv: OutMatrix,  # (N, 3 C): overwritten
+    scratch: OutVector,
 ) -> None:
     """The gradients of queries, keys and values, from the gradient of the output."""
     for rows, q, k, v, h in heads(offsets, dout.shape[1], n_heads):
@@ -80,13 +78,13 @@ def attention_backward(
 
 
 def attention_decode(
-    qkv: Array,  # (n, 3 C): the new rows of one sequence
-    keys: Array,  # (S, C): rows below `start` are in use
-    values: Array,  # (S, C)
+    qkv: Matrix,  # (n, 3 C): the new rows of one sequence
+    keys: OutMatrix,  # (S, C): rows below `start` are in use
+    values: OutMatrix,  # (S, C)
     start: int,
     n_heads: int,
-    out: Array,  # (n, C)
-    scratch: Array,
+    out: OutMatrix,  # (n, C)
+    scratch: OutVector,
 ) -> None:
     """Append the new rows' keys and values to the cache and attend to all that it holds."""
     n, C = out.shape

@@ -1,15 +1,12 @@
 """Owns the matrix products, in NumPy."""
 
-import numpy as np
-from numpy.typing import NDArray
-
-Array = NDArray[np.floating]
+from rustgpt.reference.arrays import Matrix, OutMatrix, OutVector, Vector
 
 
 def matrix_product(
-    a: Array,  # (m, k), or (k, m) if trans_a
-    b: Array,  # (k, n), or (n, k) if trans_b
-    out: Array,  # (m, n)
+    a: Matrix,  # (m, k), or (k, m) if trans_a
+    b: Matrix,  # (k, n), or (n, k) if trans_b
+    out: OutMatrix,  # (m, n)
     trans_a: bool = False,
     trans_b: bool = False,
     alpha: float = 1.0,
@@ -21,9 +18,9 @@ def matrix_product(
 
 
 def matrix_vector_product(
-    a: Array,  # (m, n)
-    x: Array,  # (n,), or (m,) if trans_a
-    out: Array,  # (m,), or (n,) if trans_a
+    a: Matrix,  # (m, n)
+    x: Vector,  # (n,), or (m,) if trans_a
+    out: OutVector,  # (m,), or (n,) if trans_a
     trans_a: bool = False,
     alpha: float = 1.0,
     beta: float = 0.0,

@@ -1,25 +1,23 @@
 """Owns softmax and cross-entropy, in NumPy."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.floating]
-Indices = NDArray[np.int32]
+from rustgpt.reference.arrays import Indices, Matrix, OutMatrix, OutVector
 
 
-def softmax(x: Array, out: Array) -> None:  # (N, V) -> (N, V)
+def softmax(x: Matrix, out: OutMatrix) -> None:  # (N, V) -> (N, V)
     """out = exp(x) / sum(exp(x)), row by row."""
     exponentials = np.exp(x - x.max(axis=1, keepdims=True))
     out[...] = exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 def cross_entropy(
-    logits: Array,  # (N, V)
+    logits: Matrix,  # (N, V)
     targets: Indices,  # (N,): a class, or -1 for a row that counts nothing
     scale: float,
     max_norm: float,
-    losses: Array,  # (N,)
-    dlogits: Array,  # (N, V), may be logits
+    losses: OutVector,  # (N,)
+    dlogits: OutMatrix,  # (N, V), may be logits
 ) -> None:
     """losses = -log softmax(logits)[target]; dlogits = scale (softmax(logits) - one_hot(target)).
 

@@ -1,13 +1,11 @@
 """Owns one whole transformer block for the new rows of a text, in NumPy."""
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rustgpt.reference.activations import gelu_forward, relu_forward
+from rustgpt.reference.arrays import Array, Matrix, OutMatrix, OutVector, Vector
 from rustgpt.reference.attention import attention_decode
 from rustgpt.reference.layer_norm import layer_norm_forward
-
-Array = NDArray[np.floating]
 
 
 def block_decode_scratch_size(n: int, length: int, C: int, F: int) -> int:
@@ -16,31 +14,32 @@ def block_decode_scratch_size(n: int, length: int, C: int, F: int) -> int:
 
 
 def block_decode(
-    x: Array,  # (n, C): the block's input, then its output
+    x: OutMatrix,  # (n, C): the block's input, then its output
     pre_norm: bool,
     gelu: bool,
     n_heads: int,
     start: int,
-    keys: Array,  # (S, C): rows below `start` are in use
-    values: Array,  # (S, C)
-    qkv_weight: Array,  # (C, 3 C)
-    qkv_bias: Array | None,  # (3 C,)
-    projection_weight: Array | None,  # (C, C)
-    projection_bias: Array | None,  # (C,)
-    norm1_weight: Array,  # (C,)
-    norm1_bias: Array,  # (C,)
-    weight1: Array,  # (C, F)
-    bias1: Array,  # (F,)
-    weight2: Array,  # (F, C)
-    bias2: Array,  # (C,)
-    norm2_weight: Array,  # (C,)
-    norm2_bias: Array,  # (C,)
-    epsilon: float,
-    scratch: Array,
+    keys: OutMatrix,  # (S, C): rows below `start` are in use
+    values: OutMatrix,  # (S, C)
+    qkv_weight: Matrix,  # (C, 3 C)
+    qkv_bias: Vector | None,  # (3 C,)
+    projection_weight: Matrix | None,  # (C, C)
+    projection_bias: Vector | None,  # (C,)
+    norm1_weight: Vector,  # (C,)
+    norm1_bias: Vector,  # (C,)
+    weight1: Matrix,  # (C, F)
+    bias1: Vector,  # (F,)
+    weight2: Matrix,  # (F, C)
+    bias2: Vector,  # (C,)
+    norm2_weight: Vector,  # (C,)
+    norm2_bias: Vector,  # (C,)
+    epsilon1: float,
+    epsilon2: float,
+    scratch: OutVector,
 ) -> None:
     """x = norm2(h + feed_forward(h)), h = norm1(x + attention(x)); or with the norms before."""
 
-    def norm(rows: Array, weight: Array, bias: Array) -> Array:  # (n, C) -> (n, C)
+    def norm(rows: Array, weight: Array, bias: Array, epsilon: float) -> Array:  # (n, C) -> (n, C)
         out = np.empty_like(rows)
         unused = np.empty(len(rows), rows.dtype)
         layer_norm_forward(rows, weight, bias, epsilon, out, unused, unused.copy())
@@ -63,11 +62,11 @@ def block_decode(
         return hidden @ weight2 + bias2
 
     if pre_norm:
-        h: Array = x + attention(norm(x, norm1_weight, norm1_bias))
-        x[...] = h + feed_forward(norm(h, norm2_weight, norm2_bias))
+        h: Array = x + attention(norm(x, norm1_weight, norm1_bias, epsilon1))
+        x[...] = h + feed_forward(norm(h, norm2_weight, norm2_bias, epsilon2))
     else:
-        h = norm(x + attention(x), norm1_weight, norm1_bias)
-        x[...] = norm(h + feed_forward(h), norm2_weight, norm2_bias)
+        h = norm(x + attention(x), norm1_weight, norm1_bias, epsilon1)
+        x[...] = norm(h + feed_forward(h), norm2_weight, norm2_bias, epsilon2)
 
 
 KERNELS = (block_decode_scratch_size, block_decode)

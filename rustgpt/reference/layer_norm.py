@@ -1,19 +1,18 @@
 """Owns layer normalisation, in NumPy (Ba, Kiros and Hinton 2016)."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.floating]
+from rustgpt.reference.arrays import Matrix, OutMatrix, OutVector, Vector
 
 
 def layer_norm_forward(
-    x: Array,  # (N, C)
-    weight: Array,  # (C,)
-    bias: Array,  # (C,)
+    x: Matrix,  # (N, C)
+    weight: Vector,  # (C,)
+    bias: Vector,  # (C,)
     epsilon: float,
-    out: Array,  # (N, C)
-    mean: Array,  # (N,)
-    rstd: Array,  # (N,)
+    out: OutMatrix,  # (N, C)
+    mean: OutVector,  # (N,)
+    rstd: OutVector,  # (N,)
 ) -> None:
     """out = z * weight + bias, z = (x - mean) * rstd, rstd = 1 / sqrt(variance + epsilon)."""
     mean[...] = x.mean(axis=1)
@@ -23,14 +22,14 @@ def layer_norm_forward(
 
 
 def layer_norm_backward(
-    dout: Array,  # (N, C)
-    x: Array,  # (N, C)
-    weight: Array,  # (C,)
-    mean: Array,  # (N,)
-    rstd: Array,  # (N,)
-    dx: Array,  # (N, C): overwritten
-    dweight: Array,  # (C,): added to
-    dbias: Array,  # (C,): added to
+    dout: Matrix,  # (N, C)
+    x: Matrix,  # (N, C)
+    weight: Vector,  # (C,)
+    mean: Vector,  # (N,)
+    rstd: Vector,  # (N,)
+    dx: OutMatrix,  # (N, C): overwritten
+    dweight: OutVector,  # (C,): added to
+    dbias: OutVector,  # (C,): added to
 ) -> None:
     """dx = rstd (dz - mean(dz) - z mean(dz z)), dz = dout weight.
 

@@ -1,16 +1,13 @@
 """Owns the linear layer, in NumPy: out = x @ weight + bias, and its gradients."""
 
-import numpy as np
-from numpy.typing import NDArray
-
-Array = NDArray[np.floating]
+from rustgpt.reference.arrays import Matrix, OutMatrix, OutVector, Vector
 
 
 def linear_forward(
-    x: Array,  # (N, C_in)
-    weight: Array,  # (C_in, C_out), or (C_out, C_in) if transposed
-    bias: Array | None,  # (C_out,)
-    out: Array,  # (N, C_out)
+    x: Matrix,  # (N, C_in)
+    weight: Matrix,  # (C_in, C_out), or (C_out, C_in) if transposed
+    bias: Vector | None,  # (C_out,)
+    out: OutMatrix,  # (N, C_out)
     transposed: bool = False,
 ) -> None:
     """out = x @ weight + bias."""
@@ -20,12 +17,12 @@ def linear_forward(
 
 
 def linear_backward(
-    dout: Array,  # (N, C_out)
-    x: Array,  # (N, C_in)
-    weight: Array,  # (C_in, C_out), or (C_out, C_in) if transposed
-    dx: Array | None,  # (N, C_in): overwritten
-    dweight: Array,  # like weight: added to
-    dbias: Array | None,  # (C_out,): added to
+    dout: Matrix,  # (N, C_out)
+    x: Matrix,  # (N, C_in)
+    weight: Matrix,  # (C_in, C_out), or (C_out, C_in) if transposed
+    dx: OutMatrix | None,  # (N, C_in): overwritten
+    dweight: OutMatrix,  # like weight: added to
+    dbias: OutVector | None,  # (C_out,): added to
     transposed: bool = False,
 ) -> None:
     """dx = dout @ weight.T; dweight += x.T @ dout; dbias += sum of dout over the rows.

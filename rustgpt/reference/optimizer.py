@@ -1,17 +1,16 @@
 """Owns the passes over a flat parameter buffer, in NumPy."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.floating]
+from rustgpt.reference.arrays import OutVector, Vector
 
 
-def sum_of_squares(x: Array) -> float:  # (P,)
+def sum_of_squares(x: Vector) -> float:  # (P,)
     """Return sum(x^2), summed in double."""
     return float(np.sum(np.square(x, dtype=np.float64)))
 
 
-def clip_by_global_norm(gradients: Array, max_norm: float) -> float:  # (P,)
+def clip_by_global_norm(gradients: OutVector, max_norm: float) -> float:  # (P,)
     """gradients *= min(1, max_norm / norm); returns the norm before (Pascanu et al. 2013)."""
     norm = float(sum_of_squares(gradients) ** 0.5)
     if norm > max_norm:
@@ -19,16 +18,16 @@ def clip_by_global_norm(gradients: Array, max_norm: float) -> float:  # (P,)
     return norm
 
 
-def add_into(x: Array, out: Array) -> None:  # (P,) -> (P,)
+def add_into(x: Vector, out: OutVector) -> None:  # (P,) -> (P,)
     """out += x."""
     out += x
 
 
 def adam_step(
-    parameters: Array,  # (P,)
-    gradients: Array,  # (P,)
-    m: Array,  # (P,): running mean of the gradient
-    v: Array,  # (P,): running mean of its square
+    parameters: OutVector,  # (P,)
+    gradients: Vector,  # (P,)
+    m: OutVector,  # (P,): running mean of the gradient
+    v: OutVector,  # (P,): running mean of its square
     gradient_scale: float,
     rate: float,  # learning rate / (1 - beta1^t)
     beta1: float,

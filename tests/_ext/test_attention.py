@@ -1,0 +1,164 @@
+"""Tests of causal multi-head self-attention."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+# The kernel has plain loops below 48 queries, and takes 64 at a time above.
+LENGTHS = [
+    (1,), (2,), (7,), (47,), (48,), (49,), (63,), (64,), (65,), (130,), (201,),
+    (), (0,), (0, 3, 0, 65, 1, 0), (5, 48, 5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize(("H", "D"), [(1, 1), (2, 3), (3, 8), (4, 5)])
+def test_kernel_agrees_with_its_twin(compiled, arguments, agrees, dtype, lengths, H, D):
+    sizes = {"lengths": lengths, "H": H, "D": D}
+    agrees(compiled, "attention_forward", arguments("attention_forward", dtype, **sizes))
+    agrees(compiled, "attention_backward", arguments("attention_backward", dtype, **sizes))
+
+
+@pytest.mark.parametrize(
+    ("n", "start", "capacity"),
+    [(1, 0, 1), (1, 5, 6), (3, 0, 9), (47, 3, 50), (48, 3, 51), (70, 0, 70), (66, 64, 140)],
+)
+@pytest.mark.parametrize(("H", "D"), [(1, 1), (2, 3), (4, 5)])
+def test_decode_agrees_with_its_twin(compiled, arguments, agrees, dtype, n, start, capacity, H, D):
+    sizes = {"n": n, "start": start, "capacity": capacity, "H": H, "D": D}
+    agrees(compiled, "attention_decode", arguments("attention_decode", dtype, **sizes))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "H", "D"),
+    [((3, 0, 1, 4), 2, 3), ((66,), 1, 1), ((1,), 1, 2), ((5,), 3, 1), ((11,), 1, 5)],
+)
+def test_gradients_are_those_of_finite_differences(
+    kernels, arguments, rng, same_gradient, lengths, H, D
+):
+    given = arguments("attention_forward", "float64", lengths=lengths, H=H, D=D)
+    dout, qkv = rng.standard_normal(given["out"].shape), given["qkv"]
+
+    def objective():
+        kernels.attention_forward(**given)
+        return (given["out"] * dout).sum()
+
+    objective()
+    dqkv, lse = np.full_like(qkv, np.nan), given["lse"].copy()
+    kernels.attention_backward(dout, qkv, lse, given["offsets"], H, dqkv, given["scratch"])
+    same_gradient(dqkv, objective, qkv)
+
+
+def forward(kernels, qkv, lengths, H):
+    """Return output and log of the softmax's denominator."""
+    N, C = len(qkv), qkv.shape[1] // 3
+    out, lse = np.full((N, C), np.nan, qkv.dtype), np.full((N, H), np.nan, qkv.dtype)
+    scratch = np.full(kernels.attention_scratch_size(max(lengths)), np.nan, qkv.dtype)
+    kernels.attention_forward(qkv, np.cumsum([0, *lengths], dtype=np.int32), H, out, lse, scratch)
+    return out, lse
+
+
+def test_two_rows_written_out(kernels, dtype):
+    # One head of four columns: the second row's scores are 0 and 2 * 3 / sqrt(4) = 3.
+    qkv = np.zeros((2, 12), dtype)
+    qkv[1, 0], qkv[1, 4] = 2, 3
+    qkv[:, 8] = 10, 20
+    out, lse = forward(kernels, qkv, (2,), 1)
+    share = math.exp(3) / (1 + math.exp(3))  # 0.9526
+    assert out[:, 0].tolist() == pytest.approx([10, 10 + 10 * share])
+    assert out[:, 1:].tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert lse[:, 0].tolist() == pytest.approx([0, math.log(1 + math.exp(3))])
+
+
+def test_two_heads_have_their_own_columns(kernels, dtype):
+    # D = 1: queries are columns 0 and 1, keys 2 and 3, values 4 and 5.
+    qkv = np.array([[0, 0, 0, 0, 1, 100], [1, 0, math.log(3), 9, 5, 300]], dtype)
+    out, lse = forward(kernels, qkv, (2,), 2)
+    # The first head's scores are 0 and log 3, the second's 0 and 0.
+    assert out.tolist() == [pytest.approx([1, 100]), pytest.approx([1 / 4 + 15 / 4, 200])]
+    assert lse.tolist() == [[0, 0], pytest.approx([math.log(4), math.log(2)])]
+
+
+@pytest.mark.parametrize("T", [1, 2, 64, 130])
+def test_without_a_query_the_output_is_the_mean_of_the_values_so_far(kernels, rng, dtype, T):
+    qkv = rng.standard_normal((T, 9)).astype(dtype)
+    qkv[:, :3] = 0
+    out, lse = forward(kernels, qkv, (T,), 1)
+    seen = np.arange(1, T + 1)
+    expected = np.cumsum(qkv[:, 6:], axis=0, dtype=np.float64) / seen[:, None]
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    np.testing.assert_allclose(lse[:, 0], np.log(seen), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("T", "t"), [(30, 0), (30, 7), (30, 29), *((130, t) for t in (0, 1, 40, 63, 64, 65, 129))]
+)
+def test_no_row_sees_a_later_one(kernels, rng, dtype, T, t):
+    qkv = rng.standard_normal((T, 18)).astype(dtype)
+    out, lse = forward(kernels, qkv, (T,), 2)
+    qkv[t] += 1
+    changed, changed_lse = forward(kernels, qkv, (T,), 2)
+    np.testing.assert_array_equal(changed[:t], out[:t])
+    np.testing.assert_array_equal(changed_lse[:t], lse[:t])
+    assert (changed[t:] != out[t:]).any(axis=1).all()
+
+
+@pytest.mark.parametrize(("T", "t"), [(30, 11), (130, 70)])
+def test_no_gradient_reaches_a_later_row(kernels, arguments, dtype, T, t):
+    given = arguments("attention_backward", dtype, lengths=(T,), H=2, D=3)
+    given["dout"][t:] = 0
+    kernels.attention_backward(**given)
+    assert not given["dqkv"][t:].any()
+    assert given["dqkv"][:t].any(axis=1).all()
+
+
+def test_no_sequence_sees_another(kernels, rng, dtype):
+    lengths, H = (3, 0, 66, 2), 2
+    qkv = rng.standard_normal((71, 18)).astype(dtype)
+    together, _ = forward(kernels, qkv, lengths, H)
+    for first, end in [(0, 3), (3, 69), (69, 71)]:
+        alone, _ = forward(kernels, qkv[first:end].copy(), (end - first,), H)
+        np.testing.assert_allclose(together[first:end], alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("T", [20, 70])
+def test_scores_of_thousands_do_not_overflow(kernels, arguments, dtype, T):
+    given = arguments("attention_forward", dtype, lengths=(T,), H=2, D=4)
+    given["qkv"] *= 100
+    kernels.attention_forward(**given)
+    assert np.isfinite(given["out"]).all()
+    assert np.isfinite(given["lse"]).all()
+    assert (np.abs(given["out"]) <= np.abs(given["qkv"][:, 16:]).max()).all()
+    dqkv = np.full_like(given["qkv"], np.nan)
+    kernels.attention_backward(
+        given["out"], given["qkv"], given["lse"], given["offsets"], 2, dqkv, given["scratch"]
+    )
+    assert np.isfinite(dqkv).all()
+
+
+@pytest.mark.parametrize("pieces", [(1,) * 70, (5, 1, 1), (64, 1), (63, 4, 66)])
+def test_decode_piece_by_piece_is_forward(kernels, rng, dtype, close, pieces):
+    T, H, C = sum(pieces), 2, 6
+    qkv = rng.standard_normal((T, 3 * C)).astype(dtype)
+    expected, _ = forward(kernels, qkv, (T,), H)
+    keys, values = np.full((T + 3, C), np.nan, dtype), np.full((T + 3, C), np.nan, dtype)
+    scratch = np.full(kernels.attention_scratch_size(T), np.nan, dtype)
+    out, start = np.full((T, C), np.nan, dtype), 0
+    for n in pieces:
+        rows = slice(start, start + n)
+        kernels.attention_decode(qkv[rows], keys, values, start, H, out[rows], scratch)
+        start += n
+    close(out, expected)
+    np.testing.assert_array_equal(keys[:T], qkv[:, C : 2 * C])
+    np.testing.assert_array_equal(values[:T], qkv[:, 2 * C :])
+    assert np.isnan(keys[T:]).all()
+    assert np.isnan(values[T:]).all()
+
+
+def test_scratch_grows_with_the_longest_sequence(compiled):
+    sizes = [compiled.attention_scratch_size(T) for T in (0, 1, 64, 1000)]
+    assert sizes[0] == 0
+    assert all(small < large for small, large in itertools.pairwise(sizes))
+    assert sizes[3] < 1000 * 1000 / 2  # never the scores of all rows

@@ -1,0 +1,426 @@
+"""Tests of what all kernels have in common: how they are found, checked, and kept inside arrays."""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from rustgpt._ext.cpu import instruction_sets
+
+import rustgpt.reference
+from rustgpt._ext import instruction_set
+
+REFERENCE = rustgpt.reference.kernels()
+INDICES = ("ids", "positions", "targets", "offsets")
+# Every argument that is an array, of every kernel.
+ARRAYS = [
+    (kernel, name)
+    for kernel, function in sorted(REFERENCE.items())
+    for name, parameter in inspect.signature(function).parameters.items()
+    if "ndarray" in str(parameter.annotation)
+]
+KERNELS = sorted({kernel for kernel, _ in ARRAYS})
+MAY_BE_NONE = {
+    ("linear_forward", "bias"), ("linear_backward", "dx"), ("linear_backward", "dbias"),
+    ("block_decode", "qkv_bias"), ("block_decode", "projection_weight"),
+    ("block_decode", "projection_bias"),
+}  # fmt: skip
+# Sizes of what a second, larger call has; the first has the default ones.
+LARGER = {
+    "matrix_product": {"m": 13, "n": 67, "k": 31},
+    "matrix_vector_product": {"m": 67, "n": 131},
+    "linear_forward": {"N": 67, "A": 33, "B": 65},
+    "linear_backward": {"N": 67, "A": 33, "B": 65},
+    "layer_norm_forward": {"N": 5, "C": 129},
+    "layer_norm_backward": {"N": 5, "C": 129},
+    "attention_forward": {"lengths": (0, 67, 1), "H": 3, "D": 7},
+    "attention_backward": {"lengths": (0, 67, 1), "H": 3, "D": 7},
+    "attention_decode": {"n": 67, "start": 2, "capacity": 69, "H": 3, "D": 7},
+    "block_decode": {"n": 67, "start": 2, "capacity": 69, "H": 3, "D": 7, "F": 33},
+    "cross_entropy": {"N": 7, "V": 131},
+    "embedding_forward": {"N": 33, "C": 67},
+    "embedding_backward": {"N": 33, "C": 67},
+    "relu_forward": {"N": 13, "F": 31},
+    "relu_backward": {"N": 13, "F": 31},
+    "gelu_forward": {"N": 13, "F": 31},
+    "gelu_backward": {"N": 13, "F": 31},
+    "softmax": {"N": 13, "F": 131},
+    "sum_of_squares": {"P": 1031},
+    "clip_by_global_norm": {"P": 1031},
+    "add_into": {"P": 1031},
+    "adam_step": {"P": 1031},
+}
+
+
+# Finding them
+
+
+def test_kernels_and_twins_have_the_same_names_parameters_and_defaults(compiled):
+    found = {name: f for name, f in vars(compiled).items() if callable(f)}
+    assert sorted(found) == sorted(REFERENCE)
+    for name, twin in REFERENCE.items():
+        mine, theirs = inspect.signature(found[name]), inspect.signature(twin)
+        assert list(mine.parameters) == list(theirs.parameters), name
+        for parameter in theirs.parameters:
+            ours = mine.parameters[parameter].default
+            assert ours == theirs.parameters[parameter].default, f"{name}: {parameter}"
+        assert found[name].__doc__, name
+        assert twin.__doc__, name
+
+
+def test_every_kernel_is_called_here(kernel_names):
+    assert sorted(kernel_names) == KERNELS
+    assert sorted(LARGER) == KERNELS
+    without_arrays = set(REFERENCE) - set(KERNELS)
+    assert without_arrays == {"attention_scratch_size", "block_decode_scratch_size"}
+
+
+def python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("level", ["plain", *instruction_sets()])
+def test_the_environment_chooses_the_instruction_set(level):
+    code = (
+        "import sys, rustgpt._ext as e, numpy as np; k = e.kernels()\n"
+        "print(e.instruction_set(), k['sum_of_squares'](np.array([3.0, 4.0])))\n"
+        "print(*sorted(name for name in sys.modules if name.endswith('optimizer')))"
+    )
+    result = python(code, RUSTGPT_SIMD=level)
+    module = f"rustgpt._ext.{'' if level == 'plain' else level + '.'}optimizer"
+    assert result.stdout.split() == [level, "25.0", module], result.stderr
+
+
+def test_a_process_may_change_its_mind():
+    # Python takes two modules of one name for one, and would go on with the first.
+    code = (
+        "import os, rustgpt._ext as e\n"
+        "found = []\n"
+        "for level in [*e._module('cpu').instruction_sets(), 'plain']:\n"
+        "    os.environ['RUSTGPT_SIMD'] = level\n"
+        "    found.append(e.kernels()['add_into'])\n"
+        "print(len(found), len(set(map(id, found))))"
+    )
+    levels = str(1 + len(instruction_sets()))
+    assert python(code).stdout.split() == [levels, levels]
+
+
+def test_without_a_wish_the_best_is_taken(monkeypatch):
+    for unset in (None, ""):
+        monkeypatch.delenv("RUSTGPT_SIMD", raising=False)
+        if unset is not None:
+            monkeypatch.setenv("RUSTGPT_SIMD", unset)
+        assert instruction_set() == [*instruction_sets(), "plain"][0]
+
+
+@pytest.mark.parametrize("wish", ["sse", "AVX2", "avx2 "])
+def test_a_wrong_instruction_set_is_a_config_error(wish):
+    code = (
+        "import rustgpt\n"
+        "try: rustgpt.use_backend('cython')\n"
+        "except rustgpt.ConfigError as error: print(error)"
+    )
+    message = python(code, RUSTGPT_SIMD=wish).stdout
+    assert f"RUSTGPT_SIMD is {wish!r}" in message
+    assert "plain" in message
+
+
+def test_importing_the_kernels_leaves_denormals_alone():
+    # A library linked with -ffast-math turns them into zeros for the whole process.
+    code = (
+        "import numpy as np, rustgpt; rustgpt.use_backend('cython')\n"
+        "rustgpt.ops.sum_of_squares(np.ones(3))\n"
+        "print(np.float32(1e-38) / np.float32(1000) > 0, 5e-324 * np.float64(1.0) > 0)"
+    )
+    assert python(code).stdout.split() == ["True", "True"]
+
+
+@pytest.mark.parametrize("kernel", ["add_into", "relu_forward"])
+def test_denormals_pass_through_the_kernels(compiled, kernel):
+    for dtype, tiny in (("float32", 1e-40), ("float64", 1e-310)):
+        x, out = np.full((1, 20), tiny, dtype), np.zeros((1, 20), dtype)
+        if kernel == "add_into":
+            compiled.add_into(x[0], out[0])
+        else:
+            compiled.relu_forward(x, out)
+        np.testing.assert_array_equal(out, x)
+
+
+# Memory
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("larger", [False, True])
+def test_kernel_agrees_with_its_twin(compiled, arguments, agrees, dtype, kernel, larger):
+    agrees(compiled, kernel, arguments(kernel, dtype, **LARGER[kernel] if larger else {}))
+
+
+def exact_scratch(compiled, kernel, given):
+    """Return as much scratch as the kernel asks for, and no number more."""
+    if kernel == "block_decode":
+        (n, C), F = given["x"].shape, len(given["bias1"])
+        size = compiled.block_decode_scratch_size(n, given["start"] + n, C, F)
+    elif kernel == "attention_decode":
+        size = compiled.attention_scratch_size(given["start"] + len(given["out"]))
+    else:
+        size = compiled.attention_scratch_size(int(np.diff(given["offsets"]).max()))
+    return np.full(size, np.nan, given["scratch"].dtype)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("larger", [False, True])
+@pytest.mark.parametrize("at_end", [True, False])
+def test_nothing_outside_an_array_is_touched(
+    compiled, arguments, guarded, dtype, kernel, larger, at_end
+):
+    given = arguments(kernel, dtype, **LARGER[kernel] if larger else {})
+    if "scratch" in given:
+        given["scratch"] = exact_scratch(compiled, kernel, given)
+    inside = {k: guarded(v, at_end) if isinstance(v, np.ndarray) else v for k, v in given.items()}
+    getattr(compiled, kernel)(**given)
+    getattr(compiled, kernel)(**inside)  # a step outside ends the process
+    for name, value in given.items():
+        if isinstance(value, np.ndarray) and name != "scratch":
+            np.testing.assert_allclose(inside[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_the_guard_itself_works():
+    code = (
+        "import ctypes, mmap, numpy as np\n"
+        "m = mmap.mmap(-1, 2 * mmap.PAGESIZE); a = np.frombuffer(m, np.uint8)\n"
+        "f = ctypes.CDLL(None).mprotect\n"
+        "f.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]\n"
+        "f(a.ctypes.data + mmap.PAGESIZE, mmap.PAGESIZE, 0); a[mmap.PAGESIZE - 1] = 1\n"
+        "print('inside', flush=True); a[mmap.PAGESIZE] = 1; print('outside')"
+    )
+    if sys.platform != "linux":
+        pytest.skip("pages are protected with Linux's mprotect")
+    result = python(code)
+    assert result.stdout.split() == ["inside"]
+    assert result.returncode != 0
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_inputs_may_be_read_only(compiled, arguments, kernel, written_arguments):
+    plain, given = arguments(kernel, "float32"), arguments(kernel, "float32")
+    for name, value in given.items():
+        if isinstance(value, np.ndarray) and name not in written_arguments(kernel):
+            value.flags.writeable = False
+    getattr(compiled, kernel)(**plain)
+    getattr(compiled, kernel)(**given)
+    for name, value in plain.items():
+        if name != "scratch":
+            np.testing.assert_array_equal(given[name], value)
+
+
+# Errors
+
+
+def error_of(compiled, kernel, given, change):
+    """Return the message of the error that a call with changed arguments gives."""
+    wrong = given | change
+    with pytest.raises((TypeError, ValueError)) as caught:
+        getattr(compiled, kernel)(**wrong)
+    message = str(caught.value)
+    assert message.startswith(f"{kernel}: "), message
+    return caught.type, message
+
+
+@pytest.fixture
+def refuses(compiled, arguments, kernel, argument):
+    """refuses(value_of, errors): the kernel refuses value_of(argument), and names the argument."""
+
+    def check(value_of, *expected):
+        given = arguments(kernel, "float32")
+        kept = {k: v.copy() for k, v in given.items() if isinstance(v, np.ndarray)}
+        kind, message = error_of(compiled, kernel, given, {argument: value_of(given[argument])})
+        assert kind in expected
+        assert re.match(rf"{kernel}: (Argument )?'?{argument}'? must", message), message
+        for name, value in kept.items():
+            np.testing.assert_array_equal(given[name], value, err_msg=f"{name} was changed")
+
+    return check
+
+
+@pytest.mark.parametrize(("kernel", "argument"), ARRAYS)
+def test_a_wrong_dtype_is_refused(refuses, argument):
+    others = ["float32", "int64", ">i4"] if argument in INDICES else ["float16", "int64", ">f4"]
+    for other in others:
+        refuses(lambda value, other=other: np.zeros(value.shape, other), TypeError)
+
+
+@pytest.mark.parametrize(("kernel", "argument"), ARRAYS)
+def test_what_is_no_array_is_refused(refuses, kernel, argument):
+    refuses(lambda value: value.tolist(), TypeError)
+    refuses(lambda value: 3.0, TypeError)
+    refuses(lambda value: 3, TypeError)
+    refuses(lambda value: "text", TypeError)
+    if (kernel, argument) not in MAY_BE_NONE:
+        refuses(lambda value: None, TypeError)
+
+
+@pytest.mark.parametrize(("kernel", "argument"), ARRAYS)
+def test_wrong_dimensions_are_refused(refuses):
+    refuses(lambda value: value[None].copy(), ValueError, TypeError)
+    refuses(lambda value: np.array(1, value.dtype), ValueError, TypeError)
+
+
+@pytest.mark.parametrize(("kernel", "argument"), ARRAYS)
+def test_what_is_not_contiguous_is_refused(refuses):
+    refuses(lambda value: np.repeat(value, 2, axis=-1)[..., ::2], ValueError)
+
+
+# Each shape in turn is what the others are measured by.
+GIVES_THE_SIZE = {
+    ("sum_of_squares", "x"), ("clip_by_global_norm", "gradients"), ("attention_decode", "scratch"),
+    ("attention_forward", "scratch"), ("attention_backward", "scratch"),
+    ("embedding_forward", "tokens"), ("embedding_forward", "places"),
+    ("block_decode", "x"), ("block_decode", "scratch"),
+    ("embedding_backward", "dtokens"), ("embedding_backward", "dplaces"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kernel", "argument"), ARRAYS)
+def test_a_wrong_shape_is_refused(compiled, arguments, kernel, argument):
+    for axis in range(arguments(kernel, "float32")[argument].ndim):
+        for change in (1, -1):
+            given = arguments(kernel, "float32")
+            value = given[argument]
+            if (kernel, argument) in GIVES_THE_SIZE and (axis == 0 or value.ndim == 1):
+                continue
+            shape = list(value.shape)
+            shape[axis] += change
+            kind, message = error_of(
+                compiled, kernel, given, {argument: np.ones(shape, value.dtype)}
+            )
+            assert kind is ValueError
+            assert re.search("shape|offsets|columns", message), message
+
+
+@pytest.mark.parametrize(("kernel", "argument"), ARRAYS)
+def test_an_output_that_cannot_be_written_is_refused(refuses, kernel, argument, written_arguments):
+    if argument not in written_arguments(kernel):
+        return
+
+    def sealed(value):
+        value = value.copy()
+        value.flags.writeable = False
+        return value
+
+    refuses(sealed, ValueError)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_wrong_calls_name_the_kernel(compiled, arguments, kernel):
+    given = arguments(kernel, "float32")
+    function, last = getattr(compiled, kernel), next(iter(given))
+    with pytest.raises(TypeError, match=rf"{kernel}: .*'{last}'"):
+        function(**{k: v for k, v in given.items() if k != last})
+    with pytest.raises(TypeError, match=rf"{kernel}: .*'colour'"):
+        function(**given, colour=1)
+    with pytest.raises(TypeError, match=rf"{kernel}: too many"):
+        function(*given.values(), *[None] * 20)
+
+
+SCALARS = [
+    (kernel, name)
+    for kernel in KERNELS
+    for name, parameter in inspect.signature(REFERENCE[kernel]).parameters.items()
+    if parameter.annotation in (int, float, "int", "float")
+]
+
+
+@pytest.mark.parametrize(("kernel", "argument"), SCALARS)
+def test_a_scalar_that_is_no_number_is_refused(refuses):
+    refuses(lambda value: "three", TypeError)
+    refuses(lambda value: None, TypeError)
+    refuses(lambda value: np.ones(3), TypeError)
+
+
+@pytest.mark.parametrize("wrong", [-2, -(2**31), 4, 2**31 - 1])
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_target_outside_the_vocabulary_is_refused(compiled, arguments, wrong, at):
+    given = arguments("cross_entropy", "float32")
+    given["targets"][at] = wrong
+    kind, message = error_of(compiled, "cross_entropy", given, {})
+    assert kind is ValueError
+    assert f"targets[{at}] is {wrong}, but must be at least -1 and below 4" in message
+    assert np.isnan(given["dlogits"]).all()  # refused before anything is written
+
+
+@pytest.mark.parametrize("kernel", ["attention_forward", "attention_backward"])
+@pytest.mark.parametrize(
+    "wrong", [[], [0], [1, 4], [0, 3], [0, 5], [-1, 4], [0, 3, 2, 4], [0, -1, 4], [0, 9, 4], [4]]
+)
+def test_offsets_must_rise_from_zero_to_the_number_of_rows(compiled, arguments, kernel, wrong):
+    given = arguments(kernel, "float32")
+    given["offsets"] = np.array(wrong, np.int32)
+    kind, message = error_of(compiled, kernel, given, {})
+    assert kind is ValueError
+    assert "offsets" in message
+
+
+ATTENTION = ["attention_forward", "attention_backward", "attention_decode"]
+
+
+@pytest.mark.parametrize("kernel", ATTENTION)
+def test_scratch_must_be_large_enough(compiled, arguments, kernel):
+    given = arguments(kernel, "float32")
+    length = 5 if kernel == "attention_decode" else 3
+    enough = compiled.attention_scratch_size(length)
+    given["scratch"] = np.empty(enough, "float32")
+    getattr(compiled, kernel)(**given)
+    kind, message = error_of(compiled, kernel, given, {"scratch": given["scratch"][:-1]})
+    assert kind is ValueError
+    assert f"scratch must hold attention_scratch_size({length}) = {enough}" in message
+
+
+@pytest.mark.parametrize("kernel", [*ATTENTION, "block_decode"])
+@pytest.mark.parametrize("wrong", [0, -1, 4, 7, 2**62])
+def test_heads_must_divide_the_columns(compiled, arguments, kernel, wrong):
+    kind, message = error_of(compiled, kernel, arguments(kernel, "float32"), {"n_heads": wrong})
+    assert kind is ValueError
+    assert f"n_heads must divide the 6 columns, got {wrong}" in message
+
+
+@pytest.mark.parametrize("kernel", ["attention_decode", "block_decode"])
+@pytest.mark.parametrize("wrong", [-1, 5, 6, 2**31, 2**62, 2**63 - 1, -(2**63)])
+def test_decoding_stays_inside_its_cache(compiled, arguments, kernel, wrong):
+    given = arguments(kernel, "float32")  # two rows into a cache of six
+    kind, message = error_of(compiled, kernel, given, {"start": wrong})
+    assert kind is ValueError
+    assert f"start must leave room for 2 rows in a cache of 6, got {wrong}" in message
+
+
+def test_numbers_too_large_for_the_machine_are_refused(compiled, arguments):
+    given = arguments("attention_forward", "float32")
+    kind, _ = error_of(compiled, "attention_forward", given, {"n_heads": 2**70})
+    assert kind is ValueError
+
+
+def test_kernels_let_other_threads_run(compiled):
+    # While one call runs, a thread that needs Python's lock gets on.
+    x = np.ones((2_000, 2_000))
+    out, ticks, done = np.empty_like(x), [], threading.Event()
+
+    def tick():
+        while not done.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    began = time.perf_counter()
+    compiled.softmax(x, out)
+    ended = time.perf_counter()
+    done.set()
+    thread.join()
+    inside = [t for t in ticks if began < t < ended]
+    assert ended - began < 0.004 or len(inside) >= 2

@@ -1,0 +1,95 @@
+"""Tests of the self-attention layer."""
+
+import numpy as np
+import pytest
+
+from rustgpt.gradcheck import gradcheck
+from rustgpt.layers.self_attention import SelfAttention
+
+OPTIONS = [(True, True), (True, False), (False, True), (False, False)]
+
+
+@pytest.fixture(params=OPTIONS, ids=["projection, bias", "projection", "bias", "bare"])
+def layer(request, backend, rng, scrambled):
+    projection, bias = request.param
+    return scrambled(SelfAttention(6, 2, rng, projection, bias, np.float64))
+
+
+@pytest.fixture
+def x(rng):
+    return rng.standard_normal((8, 6))
+
+
+def test_gradients_are_right(layer, x):
+    report = gradcheck(layer, x)
+    assert report, report
+    assert list(report.errors) == ["x", *layer.parameters()]
+
+
+def test_parameters(backend, rng):
+    shapes = {
+        "qkv_weight": (6, 18), "qkv_bias": (18,),
+        "projection_weight": (6, 6), "projection_bias": (6,),
+    }  # fmt: skip
+    for projection, bias in OPTIONS:
+        layer = SelfAttention(6, 2, rng, projection, bias)
+        expected = {
+            name: shape
+            for name, shape in shapes.items()
+            if (projection or "projection" not in name) and (bias or "bias" not in name)
+        }
+        assert {name: value.shape for name, value in layer.parameters().items()} == expected
+    large = SelfAttention(400, 2, rng)
+    assert large.qkv_weight.std() == pytest.approx(0.05, rel=0.02)
+    assert large.projection_weight.std() == pytest.approx(0.05, rel=0.02)
+
+
+def test_texts_do_not_see_each_other(layer, x):
+    together = layer.forward(x, np.array([0, 3, 3, 8], np.int32)).copy()
+    first = layer.forward(x[:3], np.array([0, 3], np.int32)).copy()
+    second = layer.forward(x[3:], np.array([0, 5], np.int32)).copy()
+    np.testing.assert_allclose(together, np.vstack([first, second]), rtol=1e-12)
+
+
+def test_no_row_sees_a_later_one(layer, x):
+    offsets = np.array([0, 8], np.int32)
+    before = layer.forward(x, offsets).copy()
+    x[5] += 1
+    after = layer.forward(x, offsets)
+    np.testing.assert_array_equal(after[:5], before[:5])
+    assert (after[5:] != before[5:]).any(axis=1).all()
+
+
+def test_a_text_of_one_row_sees_its_own_value_alone(backend, rng):
+    layer = SelfAttention(4, 2, rng, projection=False, dtype=np.float64)
+    x = rng.standard_normal((1, 4))
+    out = layer.forward(x, np.array([0, 1], np.int32))
+    np.testing.assert_allclose(out, x @ layer.qkv_weight[:, 8:], rtol=1e-12)
+
+
+def test_heads_have_their_own_columns(backend, rng):
+    layer = SelfAttention(6, 3, rng, projection=False, dtype=np.float64)
+    x, offsets = rng.standard_normal((5, 6)), np.array([0, 5], np.int32)
+    before = layer.forward(x, offsets).copy()
+    layer.qkv_weight[:, 2:4] += 1  # the queries of the second head
+    after = layer.forward(x, offsets)
+    np.testing.assert_array_equal(after[:, [0, 1, 4, 5]], before[:, [0, 1, 4, 5]])
+    assert (after[1:, 2:4] != before[1:, 2:4]).all()
+
+
+def test_contract(layer, x, accumulates, replicates):
+    accumulates(layer, x)
+    replicates(layer, x)
+
+
+def test_memory_is_reused(layer, x, reuses_memory):
+    reuses_memory(layer, x)
+
+
+def test_decode_is_forward(layer, x, decodes):
+    decodes(layer, x)
+
+
+def test_describe(layer):
+    ending = "with output projection" if layer.projection else "no output projection"
+    assert layer.describe() == f"SelfAttention(6, 2 heads, {ending})"

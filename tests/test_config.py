@@ -1,0 +1,97 @@
+"""Tests of the configuration of models and trainings."""
+
+import dataclasses
+import math
+
+import pytest
+
+from rustgpt.config import ModelConfig, TrainConfig
+from rustgpt.errors import ConfigError
+
+BOTH = [ModelConfig, TrainConfig]
+
+
+def test_the_default_model_has_the_sizes_of_the_design():
+    config = ModelConfig()
+    assert (config.embedding_dim, config.hidden_dim, config.n_layers) == (128, 256, 3)
+    assert (config.n_heads, config.max_seq_len) == (4, 80)
+    assert (config.activation, config.norm, config.dtype) == ("relu", "post", "float32")
+    assert (config.output_bias, config.tie_embeddings) == (True, False)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_configuration_goes_to_plain_values_and_back(kind):
+    config = kind(seed=7)
+    values = config.to_dict()
+    assert values["seed"] == 7
+    assert all(type(value) in (int, float, str, bool) for value in values.values())
+    assert kind.from_dict(values) == config
+    assert kind.from_dict({}) == kind()
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_configuration_cannot_be_changed(kind):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        kind().seed = 3
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_an_unknown_field_is_named(kind):
+    with pytest.raises(ConfigError, match=rf"{kind.__name__} has no field 'colour'.*seed"):
+        kind.from_dict({"colour": 1})
+
+
+WRONG = [
+    (ModelConfig, name, value)
+    for name in ("embedding_dim", "hidden_dim", "n_heads")
+    for value in (0, -1, 2**20 + 1, 1.5, "8", None, True, math.nan)
+]
+WRONG += [(ModelConfig, "n_layers", value) for value in (-1, 10_001, 2.0, False)]
+WRONG += [(ModelConfig, "max_seq_len", value) for value in (1, 0, 2**20 + 1)]
+WRONG += [(ModelConfig, "activation", value) for value in ("swish", "", None, "ReLU")]
+WRONG += [(ModelConfig, "norm", "both"), (ModelConfig, "dtype", "float16")]
+WRONG += [
+    (ModelConfig, name, value)
+    for name in ("attention_projection", "attention_bias", "output_bias", "tie_embeddings")
+    for value in (1, 0, "yes", None)
+]
+WRONG += [(kind, "seed", value) for kind in BOTH for value in (-1, 2**63, 0.5)]
+WRONG += [
+    (TrainConfig, name, value)
+    for name in ("pretrain_epochs", "tune_epochs", "warmup_steps")
+    for value in (-1, 10**9 + 1, 1.0)
+]
+WRONG += [(TrainConfig, "batch_size", value) for value in (0, -1, 10**6 + 1, True)]
+WRONG += [
+    (TrainConfig, name, value)
+    for name in ("pretrain_rate", "tune_rate", "weight_decay")
+    for value in (-1e-9, 1001, math.nan, math.inf, "0.1", True)
+]
+WRONG += [(TrainConfig, "max_grad_norm", value) for value in (0, -1.0, math.nan)]
+WRONG += [(TrainConfig, "epsilon", value) for value in (0, -1e-8, 1.5, math.nan)]
+WRONG += [
+    (TrainConfig, name, value) for name in ("beta1", "beta2") for value in (1, 1.0, -0.1, math.nan)
+]
+WRONG += [(TrainConfig, "final_rate", value) for value in (-0.1, 1.1, math.nan)]
+WRONG += [(TrainConfig, "schedule", "linear"), (TrainConfig, "threads", -1)]
+WRONG += [(TrainConfig, "threads", 1025)]
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), WRONG)
+def test_a_wrong_value_is_named(kind, name, value):
+    with pytest.raises(ConfigError, match=rf"^{name} must be"):
+        kind(**{name: value})
+    with pytest.raises(ConfigError, match=name):
+        kind.from_dict({name: value})
+
+
+def test_limits_themselves_are_right():
+    assert ModelConfig(embedding_dim=1, hidden_dim=1, n_heads=1, n_layers=0, max_seq_len=2)
+    assert TrainConfig(max_grad_norm=math.inf, beta1=0, beta2=0.0, epsilon=1, warmup_steps=0)
+    assert TrainConfig(pretrain_rate=0, tune_rate=1, batch_size=1, seed=2**63 - 1)
+
+
+def test_heads_must_divide_the_dimension():
+    with pytest.raises(ConfigError, match=r"n_heads.*5.*128"):
+        ModelConfig(n_heads=5)
+    assert ModelConfig(embedding_dim=15, n_heads=5).n_heads == 5

@@ -1,0 +1,319 @@
+"""Tests of the training loop."""
+
+import gc
+import itertools
+import math
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from rustgpt.config import TrainConfig
+from rustgpt.errors import DataError, TrainingError
+from rustgpt.llm import LLM
+from rustgpt.trainer import Trainer, available_threads, matrices
+
+TEXTS = ["the sun rises.", "water is wet.", "a cat naps.", "ants dig.", "no.", "rain falls."]
+# Mean losses of the epochs of one training, in float64.
+TRAJECTORY = [
+    3.793729794, 3.229407541, 2.966230396, 2.746673502,
+    2.564553696, 2.373279662, 2.218714539, 2.114704260,
+]  # fmt: skip
+
+
+@pytest.fixture
+def model_of(letters, small):
+    """model_of(dtype, **changes): an untrained model of letters."""
+
+    def make(dtype="float32", **changes):
+        settings = {"embedding_dim": 12, "hidden_dim": 20, "max_seq_len": 16, "seed": 3}
+        return LLM(small(dtype=dtype, **settings | changes), letters)
+
+    return make
+
+
+def config_of(**changes):
+    settings = {
+        "batch_size": 4, "threads": 1, "seed": 1, "schedule": "constant", "warmup_steps": 0,
+        "weight_decay": 0.0, "max_grad_norm": 5.0, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8,
+    }  # fmt: skip
+    return TrainConfig(**settings | changes)
+
+
+def fit(model, epochs=3, rate=1e-2, texts=TEXTS, on_epoch=None, **settings):
+    trainer = Trainer(model, config_of(**settings), on_epoch)
+    return trainer.fit(texts, epochs, rate, "test")
+
+
+def rows_of(model, texts=TEXTS):
+    """Return ids, targets and offsets of whole texts."""
+    rows = [np.array(model.tokenizer.encode(text, True), np.int32) for text in texts]
+    offsets = np.cumsum([0, *(len(row) - 1 for row in rows)], dtype=np.int32)
+    ids, targets = (np.concatenate([row[part] for row in rows]) for part in (np.s_[:-1], np.s_[1:]))
+    return ids, targets, offsets
+
+
+# The same numbers
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_same_seed_gives_the_same_bits(backend, model_of, threads):
+    models = [model_of(), model_of()]
+    losses = [[epoch.loss for epoch in fit(model, threads=threads)] for model in models]
+    assert losses[0] == losses[1]
+    assert models[0].parameters.tobytes() == models[1].parameters.tobytes()
+    other = model_of()
+    fit(other, threads=threads, seed=2)
+    assert other.parameters.tobytes() != models[0].parameters.tobytes()
+
+
+def test_any_number_of_threads_gives_the_same_training(model_of, close):
+    models = [model_of("float64") for _ in range(4)]
+    for model, threads in zip(models, (1, 2, 3, 4), strict=True):
+        fit(model, epochs=1, threads=threads, batch_size=6)
+    for model in models[1:]:
+        close(model.parameters, models[0].parameters, 1e4)  # Adam divides by small numbers
+    alone, shared = model_of(), model_of()
+    for model, threads in ((alone, 1), (shared, 2)):
+        loss = fit(model, threads=threads)[-1].loss
+        assert loss == pytest.approx(TRAJECTORY[2], rel=1e-3)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_one_trajectory(backend, model_of, dtype, threads):
+    epochs = fit(model_of(dtype), len(TRAJECTORY), threads=threads)
+    tolerance = {"float32": 1e-4, "float64": 1e-8}[dtype]
+    assert [epoch.loss for epoch in epochs] == pytest.approx(TRAJECTORY, rel=tolerance)
+
+
+def test_one_step_written_out(backend, model_of):
+    model, rate, limit = model_of("float64"), 0.1, 0.25
+    ids, targets, offsets = rows_of(model)
+    before = model.parameters.copy()
+    loss = model.loss_and_gradients(ids, targets, offsets, 1 / len(ids))
+    gradient = model.gradients.copy()
+    norm = math.sqrt((gradient**2).sum())
+    assert norm > limit
+    gradient *= limit / norm
+    settings = {"epsilon": 0.5, "max_grad_norm": limit, "weight_decay": 0.3, "batch_size": 6}
+    (epoch,) = fit(model, 1, rate, threads=2, **settings)
+    assert epoch.loss == pytest.approx(loss / len(ids), rel=1e-12)
+    assert epoch.gradient_norm == pytest.approx(norm, rel=1e-12)
+    # Adam's first step: m and v, corrected, are the gradient and its square.
+    expected = before - rate * gradient / (np.abs(gradient) + 0.5)
+    for part in matrices(model):
+        expected[part] -= rate * 0.3 * before[part]
+    np.testing.assert_allclose(model.parameters, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_weight_decay_applies_to_matrices_alone(model_of):
+    model = model_of(attention_bias=True)
+    inside = np.zeros(model.n_parameters, bool)
+    for part in matrices(model):
+        inside[part] = True
+    taken = 0
+    for name, value in model.named_parameters().items():
+        here = inside[taken : taken + value.size]
+        taken += value.size
+        assert here.all() == here.any() == (value.ndim == 2), name
+    assert 0 < inside.sum() < inside.size
+
+
+def test_the_schedule_is_followed(model_of):
+    # With Adam the first step moves what has a gradient by the rate.
+    for warmup, rate in ((0, 1e-2), (10, 1e-3)):
+        model = model_of("float64")
+        before = model.parameters.copy()
+        fit(model, 1, batch_size=6, warmup_steps=warmup)
+        assert np.abs(model.parameters - before).max() == pytest.approx(rate, rel=1e-4)
+    model, marks = model_of("float64"), []
+    fit(
+        model, 5, batch_size=6, schedule="cosine", final_rate=0.0,
+        on_epoch=lambda epoch: marks.append(model.parameters.copy()),
+    )  # fmt: skip
+    moved = [np.abs(b - a).max() for a, b in itertools.pairwise(marks)]
+    assert moved[3] == 0  # the last of five steps has the rate 0
+    assert moved[0] > moved[2] > 0
+
+
+# What is learned
+
+
+def test_one_sentence_is_learned_by_heart(backend, model_of):
+    model = model_of()
+    losses = [epoch.loss for epoch in fit(model, 80, 1e-2, ["the sun rises."])]
+    assert losses[0] > 2.5
+    assert losses[-1] < 0.05
+    assert model.generate("the") == " sun rises"
+    assert model.generate("the sun r") == "ises"
+
+
+def test_two_phases_have_their_own_settings(model_of):
+    config = config_of(pretrain_epochs=2, pretrain_rate=1e-2, tune_epochs=3, tune_rate=0.0)
+    model = model_of()
+    seen = []
+    trainer = Trainer(model, config, seen.append)
+    pretrained = trainer.pretrain(TEXTS)
+    before = model.parameters.copy()
+    tuned = trainer.instruction_tune(TEXTS[:2])
+    np.testing.assert_array_equal(model.parameters, before)
+    assert [(e.phase, e.number, e.total) for e in trainer.epochs] == [
+        ("pre-training", 1, 2), ("pre-training", 2, 2),
+        ("instruction tuning", 1, 3), ("instruction tuning", 2, 3), ("instruction tuning", 3, 3),
+    ]  # fmt: skip
+    assert trainer.epochs == [*pretrained, *tuned] == seen
+    assert pretrained[0].tokens_per_second > 0
+    assert pretrained[0].seconds_left > 0
+    assert tuned[-1].seconds_left == 0
+
+
+# The mean
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_loss_is_the_mean_over_tokens_however_they_are_batched(model_of, batch_size, threads):
+    model = model_of("float64")
+    ids, targets, offsets = rows_of(model)
+    expected = model.loss(ids, targets, offsets) / len(ids)
+    (epoch,) = fit(model, 1, 0.0, batch_size=batch_size, threads=threads)
+    assert epoch.loss == pytest.approx(expected, rel=1e-12)
+
+
+def test_every_text_is_seen_once_an_epoch_in_a_new_order(model_of, monkeypatch):
+    model = model_of()
+    seen, original = [], model.loss_and_gradients
+
+    def spy(ids, targets, offsets, scale):
+        seen.append(model.tokenizer.decode(ids[:2]))
+        return original(ids, targets, offsets, scale)
+
+    monkeypatch.setattr(model, "loss_and_gradients", spy)
+    fit(model, 3, batch_size=1)
+    epochs = [tuple(seen[i : i + 6]) for i in (0, 6, 12)]
+    assert len(seen) == 18
+    assert all(sorted(epoch) == sorted(text[:2] for text in TEXTS) for epoch in epochs)
+    assert len(set(epochs)) == 3
+
+
+def test_long_texts_are_split_and_counted(model_of):
+    model = model_of("float64", max_seq_len=4)
+    texts = ["abcdefghijk.", "abcd.", "abcde.", "a", "."]
+    trainer = Trainer(model, config_of())
+    pieces = ["abcde", "efghi", "ijk.", "abcd.", "abcde", "e."]
+    ids, targets, offsets = rows_of(model, pieces)
+    expected = model.loss(ids, targets, offsets) / len(ids)
+    (epoch,) = trainer.fit(texts, 1, 0.0, "test")
+    assert epoch.loss == pytest.approx(expected, rel=1e-12)
+    assert trainer.split_texts == 2
+    assert trainer.skipped_texts == 2
+    trainer.fit(["abc."], 1, 0.0, "test")
+    assert (trainer.split_texts, trainer.skipped_texts) == (0, 0)
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["a"], ["a", "", "."]])
+def test_nothing_to_train_on_is_a_data_error(model_of, texts):
+    with pytest.raises(DataError, match="nothing to train on"):
+        fit(model_of(), texts=texts)
+
+
+# When things go wrong
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_step_that_diverges_is_not_kept(model_of, threads):
+    model, marks = model_of(), []
+    with pytest.raises(TrainingError, match=r"training diverged at test, step \d+: the loss is"):
+        fit(
+            model, 50, 1e30, threads=threads, batch_size=6,
+            on_epoch=lambda epoch: marks.append(model.parameters.copy()),
+        )  # fmt: skip
+    assert 1 <= len(marks) < 50
+    assert np.isfinite(model.parameters).all()
+    np.testing.assert_array_equal(model.parameters, marks[-1])
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_damaged_parameters_stop_the_first_step(model_of, wrong):
+    model = model_of()
+    model.named_parameters()["layers.1.norm1.weight"][2] = wrong
+    before = model.parameters.copy()
+    with pytest.raises(TrainingError, match=r"step 1: .*smaller learning rate"):
+        fit(model)
+    np.testing.assert_array_equal(model.parameters, before)
+
+
+def test_an_error_in_a_worker_reaches_the_caller(model_of, monkeypatch):
+    model = model_of()
+    original = LLM.loss_and_gradients
+
+    def broken(self, *args):
+        if threading.current_thread() is not threading.main_thread():
+            raise MemoryError("in a worker")
+        return original(self, *args)
+
+    monkeypatch.setattr(LLM, "loss_and_gradients", broken)
+    with pytest.raises(MemoryError, match="in a worker"):
+        fit(model, threads=2)
+    assert not [t for t in threading.enumerate() if t.name.startswith("rustgpt")]
+
+
+def test_stop_ends_after_the_step_that_runs(model_of):
+    model, steps = model_of(), []
+    trainer = Trainer(model, config_of(batch_size=2))
+    original = model.loss_and_gradients
+
+    def spy(*args):
+        steps.append(model.parameters.copy())
+        if len(steps) == 4:  # the first step of the second epoch
+            threading.Thread(target=trainer.stop).start()
+            while not trainer.stopped:
+                pass
+        return original(*args)
+
+    model.loss_and_gradients = spy
+    done = trainer.fit(TEXTS, 9, 1e-2, "test")
+    assert trainer.stopped
+    assert [epoch.number for epoch in done] == [1]
+    assert trainer.epochs == done
+    assert len(steps) == 4
+    assert (model.parameters != steps[-1]).any()  # that step was finished
+
+
+def test_a_stopped_trainer_does_nothing(model_of):
+    model = model_of()
+    trainer = Trainer(model, config_of())
+    assert not trainer.stopped
+    trainer.stop()
+    before = model.parameters.copy()
+    assert trainer.fit(TEXTS, 3, 1e-2, "test") == []
+    np.testing.assert_array_equal(model.parameters, before)
+
+
+def test_a_step_allocates_nothing_that_grows(model_of):
+    model = model_of(embedding_dim=128, hidden_dim=128, max_seq_len=64)
+    texts = [text * 8 for text in ("rain or", " shines ", "abcdef")] * 2
+    smallest_activation = 3 * 48 * 128 * 4  # bytes, for the rows of one of two workers
+    held = {}
+
+    def measure(epoch):
+        if epoch.number in (10, 50):
+            gc.collect()
+            held[epoch.number] = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+
+    tracemalloc.start()
+    try:
+        fit(model, 50, 1e-4, texts, measure, threads=2, batch_size=6)
+    finally:
+        tracemalloc.stop()
+    (before, _), (after, peak) = held[10], held[50]
+    assert after - before < smallest_activation / 2
+    assert peak - before < smallest_activation
+
+
+def test_threads(model_of):
+    assert available_threads() >= 1
+    assert math.isfinite(fit(model_of(), 1, threads=0)[0].loss)
+    assert math.isfinite(fit(model_of(), 1, threads=16, batch_size=2)[0].loss)
