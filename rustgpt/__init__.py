@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         TokenizerError,
         TrainingError,
     )
-    from rustgpt.gradcheck import gradcheck
+    from rustgpt.gradient_check import gradcheck
     from rustgpt.layers.embeddings import Embeddings
     from rustgpt.layers.feed_forward import FeedForward
     from rustgpt.layers.layer import Layer
@@ -66,7 +66,7 @@ _HOMES = {
     "TransformerBlock": "layers.transformer",
     "WordTokenizer": "text.tokenizer",
     "build_layers": "llm",
-    "gradcheck": "gradcheck",
+    "gradcheck": "gradient_check",
     "ops": "backend",
     "use_backend": "backend",
 }

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rustgpt.gradcheck import gradcheck
+from rustgpt.gradient_check import gradcheck
 from rustgpt.layers.feed_forward import FeedForward
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rustgpt.gradcheck import gradcheck
+from rustgpt.gradient_check import gradcheck
 from rustgpt.layers import output_projection
 from rustgpt.layers.output_projection import OutputProjection
 

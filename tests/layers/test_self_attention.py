@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rustgpt.gradcheck import gradcheck
+from rustgpt.gradient_check import gradcheck
 from rustgpt.layers.self_attention import SelfAttention
 
 OPTIONS = [(True, True), (True, False), (False, True), (False, False)]

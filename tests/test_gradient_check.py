@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rustgpt.errors import ConfigError
-from rustgpt.gradcheck import GradientReport, gradcheck, numerical_gradient
+from rustgpt.gradient_check import GradientReport, gradcheck, numerical_gradient
 from rustgpt.layers.embeddings import Embeddings
 from rustgpt.layers.feed_forward import FeedForward
 from rustgpt.layers.layer import Layer
