@@ -1,7 +1,8 @@
 """Owns the count of questions answered word for word after training, over several seeds.
 
 By default on the bundled data with the default settings. `--rustgpt` trains on 25 statements and 53
-dialogues of it with RustGPT's sizes and schedule: 100 + 100 epochs, rates 5e-4 and 1e-4, one head.
+dialogues of it with RustGPT's sizes and epochs: 100 + 100, one head, no output projection in the
+attention; `--rates` takes its rates, 5e-4 and 1e-4, as well (with `--batch-size 8`, say).
 """
 
 import argparse
@@ -23,17 +24,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20, help="trainings (default: 20)")
     parser.add_argument("--language", default="all", choices=["all", "en", "zh"])
     parser.add_argument("--threads", type=int, default=0, help="0: one a processor (default)")
-    parser.add_argument("--rustgpt", action="store_true", help="its sizes, schedule and data")
+    parser.add_argument("--rustgpt", action="store_true", help="its sizes, epochs, kind of data")
+    parser.add_argument("--rates", action="store_true", help="with --rustgpt: its rates too")
+    parser.add_argument("--batch-size", type=int, default=32, help="with --rustgpt (default: 32)")
     arguments = parser.parse_args()
     data = rustgpt.Dataset.bundled(arguments.language)
     shape, settings = {}, {}
     if arguments.rustgpt:
         data = rustgpt.Dataset(data.pretraining_data[:25], data.chat_training_data[:53])
         shape = {"n_heads": 1, "attention_projection": False}
-        settings = {
-            "pretrain_epochs": 100, "pretrain_rate": 5e-4, "tune_epochs": 100, "tune_rate": 1e-4,
-            "schedule": "constant", "batch_size": 8,
-        }  # fmt: skip
+        settings = {"pretrain_epochs": 100, "tune_epochs": 100, "batch_size": arguments.batch_size}
+        if arguments.rates:
+            settings |= {"pretrain_rate": 5e-4, "tune_rate": 1e-4, "schedule": "constant"}
     perfect = 0
     for seed in range(arguments.seeds):
         model = rustgpt.LLM.from_dataset(data, rustgpt.ModelConfig(seed=seed, **shape))

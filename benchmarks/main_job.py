@@ -43,8 +43,7 @@ def job(arguments: argparse.Namespace) -> tuple[float, int]:
     statements, dialogues = texts(25, 169, rng), texts(53, 1216, rng)
     shape = rustgpt.ModelConfig(n_heads=1, attention_projection=False)
     settings = rustgpt.TrainConfig(
-        pretrain_epochs=100, pretrain_rate=5e-4, tune_epochs=100, tune_rate=1e-4,
-        schedule="constant", batch_size=arguments.batch_size, threads=arguments.threads,
+        pretrain_epochs=100, tune_epochs=100, batch_size=arguments.batch_size, threads=arguments.threads,
     )  # fmt: skip
     began = time.perf_counter()
     model = rustgpt.LLM(shape, Numbers())  # type: ignore[arg-type]
@@ -58,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeat", type=int, default=5, help="runs (default: 5)")
     parser.add_argument("--threads", type=int, default=0, help="0: one a processor (default)")
-    parser.add_argument("--batch-size", type=int, default=8, help="texts a step (default: 8)")
+    parser.add_argument("--batch-size", type=int, default=32, help="texts a step (default: 32)")
     arguments = parser.parse_args()
     runs = [job(arguments) for _ in range(arguments.repeat)]
     seconds = sorted(run[0] for run in runs)

@@ -15,7 +15,7 @@ from rustgpt.errors import CheckpointError, ConfigError, DataError
 from rustgpt.generation.chat import Chat
 from rustgpt.generation.decoding import generate_ids
 from rustgpt.layers.embeddings import Embeddings
-from rustgpt.layers.layer import Array, Buffers, Cache, Indices, Layer
+from rustgpt.layers.layer import Array, Buffers, Cache, Indices, Layer, aligned
 from rustgpt.layers.layer_norm import LayerNorm
 from rustgpt.layers.output_projection import OutputProjection
 from rustgpt.layers.transformer import TransformerBlock
@@ -84,7 +84,7 @@ class LLM:
         ):
             raise ConfigError("the first layer must be Embeddings and the last OutputProjection")
         size = sum(layer.n_parameters for layer in self.layers)
-        self.parameters: Array = np.empty(size, config.dtype)
+        self.parameters: Array = aligned(size, np.dtype(config.dtype))
         self._bind(self.parameters)
 
     @classmethod
@@ -99,7 +99,7 @@ class LLM:
         Neighbours alternate between two sets of scratch memory, since a layer reads the gradient
         that the layer above has left there.
         """
-        self.gradients: Array = np.zeros(self.parameters.size, self.config.dtype)
+        self.gradients: Array = aligned(self.parameters.size, self.parameters.dtype)
         scratch = (Buffers(), Buffers())
         taken = 0
         for i, layer in enumerate(self.layers):

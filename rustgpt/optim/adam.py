@@ -1,9 +1,7 @@
 """Owns the Adam optimizer over a model's flat buffers."""
 
-import numpy as np
-
 from rustgpt.backend import ops
-from rustgpt.layers.layer import Array
+from rustgpt.layers.layer import Array, aligned
 
 
 class Adam:
@@ -33,7 +31,8 @@ class Adam:
         self.parameters = parameters
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         self.weight_decay = weight_decay
-        self.m, self.v = np.zeros_like(parameters), np.zeros_like(parameters)
+        self.m = aligned(len(parameters), parameters.dtype)
+        self.v = aligned(len(parameters), parameters.dtype)
         self.steps = 0
         self._segments = _segments(len(parameters), decayed if weight_decay else ())
 
