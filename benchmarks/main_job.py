@@ -43,8 +43,11 @@ def job(arguments: argparse.Namespace) -> tuple[float, int]:
     statements, dialogues = texts(25, 169, rng), texts(53, 1216, rng)
     shape = rustgpt.ModelConfig(n_heads=1, attention_projection=False)
     settings = rustgpt.TrainConfig(
-        pretrain_epochs=100, tune_epochs=100, batch_size=arguments.batch_size, threads=arguments.threads,
-    )  # fmt: skip
+        pretrain_epochs=100,
+        tune_epochs=100,
+        batch_size=arguments.batch_size,
+        threads=arguments.threads,
+    )
     began = time.perf_counter()
     model = rustgpt.LLM(shape, Numbers())  # type: ignore[arg-type]
     trainer = rustgpt.Trainer(model, settings)

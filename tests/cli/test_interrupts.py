@@ -98,10 +98,14 @@ def test_a_stopped_training_is_saved(tmp_path, small, command, numbers, status):
         while b"pre-training:" not in child.stderr.readline():
             pass
         time.sleep(0.1)
-        for number in numbers:
+        child.send_signal(numbers[0])
+        err = ""
+        while "stopping" not in err:  # of two signals at once, the lower number is handled first
+            err += child.stderr.readline().decode()
+        for number in numbers[1:]:
             child.send_signal(number)
-            time.sleep(0.002)
-        out, err = child.stdout.read().decode(), child.stderr.read().decode()
+        out, rest = child.stdout.read().decode(), child.stderr.read().decode()
+        err += rest
     assert child.returncode == status
     assert "Traceback" not in err
     assert err.count("rustgpt: stopping after this step, then saving the model") == 1
