@@ -96,15 +96,17 @@ class LLM:
     def _bind(self, parameters: Array | None) -> None:
         """Give every layer its place in the flat buffers.
 
-        Neighbours alternate between two sets of scratch memory, since a layer reads the gradient
-        that the layer above has left there.
+        A layer reads the gradient that the layer above has left in scratch memory. So neighbours
+        alternate between two sets of it; blocks, which read it before they write over it, all
+        share a third, which then stays in the cache.
         """
         self.gradients: Array = aligned(self.parameters.size, self.parameters.dtype)
-        scratch = (Buffers(), Buffers())
+        alternating, of_blocks = (Buffers(), Buffers()), Buffers()
         taken = 0
         for i, layer in enumerate(self.layers):
             here = None if parameters is None else parameters[taken:]
-            taken += layer.bind(here, self.gradients[taken:], scratch[i % 2])
+            scratch = of_blocks if type(layer) is TransformerBlock else alternating[i % 2]
+            taken += layer.bind(here, self.gradients[taken:], scratch)
         if self._output.tied:
             self._output.tie(self._embeddings.tokens, self._embeddings.dtokens)
 

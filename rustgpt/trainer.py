@@ -184,6 +184,10 @@ def available_threads() -> int:
     return os.cpu_count() or 1
 
 
+# A worker with fewer tokens spends more time on reading the parameters than on the arithmetic.
+TOKENS_AT_LEAST = 64
+
+
 class _Workers:
     """A few threads, each with a replica of the model, that make one step together.
 
@@ -210,9 +214,9 @@ class _Workers:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
-    def _each(self, work: Callable[[int], float]) -> list[float]:
-        """Let worker i do work(i), this thread being worker 0; return the results in order."""
-        others = [self._pool.submit(work, i) for i in range(1, self.n)]
+    def _each(self, work: Callable[[int], float], n: int) -> list[float]:
+        """Let each of n workers i do work(i), this thread being worker 0; return the results."""
+        others = [self._pool.submit(work, i) for i in range(1, n)]
         try:
             first = work(0)
         finally:
@@ -222,33 +226,34 @@ class _Workers:
 
     def step(self, batch: list[Indices], rate: float, where: str) -> tuple[float, float]:
         """Make one step; return the sum of the losses, and the norm of their mean's gradient."""
-        shares = _shares(batch, self.n)
-        scale = 1.0 / sum(len(row) - 1 for row in batch)
-        loss = sum(self._each(lambda i: self._differentiate(i, shares[i], scale)))
-        norm, factor = clip_factor(sum(self._each(self._sum_gradients)), self.max_norm)
+        tokens = sum(len(row) - 1 for row in batch)
+        n = max(1, min(self.n, len(batch), tokens // TOKENS_AT_LEAST))
+        shares, scale = _shares(batch, n), 1.0 / tokens
+        loss = sum(self._each(lambda i: self._differentiate(i, shares[i], scale), n))
+        squares = sum(self._each(lambda i: self._sum_gradients(i, n), self.n))
+        norm, factor = clip_factor(squares, self.max_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(
                 f"training diverged at {where}: the loss is {loss * scale:g}, the gradient's norm "
                 f"{norm:g}; nothing of this step was kept; try a smaller learning rate"
             )
         self.adam.begin_step()
-        self._each(lambda i: self._update(i, rate, factor))
+        self._each(lambda i: self._update(i, rate, factor), self.n)
         return loss, norm
 
     def _differentiate(self, i: int, share: list[Indices], scale: float) -> float:
         model = self.models[i]
         model.gradients.fill(0)
-        if not share:
-            return 0.0
         ids = np.concatenate([row[:-1] for row in share])  # (N,)
         targets = np.concatenate([row[1:] for row in share])  # (N,)
         offsets = np.zeros(len(share) + 1, np.int32)  # (B + 1,)
         np.cumsum([len(row) - 1 for row in share], out=offsets[1:])
         return model.loss_and_gradients(ids, targets, offsets, scale)
 
-    def _sum_gradients(self, i: int) -> float:
+    def _sum_gradients(self, i: int, n: int) -> float:
+        """Add up part i of the gradients of the first n workers; return its sum of squares."""
         part = self.models[0].gradients[self.parts[i]]
-        for model in self.models[1:]:
+        for model in self.models[1:n]:
             ops.add_into(model.gradients[self.parts[i]], part)
         return float(ops.sum_of_squares(part))
 

@@ -33,6 +33,12 @@ def model_of(letters, small):
     return make
 
 
+@pytest.fixture(autouse=True)
+def no_batch_is_too_small(monkeypatch):
+    """Let the few tokens of these texts be shared among several workers."""
+    monkeypatch.setattr("rustgpt.trainer.TOKENS_AT_LEAST", 1)
+
+
 def config_of(**changes):
     settings = {
         "batch_size": 4, "threads": 1, "seed": 1, "schedule": "constant", "warmup_steps": 0,
@@ -242,6 +248,14 @@ def test_damaged_parameters_stop_the_first_step(model_of, wrong):
     with pytest.raises(TrainingError, match=r"step 1: .*smaller learning rate"):
         fit(model)
     np.testing.assert_array_equal(model.parameters, before)
+
+
+def test_few_tokens_are_not_shared(model_of, monkeypatch):
+    monkeypatch.setattr("rustgpt.trainer.TOKENS_AT_LEAST", 64)
+    models = [model_of(), model_of()]
+    for model, threads in zip(models, (1, 3), strict=True):
+        fit(model, threads=threads, batch_size=6)
+    np.testing.assert_array_equal(models[0].gradients, models[1].gradients)
 
 
 def test_an_error_in_a_worker_reaches_the_caller(model_of, monkeypatch):

@@ -110,7 +110,8 @@ class SelfAttention(Layer):
         ops.linear_forward(x, self.qkv_weight, self.qkv_bias, qkv)  # (n, 3 C)
         keys, values = cache.rows(self, "keys", C), cache.rows(self, "values", C)  # (S, C)
         heads = self.buffer("heads", n, C)
-        scratch = self.scratch("scores", ops.attention_scratch_size(cache.length + n))
+        # For a full cache, so that the size is the same at every token.
+        scratch = self.scratch("scores", ops.attention_scratch_size(cache.capacity))
         ops.attention_decode(qkv, keys, values, cache.length, self.n_heads, heads, scratch)
         return self._project(heads)
 

@@ -70,7 +70,8 @@ class TransformerBlock(Layer):
         """Decode in one kernel: for one row, calls cost more than the arithmetic."""
         (n, C), start = x.shape, cache.length
         attention, feed_forward = self.attention, self.feed_forward
-        size = ops.block_decode_scratch_size(n, start + n, C, len(feed_forward.bias1))
+        # For a full cache, so that the size is the same at every token.
+        size = ops.block_decode_scratch_size(n, cache.capacity, C, len(feed_forward.bias1))
         out = self.buffer("decoded", n, C)
         out[...] = x
         ops.block_decode(
