@@ -8,9 +8,9 @@ from rustgpt.backend import ops
 from rustgpt.layers.layer import Array, Indices, Layer, normal
 
 # The loss is computed over as many rows as give this many logits, so that the logits of a whole
-# batch are never in memory at once, and stay in the cache where the vocabulary is small.
-LOGITS_AT_ONCE = 2**17
-ROWS_AT_LEAST = 128
+# batch are never in memory at once.
+LOGITS_AT_ONCE = 2**20
+ROWS_AT_LEAST = 64
 
 
 class OutputProjection(Layer):
