@@ -122,9 +122,10 @@ def gradcheck(
         return float((layer.forward(x.copy(), offsets) * weights).sum())
 
     layer.zero_grad()
-    layer.forward(x.copy(), offsets)
-    dx = layer.backward(weights.copy()).copy()
-    found = {name: gradient.copy() for name, gradient in layer.gradients().items()}
+    for _ in range(2):  # twice, since gradients of parameters must be added to what is there
+        layer.forward(x.copy(), offsets)
+        dx = layer.backward(weights.copy()).copy()
+    found = {name: gradient / 2 for name, gradient in layer.gradients().items()}
     errors = {}
     if np.issubdtype(x.dtype, np.floating):
         errors["x"] = excess(dx, numerical_gradient(objective, x))

@@ -153,6 +153,16 @@ def test_a_digit_that_is_missing_is_caught():
     assert not gradcheck(Gelu(0.04472))
 
 
+def test_a_gradient_that_is_not_added_to_is_caught():
+    class Overwriting(Scale):
+        def backward(self, dout):
+            self.dweight[...] = (dout * self.x).sum(axis=0)
+            return dout * self.weight
+
+    report = gradcheck(Overwriting(3))
+    assert report.errors["x"] <= 1 < report.errors["weight"]
+
+
 def test_one_wrong_number_among_many_is_caught():
     class NearlyRight(Scale):
         def backward(self, dout):

@@ -24,12 +24,14 @@ cdef extern from *:
        Below -87.3 the result stays at 1.2e-38 instead of becoming denormal. */
     static inline float exp_f32(float x) {
         float n, r, p, power;
-        int exponent;
+        int biased;
+        unsigned bits;
         x = x < -87.3f ? -87.3f : x;
         x = x > 88.3f ? 88.3f : x;
         n = x * 1.44269504088896341f;
-        exponent = (int)(n + 127.5f) - 127;  /* rounds, since n + 127.5 is positive */
-        n = (float)exponent;
+        /* Rounds, since n + 127.5 is positive. Unsigned, since a NaN becomes the lowest int. */
+        biased = (int)(n + 127.5f);
+        n = (float)(int)((unsigned)biased - 127u);
         r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
         p = 1.9875691500e-4f;
         p = p * r + 1.3981999507e-3f;
@@ -38,8 +40,8 @@ cdef extern from *:
         p = p * r + 1.6666665459e-1f;
         p = p * r + 5.0000001201e-1f;
         p = p * r * r + r + 1.0f;
-        exponent = (exponent + 127) * (1 << 23);
-        memcpy(&power, &exponent, sizeof power);
+        bits = (unsigned)biased << 23;
+        memcpy(&power, &bits, sizeof power);
         return p * power;
     }
     static inline double exp_f64(double x) { return exp(x); }

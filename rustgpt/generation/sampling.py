@@ -11,7 +11,11 @@ from rustgpt.errors import ConfigError, RustGPTError
 
 def check_temperature(temperature: float) -> None:
     """Raise ConfigError unless 0 <= temperature < infinity."""
-    if isinstance(temperature, bool) or not 0 <= temperature < math.inf:
+    try:
+        right = not isinstance(temperature, (bool, str)) and 0 <= float(temperature) < math.inf
+    except (TypeError, ValueError, OverflowError):  # no number, or one that no float can hold
+        right = False
+    if not right:
         raise ConfigError(
             f"temperature must be 0 (always the likeliest token) or above, got {temperature!r}"
         )

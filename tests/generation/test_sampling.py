@@ -97,7 +97,9 @@ def test_scores_that_are_not_finite_are_an_error(rng, dtype, temperature, wrong)
         sample(np.array(wrong, dtype), temperature, rng)
 
 
-@pytest.mark.parametrize("temperature", [-1, -1e-300, math.nan, math.inf, -math.inf, True])
+@pytest.mark.parametrize(
+    "temperature", [-1, -1e-300, math.nan, math.inf, -math.inf, True, 10**400, "1", None]
+)
 def test_a_wrong_temperature_is_an_error(temperature):
     with pytest.raises(ConfigError, match="temperature"):
         check_temperature(temperature)
