@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0: one a processor (default)")
     parser.add_argument("--rustgpt", action="store_true", help="its sizes, epochs, kind of data")
     parser.add_argument("--rates", action="store_true", help="with --rustgpt: its rates too")
-    parser.add_argument("--batch-size", type=int, default=32, help="with --rustgpt (default: 32)")
+    parser.add_argument("--batch-size", type=int, default=64, help="with --rustgpt (default: 64)")
     arguments = parser.parse_args()
     data = rustgpt.Dataset.bundled(arguments.language)
     shape, settings = {}, {}

@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeat", type=int, default=5, help="runs (default: 5)")
     parser.add_argument("--threads", type=int, default=0, help="0: one a processor (default)")
-    parser.add_argument("--batch-size", type=int, default=32, help="texts a step (default: 32)")
+    parser.add_argument("--batch-size", type=int, default=64, help="texts a step (default: 64)")
     arguments = parser.parse_args()
     runs = [job(arguments) for _ in range(arguments.repeat)]
     seconds = sorted(run[0] for run in runs)
