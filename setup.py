@@ -21,8 +21,8 @@ BUILD = Path("build/cython")
 KERNELS = [
     "activations",
     "attention",
+    "block",
     "cross_entropy",
-    "decoding",
     "embeddings",
     "layer_norm",
     "linear",
@@ -112,12 +112,14 @@ def extensions() -> list[Extension]:
     for level, flags in LEVELS.items():
         for name in KERNELS:
             # A C file of its own: two extensions with one source would share an object file. It
-            # knows its own full name, or the import system would take it for the plain module.
-            generated = BUILD / "rustgpt" / "_ext" / f"{name}.c"
+            # knows its own full name, or the import system would take it for the plain module,
+            # and takes what it shares with other kernels from those of its own level.
+            code = (BUILD / "rustgpt" / "_ext" / f"{name}.c").read_text("utf-8")
+            for other in KERNELS:
+                code = code.replace(f'"rustgpt._ext.{other}"', f'"rustgpt._ext.{level}.{other}"')
             copy = BUILD / level / f"{name}.c"
             copy.parent.mkdir(parents=True, exist_ok=True)
-            plain_name, name_here = f'"rustgpt._ext.{name}"', f'"rustgpt._ext.{level}.{name}"'
-            copy.write_text(generated.read_text("utf-8").replace(plain_name, name_here), "utf-8")
+            copy.write_text(code, "utf-8")
             built.append(extension(f"rustgpt._ext.{level}.{name}", str(copy), FLAGS + flags))
     return built
 

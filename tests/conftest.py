@@ -14,6 +14,7 @@ import rustgpt._ext.cpu
 
 import rustgpt._ext
 import rustgpt.reference
+from rustgpt._ext import block
 from rustgpt.backend import BACKENDS, backend_name, explained_kernels, use_backend
 from rustgpt.config import ModelConfig
 from rustgpt.layers.layer import Cache
@@ -177,9 +178,12 @@ OVERWRITTEN = {
     "attention_forward": ("out", "lse"),
     "attention_backward": ("dqkv",),
     "attention_decode": ("out",),
+    "block_forward": ("out", "kept"),
+    "block_backward": ("dx",),
     "block_decode": (),
     "softmax": ("out",),
     "cross_entropy": ("losses", "dlogits"),
+    "linear_cross_entropy": ("losses", "dx"),
     "embedding_forward": ("out",),
     "embedding_backward": (),
     "sum_of_squares": (),
@@ -191,13 +195,16 @@ CHANGED = {
     "linear_backward": ("dweight", "dbias"),
     "layer_norm_backward": ("dweight", "dbias"),
     "attention_decode": ("keys", "values"),
+    "block_backward": ("dparameters",),
     "block_decode": ("x", "keys", "values"),
+    "linear_cross_entropy": ("dweight", "dbias"),
     "embedding_backward": ("dtokens", "dplaces"),
     "clip_by_global_norm": ("gradients",),
     "add_into": ("out",),
     "adam_step": ("parameters", "m", "v"),
 }
-SCRATCH = ("scratch",)
+# What `block_forward` keeps is laid out by each implementation in its own way.
+SCRATCH = ("scratch", "kept")
 
 
 class Maker:
@@ -311,7 +318,7 @@ class Maker:
             "n_heads": H,
             "out": self.blank(N, C),
             "lse": self.blank(N, H),
-            "scratch": self.blank(128 * max(lengths, default=0)),
+            "scratch": self.blank(128 * (max(lengths, default=0) + D)),
         }
 
     def attention_backward(
@@ -345,7 +352,54 @@ class Maker:
             "start": start,
             "n_heads": H,
             "out": self.blank(n, C),
-            "scratch": self.blank(128 * (start + n)),
+            "scratch": self.blank(128 * (start + n + D)),
+        }
+
+    def block(
+        self, H: int, D: int, F: int, pre_norm: bool, gelu: bool, projection: bool, bias: bool
+    ) -> Arguments:
+        C = H * D
+        size = 3 * C * C + 2 * C * F + F + 5 * C
+        size += projection * C * C + bias * (3 * C + projection * C)
+        return {
+            "parameters": self.normal(size),
+            "n_heads": H,
+            "hidden_dim": F,
+            "pre_norm": pre_norm,
+            "gelu": gelu,
+            "projection": projection,
+            "bias": bias,
+            "epsilon1": 1e-3,
+            "epsilon2": 0.3,
+        }
+
+    def block_forward(
+        self, lengths: Sequence[int] = (3, 0, 1), H: int = 2, D: int = 3, F: int = 7,
+        pre_norm: bool = False, gelu: bool = False, projection: bool = True, bias: bool = True,
+    ) -> Arguments:  # fmt: skip
+        N, C, longest = sum(lengths), H * D, max(lengths, default=0)
+        return {
+            "x": self.normal(N, C),
+            "offsets": offsets_of(lengths),
+            **self.block(H, D, F, pre_norm, gelu, projection, bias),
+            "out": self.blank(N, C),
+            "kept": self.blank(block.block_kept_size(N, C, F, H, pre_norm, projection)),
+            "scratch": self.blank(block.block_scratch_size(N, longest, C, F)),
+        }
+
+    def block_backward(
+        self, lengths: Sequence[int] = (3, 0, 1), H: int = 2, D: int = 3, F: int = 7,
+        pre_norm: bool = False, gelu: bool = False, projection: bool = True, bias: bool = True,
+    ) -> Arguments:  # fmt: skip
+        given = self.block_forward(lengths, H, D, F, pre_norm, gelu, projection, bias)
+        out, kept, scratch = (given.pop(name) for name in ("out", "kept", "scratch"))
+        return {
+            "dout": self.normal(*out.shape),
+            **given,
+            "kept": self.normal(kept.size),
+            "dx": out,
+            "dparameters": self.normal(given["parameters"].size),
+            "scratch": scratch,
         }
 
     def block_decode(
@@ -357,27 +411,11 @@ class Maker:
         keys[start:] = values[start:] = np.nan
         return {
             "x": self.normal(n, C),
-            "pre_norm": pre_norm,
-            "gelu": gelu,
-            "n_heads": H,
+            **self.block(H, D, F, pre_norm, gelu, projection, bias),
             "start": start,
             "keys": keys,
             "values": values,
-            "qkv_weight": self.normal(C, 3 * C),
-            "qkv_bias": self.normal(3 * C) if bias else None,
-            "projection_weight": self.normal(C, C) if projection else None,
-            "projection_bias": self.normal(C) if projection and bias else None,
-            "norm1_weight": self.normal(C),
-            "norm1_bias": self.normal(C),
-            "weight1": self.normal(C, F),
-            "bias1": self.normal(F),
-            "weight2": self.normal(F, C),
-            "bias2": self.normal(C),
-            "norm2_weight": self.normal(C),
-            "norm2_bias": self.normal(C),
-            "epsilon1": 1e-3,
-            "epsilon2": 0.3,
-            "scratch": self.blank(n * (5 * C + F) + 64 * (start + n)),
+            "scratch": self.blank(block.block_scratch_size(n, start + n, C, F)),
         }
 
     def cross_entropy(
@@ -390,6 +428,26 @@ class Maker:
             "max_norm": max_norm,
             "losses": self.blank(N),
             "dlogits": self.blank(N, V),
+        }
+
+    def linear_cross_entropy(
+        self, N: int = 5, C: int = 3, V: int = 4, R: int = 2, transposed: bool = False,
+        bias: bool = True, gradient: bool = True, max_norm: float = np.inf,
+    ) -> Arguments:  # fmt: skip
+        shape = (V, C) if transposed else (C, V)
+        return {
+            "x": self.normal(N, C),
+            "weight": self.normal(*shape),
+            "bias": self.normal(V) if bias else None,
+            "targets": self.indices(V, N, -1),
+            "scale": 0.25,
+            "max_norm": max_norm,
+            "losses": self.blank(N),
+            "dx": self.blank(N, C) if gradient else None,
+            "dweight": self.normal(*shape) if gradient else None,
+            "dbias": self.normal(V) if gradient and bias else None,
+            "scratch": self.blank(R, V),
+            "transposed": transposed,
         }
 
     def embedding_forward(self, N: int = 4, V: int = 5, S: int = 6, C: int = 3) -> Arguments:
@@ -425,6 +483,7 @@ class Maker:
             "gradients": self.normal(P),
             "m": self.normal(P),
             "v": self.positive(P),
+            "edges": np.array([P // 3, P // 2], np.int32),
             "gradient_scale": 0.5,
             "rate": 0.01,
             "beta1": 0.9,
@@ -450,7 +509,7 @@ def written_arguments() -> Callable[[str], tuple[str, ...]]:
     """written_arguments(kernel): the names of those that it writes to."""
 
     def names(kernel: str) -> tuple[str, ...]:
-        return (*OVERWRITTEN[kernel], *CHANGED.get(kernel, ()), *SCRATCH)
+        return (*OVERWRITTEN[kernel], *CHANGED.get(kernel, ()), "scratch")
 
     return names
 

@@ -15,7 +15,7 @@ from rustgpt.errors import ConfigError
 __path__ = pkgutil.extend_path(__path__, __name__)
 
 MODULES = (
-    "blas", "linear", "activations", "layer_norm", "attention", "cross_entropy", "decoding",
+    "blas", "linear", "activations", "layer_norm", "attention", "block", "cross_entropy",
     "embeddings", "optimizer",
 )  # fmt: skip
 

@@ -1,10 +1,8 @@
-"""What decoding shares with the activations: GELU of one number."""
+"""What a whole block shares with the activations: a stretch of numbers at once."""
 from cython cimport floating
 
-from rustgpt._ext.rows cimport tanh_of
+cdef void relu(const floating* x, Py_ssize_t size, floating* out) noexcept nogil
 
-
-cdef inline floating gelu_of(floating v) noexcept nogil:
-    """0.5 v (1 + tanh(sqrt(2 / pi) (v + 0.044715 v^3)))."""
-    cdef floating root = 0.7978845608028654, cubic = 0.044715, half = 0.5, one = 1
-    return half * v * (one + tanh_of(root * (v + cubic * v * v * v)))
+cdef void relu_gradient(
+    const floating* dout, const floating* x, Py_ssize_t size, floating* dx
+) noexcept nogil

@@ -1,8 +1,26 @@
-"""Owns the element-wise non-linearities: ReLU and GELU. Cost: a read and a write an element."""
+"""Owns the element-wise non-linearities: ReLU and GELU. Cost: a read and a write an element, and
+for GELU one exponential and one division, forward and again backward."""
 from cython cimport floating
 
-from rustgpt._ext.checks cimport check_matrix
-from rustgpt._ext.rows cimport tanh_of
+from rustgpt._ext.checks cimport check_matrix, matrix_at
+from rustgpt._ext.rows cimport row_gelu, row_gelu_backward
+
+
+cdef void relu(const floating* x, Py_ssize_t size, floating* out) noexcept nogil:
+    """out = max(x, 0); out may be x."""
+    cdef Py_ssize_t i
+    for i in range(size):
+        # A NaN must come through, or a diverged model would look healthy.
+        out[i] = <floating> 0 if x[i] < 0 else x[i]
+
+
+cdef void relu_gradient(
+    const floating* dout, const floating* x, Py_ssize_t size, floating* dx
+) noexcept nogil:
+    """dx = dout where x > 0, else 0; dx may be dout."""
+    cdef Py_ssize_t i
+    for i in range(size):
+        dx[i] = dout[i] if x[i] > 0 else <floating> 0
 
 
 def relu_forward(
@@ -10,17 +28,12 @@ def relu_forward(
     floating[:, ::1] out not None,      # OUT (N, F), may be x itself
 ):
     """out = max(x, 0)."""
-    cdef Py_ssize_t i, size = x.shape[0] * x.shape[1]
-    cdef const floating* source
-    cdef floating* target
+    cdef Py_ssize_t size = x.shape[0] * x.shape[1]
     check_matrix("out", out.shape, x.shape[0], x.shape[1])
-    if size == 0:
-        return
-    source, target = &x[0, 0], &out[0, 0]
+    cdef floating* x0 = matrix_at(x)
+    cdef floating* out0 = matrix_at[floating](out)
     with nogil:
-        for i in range(size):
-            # A NaN must come through, or a diverged model would look healthy.
-            target[i] = <floating> 0 if source[i] < 0 else source[i]
+        relu(x0, size, out0)
 
 
 def relu_backward(
@@ -29,18 +42,14 @@ def relu_backward(
     floating[:, ::1] dx not None,          # OUT (N, F), may be dout itself
 ):
     """dx = dout where x > 0, else 0."""
-    cdef Py_ssize_t i, size = x.shape[0] * x.shape[1]
-    cdef const floating* source
-    cdef const floating* gradient
-    cdef floating* target
+    cdef Py_ssize_t size = x.shape[0] * x.shape[1]
     check_matrix("dout", dout.shape, x.shape[0], x.shape[1])
     check_matrix("dx", dx.shape, x.shape[0], x.shape[1])
-    if size == 0:
-        return
-    source, gradient, target = &x[0, 0], &dout[0, 0], &dx[0, 0]
+    cdef floating* dout0 = matrix_at(dout)
+    cdef floating* x0 = matrix_at(x)
+    cdef floating* dx0 = matrix_at[floating](dx)
     with nogil:
-        for i in range(size):
-            target[i] = gradient[i] if source[i] > 0 else <floating> 0
+        relu_gradient(dout0, x0, size, dx0)
 
 
 def gelu_forward(
@@ -48,16 +57,12 @@ def gelu_forward(
     floating[:, ::1] out not None,      # OUT (N, F), may be x itself
 ):
     """out = 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))): the form that GPT-2 uses."""
-    cdef Py_ssize_t i, size = x.shape[0] * x.shape[1]
-    cdef const floating* source
-    cdef floating* target
+    cdef Py_ssize_t size = x.shape[0] * x.shape[1]
     check_matrix("out", out.shape, x.shape[0], x.shape[1])
-    if size == 0:
-        return
-    source, target = &x[0, 0], &out[0, 0]
+    cdef floating* x0 = matrix_at(x)
+    cdef floating* out0 = matrix_at[floating](out)
     with nogil:
-        for i in range(size):
-            target[i] = gelu_of(source[i])
+        row_gelu(x0, size, out0)
 
 
 def gelu_backward(
@@ -66,20 +71,11 @@ def gelu_backward(
     floating[:, ::1] dx not None,          # OUT (N, F), may be dout itself
 ):
     """dx = dout (0.5 (1 + t) + 0.5 x (1 - t^2) sqrt(2 / pi) (1 + 3 * 0.044715 x^2))."""
-    cdef Py_ssize_t i, size = x.shape[0] * x.shape[1]
-    cdef const floating* source
-    cdef const floating* gradient
-    cdef floating* target
-    cdef floating v, t, slope, root = 0.7978845608028654, cubic = 0.044715, half = 0.5, one = 1
-    cdef floating three_cubic = 3 * cubic
+    cdef Py_ssize_t size = x.shape[0] * x.shape[1]
     check_matrix("dout", dout.shape, x.shape[0], x.shape[1])
     check_matrix("dx", dx.shape, x.shape[0], x.shape[1])
-    if size == 0:
-        return
-    source, gradient, target = &x[0, 0], &dout[0, 0], &dx[0, 0]
+    cdef floating* dout0 = matrix_at(dout)
+    cdef floating* x0 = matrix_at(x)
+    cdef floating* dx0 = matrix_at[floating](dx)
     with nogil:
-        for i in range(size):
-            v = source[i]
-            t = tanh_of(root * (v + cubic * v * v * v))
-            slope = root * (one + three_cubic * v * v)
-            target[i] = gradient[i] * (half * (one + t) + half * v * (one - t * t) * slope)
+        row_gelu_backward(dout0, x0, size, dx0, <floating*> NULL)

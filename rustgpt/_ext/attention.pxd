@@ -6,11 +6,10 @@ from rustgpt._ext.blas cimport gemm
 from rustgpt._ext.rows cimport combine, dots, row_exp, row_max
 
 cdef enum:
-    # Query rows whose scores are in cache at once.
+    # Query rows whose scores are in cache at once. A text of no more rows goes through `tiles`.
     BLOCK = 64
-    # Fewer query rows than this are faster in plain loops than in BLAS, which cannot leave out the
-    # masked half and costs a microsecond a call.
-    SHORT = 48
+    # Fewer new rows than this, when decoding, are faster in plain loops than in BLAS.
+    FEW = 48
 
 
 cdef inline void softmax_row(
@@ -29,7 +28,7 @@ cdef inline void softmax_row(
         lse[0] = largest + <floating> log(total)
 
 
-cdef inline void attend_short(
+cdef inline void attend_few(
     const floating* q, Py_ssize_t ldq,                      # IN (rows, D)
     const floating* k, const floating* v, Py_ssize_t ldkv,  # IN (start + rows, D)
     Py_ssize_t rows, Py_ssize_t start, Py_ssize_t D,
@@ -61,8 +60,8 @@ cdef inline void attend(
     """One head of one sequence: query row i sees the keys 0 .. start + i."""
     cdef Py_ssize_t block, i0, i, r, keys
     cdef floating scale = <floating> (1.0 / sqrt(<double> D))
-    if rows < SHORT:
-        attend_short(q, ldq, k, v, ldkv, rows, start, D, out, ldo, lse, ld_lse, scores)
+    if rows < FEW:
+        attend_few(q, ldq, k, v, ldkv, rows, start, D, out, ldo, lse, ld_lse, scores)
         return
     for block in range((rows + BLOCK - 1) // BLOCK):
         i0 = block * BLOCK
@@ -78,3 +77,14 @@ cdef inline void attend(
         # Pass 3: out = probabilities @ v                             (r, D)
         gemm(False, False, r, D, keys, <floating> 1, scores, keys, v, ldkv,
              <floating> 0, out + i0 * ldo, ldo)
+
+
+cdef void attend_all(
+    const floating* qkv, const int* offsets, Py_ssize_t B, Py_ssize_t C, Py_ssize_t H,
+    floating* out, floating* lse, floating* scratch,
+) noexcept nogil
+
+cdef void attend_all_backward(
+    const floating* dout, const floating* qkv, const floating* lse, const int* offsets,
+    Py_ssize_t B, Py_ssize_t C, Py_ssize_t H, floating* dqkv, floating* scratch,
+) noexcept nogil

@@ -4,19 +4,26 @@ Rows of several sequences lie one after another; `offsets[b]:offsets[b + 1]` are
 b, so that no row is padding. Queries are taken in blocks of BLOCK rows, whose scores fit the cache.
 Kept for the backward pass is one number a row and head, the log of the softmax's denominator; the
 scores are computed again. For a sequence of T: 2 T^2 C operations forward and 5 T^2 C backward, the
-masked half left out; of BLOCK rows on the diagonal BLAS computes that half too.
+masked half left out. A text of up to BLOCK rows goes through products that stay in registers and
+end at the mask; a longer one through BLAS, which computes that half too on the diagonal's blocks.
 """
 from cython cimport floating
 from libc.math cimport sqrt
 
 from rustgpt._ext.blas cimport gemm
 from rustgpt._ext.checks cimport check_blas, check_matrix, check_offsets
-from rustgpt._ext.rows cimport combine, dots, row_dot, row_exp
+from rustgpt._ext.rows cimport row_dot, row_exp
+from rustgpt._ext.tiles cimport product, tile_softmax, tile_softmax_backward
 
 
-def attention_scratch_size(Py_ssize_t length):
-    """Numbers of scratch that a sequence of `length` rows needs, forward or backward."""
-    return 2 * BLOCK * length
+cdef enum:
+    # Query rows of a short text that are done at a time.
+    ROWS = 4
+
+
+cpdef Py_ssize_t attention_scratch_size(Py_ssize_t length, Py_ssize_t head_dim) except -1:
+    """Numbers of scratch for a text of `length` rows, forward or backward."""
+    return 2 * BLOCK * (length + head_dim)
 
 
 cdef int check_heads(Py_ssize_t C, Py_ssize_t n_heads) except -1:
@@ -25,43 +32,57 @@ cdef int check_heads(Py_ssize_t C, Py_ssize_t n_heads) except -1:
     return 0
 
 
-cdef int check_scratch(Py_ssize_t size, Py_ssize_t length) except -1:
-    if size < 2 * BLOCK * length:
+cdef int check_scratch(Py_ssize_t size, Py_ssize_t length, Py_ssize_t D) except -1:
+    cdef Py_ssize_t needed = attention_scratch_size(length, D)
+    if size < needed:
         raise ValueError(
-            f"scratch must hold attention_scratch_size({length}) = {2 * BLOCK * length} numbers, "
+            f"scratch must hold attention_scratch_size({length}, {D}) = {needed} numbers, "
             f"got {size}"
         )
     return 0
 
 
-def attention_forward(
-    const floating[:, ::1] qkv not None,  # IN (N, 3 C): queries, keys and values side by side
-    const int[::1] offsets not None,      # IN (B + 1,)
-    Py_ssize_t n_heads,
-    floating[:, ::1] out not None,        # OUT (N, C)
-    floating[:, ::1] lse not None,        # OUT (N, H)
-    floating[::1] scratch not None,       # attention_scratch_size(longest sequence)
-):
-    """out = softmax(mask(q @ k.T / sqrt(D))) @ v for each sequence and head, D = C / H."""
-    cdef Py_ssize_t N = out.shape[0], C = out.shape[1], H = n_heads
-    cdef Py_ssize_t b, h, first, T, D
-    check_heads(C, H)
-    check_matrix("qkv", qkv.shape, N, 3 * C)
-    check_blas("qkv", qkv.shape)
-    check_matrix("lse", lse.shape, N, H)
-    check_scratch(scratch.shape[0], check_offsets(offsets, N))
-    if N == 0 or C == 0:
-        return
-    D = C // H
-    with nogil:
-        for b in range(offsets.shape[0] - 1):
-            first = offsets[b]
-            T = offsets[b + 1] - first
-            for h in range(H):
-                if T > 0:
-                    attend(&qkv[first, h * D], 3 * C, &qkv[first, C + h * D],
-                           &qkv[first, 2 * C + h * D], 3 * C, T, 0, D,
-                           &out[first, h * D], C, &lse[first, h], H, &scratch[0])
+cdef Py_ssize_t whole_tiles(Py_ssize_t n) noexcept nogil:
+    """n rounded up to a multiple of a tile's width, and so of every vector's."""
+    return (n + 15) // 16 * 16
+
+
+cdef void transpose(
+    const floating* x, Py_ssize_t ld, Py_ssize_t T, Py_ssize_t D, Py_ssize_t width, floating* out
+) noexcept nogil:
+    """out (D, width) = x.T, filled up with zeros."""
+    cdef Py_ssize_t i, d
+    for d in range(D):
+        for i in range(T):
+            out[d * width + i] = x[i * ld + d]
+        for i in range(T, width):
+            out[d * width + i] = 0
+
+
+cdef void attend_short(
+    const floating* q, const floating* k, const floating* v, Py_ssize_t ld,  # IN (T, D)
+    Py_ssize_t T, Py_ssize_t D,
+    floating* out, Py_ssize_t ldo,                                           # OUT (T, D)
+    floating* lse, Py_ssize_t ld_lse,                                        # OUT (T,)
+    floating* scratch,                                                       # 2 BLOCK (T + D)
+) noexcept nogil:
+    """One head of one sequence of at most BLOCK rows, ROWS at a time, which see as many keys."""
+    cdef Py_ssize_t block, i0, i, r, seen, width = whole_tiles(T)
+    cdef floating scale = <floating> (1.0 / sqrt(<double> D))
+    cdef floating* keys = scratch            # (D, width)
+    cdef floating* p = keys + D * width      # (ROWS, width)
+    transpose(k, ld, T, D, width, keys)
+    for block in range((T + ROWS - 1) // ROWS):
+        i0 = block * ROWS
+        r = min(<Py_ssize_t> ROWS, T - i0)
+        seen = whole_tiles(i0 + r)
+        # Pass 1: scores = q @ k.T                                       (r, seen)
+        product(q + i0 * ld, ld, 1, keys, width, r, seen, D, p, width)
+        # Pass 2: softmax
+        for i in range(r):
+            lse[(i0 + i) * ld_lse] = tile_softmax(p + i * width, seen // 16, i0 + i + 1, scale)
+        # Pass 3: out = p @ v                                            (r, D)
+        product(p, width, 1, v, ld, r, D, i0 + r, out + i0 * ldo, ldo)
 
 
 cdef void attend_short_backward(
@@ -70,30 +91,81 @@ cdef void attend_short_backward(
     const floating* lse, Py_ssize_t ld_lse,                                        # IN (T,)
     Py_ssize_t T, Py_ssize_t D,
     floating* dq, floating* dk, floating* dv, Py_ssize_t ld,                       # OUT (T, D)
-    floating* p, floating* dscores,                                # scratch (T, T) each
+    floating* scratch,                                                   # 2 BLOCK (T + D)
 ) noexcept nogil:
-    """`attend_backward` for few rows, in loops that end at the mask."""
-    cdef Py_ssize_t i, j
-    cdef floating scale = <floating> (1.0 / sqrt(<double> D)), mean
-    cdef floating* row
-    cdef floating* drow
-    for i in range(T):
-        row, drow = p + i * T, dscores + i * T
-        # Passes 1 and 2 again: p = exp(scale * q @ k.T - lse)
-        dots(q + i * ld, k, ld, i + 1, D, row)
-        row_exp(row, scale, lse[i * ld_lse], row, i + 1)
-        # Pass 3 was out = p @ v:                  dp = dout @ v.T
-        dots(dout + i * ldo, v, ld, i + 1, D, drow)
-        # Pass 2 was p = softmax(scale * scores):  dscores = scale * p * (dp - sum(p * dp))
-        mean = <floating> row_dot(row, drow, i + 1)
-        for j in range(i + 1):
-            drow[j] = scale * row[j] * (drow[j] - mean)
-        # Pass 1 was scores = q @ k.T:             dq = dscores @ k
-        combine(drow, 1, k, ld, i + 1, D, dq + i * ld)
-    for j in range(T):
-        # dk = dscores.T @ q, dv = p.T @ dout: key j was seen by the rows from j on.
-        combine(dscores + j * T + j, T, q + j * ld, ld, T - j, D, dk + j * ld)
-        combine(p + j * T + j, T, dout + j * ldo, ldo, T - j, D, dv + j * ld)
+    """The gradients of `attend_short`."""
+    cdef Py_ssize_t block, i0, i, r, seen, width = whole_tiles(T)
+    cdef floating scale = <floating> (1.0 / sqrt(<double> D))
+    cdef floating* keys = scratch            # (D, width)
+    cdef floating* values = keys + D * width  # (D, width)
+    cdef floating* p = values + D * width    # (T, width)
+    cdef floating* dscores = p + T * width   # (T, width)
+    transpose(k, ld, T, D, width, keys)
+    transpose(v, ld, T, D, width, values)
+    for block in range((T + ROWS - 1) // ROWS):
+        i0 = block * ROWS
+        r = min(<Py_ssize_t> ROWS, T - i0)
+        seen = whole_tiles(i0 + r)
+        # Passes 1 and 2 again: p = exp(scale * q @ k.T - lse);  dp = dout @ v.T      (r, seen)
+        product(q + i0 * ld, ld, 1, keys, width, r, seen, D, p + i0 * width, width)
+        product(dout + i0 * ldo, ldo, 1, values, width, r, seen, D, dscores + i0 * width, width)
+        for i in range(i0, i0 + r):
+            # Pass 2 was p = softmax(scale * scores):  dscores = scale * p * (dp - sum(p * dp))
+            tile_softmax_backward(p + i * width, dscores + i * width, seen // 16, i + 1, scale,
+                                  lse[i * ld_lse])
+        # Pass 1 was scores = q @ k.T:             dq = dscores @ k                   (r, D)
+        product(dscores + i0 * width, width, 1, k, ld, r, D, i0 + r, dq + i0 * ld, ld)
+    for block in range((T + ROWS - 1) // ROWS):
+        i0 = block * ROWS
+        # The keys from i0 on were seen by the rows from i0 on; what those of the same ROWS could
+        # not see is 0.                            dk = dscores.T @ q, dv = p.T @ dout
+        r = min(<Py_ssize_t> ROWS, T - i0)
+        product(dscores + i0 * width + i0, 1, width, q + i0 * ld, ld, r, D, T - i0,
+                dk + i0 * ld, ld)
+        product(p + i0 * width + i0, 1, width, dout + i0 * ldo, ldo, r, D, T - i0,
+                dv + i0 * ld, ld)
+
+
+cdef void attend_all(
+    const floating* qkv, const int* offsets, Py_ssize_t B, Py_ssize_t C, Py_ssize_t H,
+    floating* out, floating* lse, floating* scratch,
+) noexcept nogil:
+    """Every head of every sequence."""
+    cdef Py_ssize_t b, h, first, T, D = C // H
+    cdef const floating* q
+    for b in range(B):
+        first = offsets[b]
+        T = offsets[b + 1] - first
+        for h in range(H if T > 0 else 0):
+            q = qkv + first * 3 * C + h * D
+            if T <= BLOCK:
+                attend_short(q, q + C, q + 2 * C, 3 * C, T, D,
+                             out + first * C + h * D, C, lse + first * H + h, H, scratch)
+            else:
+                attend(q, 3 * C, q + C, q + 2 * C, 3 * C, T, 0, D,
+                       out + first * C + h * D, C, lse + first * H + h, H, scratch)
+
+
+def attention_forward(
+    const floating[:, ::1] qkv not None,  # IN (N, 3 C): queries, keys and values side by side
+    const int[::1] offsets not None,      # IN (B + 1,)
+    Py_ssize_t n_heads,
+    floating[:, ::1] out not None,        # OUT (N, C)
+    floating[:, ::1] lse not None,        # OUT (N, H)
+    floating[::1] scratch not None,       # attention_scratch_size(longest text, D)
+):
+    """out = softmax(mask(q @ k.T / sqrt(D))) @ v for each sequence and head, D = C / H."""
+    cdef Py_ssize_t N = out.shape[0], C = out.shape[1], H = n_heads
+    check_heads(C, H)
+    check_matrix("qkv", qkv.shape, N, 3 * C)
+    check_blas("qkv", qkv.shape)
+    check_matrix("lse", lse.shape, N, H)
+    check_scratch(scratch.shape[0], check_offsets(offsets, N), C // H)
+    if N == 0 or C == 0:
+        return
+    with nogil:
+        attend_all(&qkv[0, 0], &offsets[0], offsets.shape[0] - 1, C, H, &out[0, 0], &lse[0, 0],
+                   &scratch[0])
 
 
 cdef void attend_backward(
@@ -109,10 +181,6 @@ cdef void attend_backward(
     cdef floating scale = <floating> (1.0 / sqrt(<double> D)), mean, beta
     cdef floating* row
     cdef floating* drow
-    if T < SHORT:
-        attend_short_backward(dout, ldo, q, k, v, lse, ld_lse, T, D, dq, dk, dv, ld,
-                              scores, dscores)
-        return
     # From the last block to the first: the last sees every key and so overwrites dk and dv.
     for block in range((T - 1) // BLOCK, -1, -1):
         i0 = block * BLOCK
@@ -149,6 +217,31 @@ cdef void attend_backward(
              beta, dk, ld)
 
 
+cdef void attend_all_backward(
+    const floating* dout, const floating* qkv, const floating* lse, const int* offsets,
+    Py_ssize_t B, Py_ssize_t C, Py_ssize_t H, floating* dqkv, floating* scratch,
+) noexcept nogil:
+    """Every head of every sequence."""
+    cdef Py_ssize_t b, h, first, T, D = C // H
+    cdef const floating* q
+    cdef floating* dq
+    for b in range(B):
+        first = offsets[b]
+        T = offsets[b + 1] - first
+        for h in range(H if T > 0 else 0):
+            q, dq = qkv + first * 3 * C + h * D, dqkv + first * 3 * C + h * D
+            if T <= BLOCK:
+                attend_short_backward(
+                    dout + first * C + h * D, C, q, q + C, q + 2 * C, lse + first * H + h, H, T, D,
+                    dq, dq + C, dq + 2 * C, 3 * C, scratch,
+                )
+            else:
+                attend_backward(
+                    dout + first * C + h * D, C, q, q + C, q + 2 * C, lse + first * H + h, H, T, D,
+                    dq, dq + C, dq + 2 * C, 3 * C, scratch, scratch + BLOCK * T,
+                )
+
+
 def attention_backward(
     const floating[:, ::1] dout not None,  # IN (N, C)
     const floating[:, ::1] qkv not None,   # IN (N, 3 C)
@@ -156,34 +249,23 @@ def attention_backward(
     const int[::1] offsets not None,       # IN (B + 1,)
     Py_ssize_t n_heads,
     floating[:, ::1] dqkv not None,        # OUT (N, 3 C): overwritten
-    floating[::1] scratch not None,        # attention_scratch_size(longest sequence)
+    floating[::1] scratch not None,        # attention_scratch_size(longest text, D)
 ):
     """The gradients of queries, keys and values, from the gradient of the output."""
     cdef Py_ssize_t N = dout.shape[0], C = dout.shape[1], H = n_heads
-    cdef Py_ssize_t b, h, first, T, D, longest
+    cdef Py_ssize_t longest
     check_heads(C, H)
     check_matrix("qkv", qkv.shape, N, 3 * C)
     check_blas("qkv", qkv.shape)
     check_matrix("lse", lse.shape, N, H)
     check_matrix("dqkv", dqkv.shape, N, 3 * C)
     longest = check_offsets(offsets, N)
-    check_scratch(scratch.shape[0], longest)
+    check_scratch(scratch.shape[0], longest, C // H)
     if N == 0 or C == 0:
         return
-    D = C // H
     with nogil:
-        for b in range(offsets.shape[0] - 1):
-            first = offsets[b]
-            T = offsets[b + 1] - first
-            for h in range(H):
-                if T > 0:
-                    attend_backward(
-                        &dout[first, h * D], C, &qkv[first, h * D], &qkv[first, C + h * D],
-                        &qkv[first, 2 * C + h * D], &lse[first, h], H, T, D,
-                        &dqkv[first, h * D], &dqkv[first, C + h * D],
-                        &dqkv[first, 2 * C + h * D], 3 * C,
-                        &scratch[0], &scratch[0] + BLOCK * T,
-                    )
+        attend_all_backward(&dout[0, 0], &qkv[0, 0], &lse[0, 0], &offsets[0],
+                            offsets.shape[0] - 1, C, H, &dqkv[0, 0], &scratch[0])
 
 
 def attention_decode(
@@ -193,7 +275,7 @@ def attention_decode(
     Py_ssize_t start,                     # IN: how many rows came before
     Py_ssize_t n_heads,
     floating[:, ::1] out not None,        # OUT (n, C)
-    floating[::1] scratch not None,       # attention_scratch_size(start + n)
+    floating[::1] scratch not None,       # attention_scratch_size(start + n, D)
 ):
     """Append the new rows' keys and values to the cache and attend to all that it holds."""
     cdef Py_ssize_t n = out.shape[0], C = out.shape[1], H = n_heads, S = keys.shape[0]
@@ -205,7 +287,7 @@ def attention_decode(
     check_matrix("values", values.shape, S, C)
     if start < 0 or start > S - n:  # start + n could overflow
         raise ValueError(f"start must leave room for {n} rows in a cache of {S}, got {start}")
-    check_scratch(scratch.shape[0], start + n)
+    check_scratch(scratch.shape[0], start + n, C // H)
     if n == 0 or C == 0:
         return
     D = C // H

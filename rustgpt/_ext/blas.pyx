@@ -3,7 +3,9 @@ column order, and nobody else names the BLAS integer type."""
 from cython cimport floating
 from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
 
-from rustgpt._ext.checks cimport check_blas, check_matrix, check_vector
+from rustgpt._ext.checks cimport (
+    check_blas, check_matrix, check_vector, matrix_at, vector_at,
+)
 
 
 cdef void gemv(
@@ -14,7 +16,8 @@ cdef void gemv(
     # y = alpha * op(A) @ x + beta * y with A (m, n) stored by rows.
     # Read by columns the same memory is A^T (n, m), so the transpose flag is turned round.
     cdef char trans = b"n" if trans_a else b"t"
-    cdef int rows = <int> n, columns = <int> m, ld = <int> lda, ix = <int> incx, iy = <int> incy
+    cdef int rows = <int> n, columns = <int> m, ld = max(<int> lda, 1)
+    cdef int ix = <int> incx, iy = <int> incy
     cdef Py_ssize_t i
     if (m if trans_a else n) == 0:
         # A sum of no terms. BLAS would return at once and leave y as it was.
@@ -36,7 +39,8 @@ cdef void gemm(
     cdef char flag_a = b"t" if trans_a else b"n"
     cdef char flag_b = b"t" if trans_b else b"n"
     cdef int rows = <int> m, columns = <int> n, inner = <int> k
-    cdef int la = <int> lda, lb = <int> ldb, lc = <int> ldc
+    # BLAS asks for a row length of at least 1, also of a matrix without columns.
+    cdef int la = max(<int> lda, 1), lb = max(<int> ldb, 1), lc = max(<int> ldc, 1)
     if m == 1:
         # One row is a matrix-vector product, which need not pack B: several times as fast.
         if trans_b:
@@ -73,11 +77,12 @@ def matrix_product(
     else:
         check_matrix("b", b.shape, k, n)
     check_blas("a", a.shape)
-    if m == 0 or n == 0:
-        return
+    cdef floating* a0 = matrix_at(a)
+    cdef floating* b0 = matrix_at(b)
+    cdef floating* out0 = matrix_at[floating](out)
     with nogil:
-        gemm(trans_a, trans_b, m, n, k, <floating> alpha, &a[0, 0], max(a.shape[1], 1),
-             &b[0, 0], max(b.shape[1], 1), <floating> beta, &out[0, 0], n)
+        gemm(trans_a, trans_b, m, n, k, <floating> alpha, a0, a.shape[1], b0, b.shape[1],
+             <floating> beta, out0, n)
 
 
 def matrix_vector_product(
@@ -93,8 +98,8 @@ def matrix_vector_product(
     check_blas("a", a.shape)
     check_vector("x", x.shape, m if trans_a else n)
     check_vector("out", out.shape, n if trans_a else m)
-    if out.shape[0] == 0:
-        return
+    cdef floating* a0 = matrix_at(a)
+    cdef floating* x0 = vector_at(x)
+    cdef floating* out0 = vector_at[floating](out)
     with nogil:
-        gemv(trans_a, m, n, <floating> alpha, &a[0, 0], max(n, 1), &x[0], 1,
-             <floating> beta, &out[0], 1)
+        gemv(trans_a, m, n, <floating> alpha, a0, n, x0, 1, <floating> beta, out0, 1)

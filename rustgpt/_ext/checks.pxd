@@ -1,4 +1,5 @@
 """Owns what every kernel checks at its border before it runs unchecked: shapes and indices."""
+from cython cimport floating
 from libc.limits cimport INT_MAX
 
 
@@ -29,6 +30,16 @@ cdef inline int check_blas(str name, const Py_ssize_t* shape) except -1:
     return 0
 
 
+cdef inline int check_weight(
+    str name, const Py_ssize_t* shape, Py_ssize_t c_in, Py_ssize_t c_out, bint transposed
+) except -1:
+    """Raise ValueError unless a linear layer's weight is (c_in, c_out), or the transposed."""
+    check_blas(name, shape)
+    if transposed:
+        return check_matrix(name, shape, c_out, c_in)
+    return check_matrix(name, shape, c_in, c_out)
+
+
 cdef inline int check_indices(str name, const int[::1] indices, Py_ssize_t lowest,
                               Py_ssize_t limit) except -1:
     """Raise ValueError unless lowest <= every index < limit."""
@@ -52,3 +63,13 @@ cdef inline Py_ssize_t check_offsets(const int[::1] offsets, Py_ssize_t n) excep
             raise ValueError(f"offsets[{b + 1}] is smaller than offsets[{b}]: they must not fall")
         longest = max(longest, length)
     return longest
+
+
+cdef inline floating* matrix_at(const floating[:, ::1] x) noexcept:
+    """Return where a matrix begins; NULL if it is None or empty. (An output is given as const.)"""
+    return <floating*> &x[0, 0] if x is not None and x.shape[0] and x.shape[1] else NULL
+
+
+cdef inline floating* vector_at(const floating[::1] x) noexcept:
+    """Return where a vector begins; NULL if it is None or empty. (An output is given as const.)"""
+    return <floating*> &x[0] if x is not None and x.shape[0] else NULL

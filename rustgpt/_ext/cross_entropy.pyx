@@ -1,11 +1,16 @@
 """Owns softmax and cross-entropy: the loss of each row and its gradient in one pass over the row.
 
 About 4 operations and one exponential a logit; the row stays in cache between its three sweeps.
+`linear_cross_entropy` takes the product that makes the logits with it, 6 C operations a logit, over
+a block of rows at a time, so that the logits of a whole batch are never in memory at once.
 """
 from cython cimport floating
 from libc.math cimport INFINITY, log, sqrt
 
-from rustgpt._ext.checks cimport check_indices, check_matrix, check_vector
+from rustgpt._ext.checks cimport (
+    check_blas, check_indices, check_matrix, check_vector, check_weight, matrix_at, vector_at,
+)
+from rustgpt._ext.linear cimport affine, affine_backward
 from rustgpt._ext.rows cimport row_dot, row_exp, row_max
 
 
@@ -29,6 +34,49 @@ def softmax(
                 out[n, v] *= inverse
 
 
+cdef void losses_of(
+    const floating* logits, const int* targets, Py_ssize_t N, Py_ssize_t V, double scale,
+    double max_norm, floating* losses, floating* dlogits,  # OUT (N,), (N, V); may be logits
+) noexcept nogil:
+    cdef Py_ssize_t n, v
+    cdef floating largest, factor, target_logit
+    cdef double total, squares = 0.0
+    cdef const floating* row
+    cdef floating* drow
+    for n in range(N):
+        row, drow = logits + n * V, dlogits + n * V
+        if targets[n] < 0:
+            losses[n] = 0
+            for v in range(V):
+                drow[v] = 0
+            continue
+        # Read before dlogits, which may be the same memory, is written.
+        target_logit = row[targets[n]]
+        largest = row_max(row, V)
+        total = row_exp(row, <floating> 1, largest, drow, V)
+        losses[n] = <floating> (log(total) + (largest - target_logit))
+        factor = <floating> (scale / total)
+        for v in range(V):
+            drow[v] *= factor
+        drow[targets[n]] -= <floating> scale
+        if max_norm < INFINITY:
+            squares += row_dot(drow, drow, V)
+    if squares > max_norm * max_norm:
+        factor = <floating> (max_norm / sqrt(squares))
+        for n in range(N * V):
+            dlogits[n] *= factor
+
+
+cdef int check_loss(const int[::1] targets, Py_ssize_t N, Py_ssize_t V, double max_norm,
+                    const Py_ssize_t* losses) except -1:
+    check_vector("targets", targets.shape, N)
+    check_vector("losses", losses, N)
+    check_indices("targets", targets, -1, V)
+    if not max_norm > 0:
+        raise ValueError(f"max_norm must be above 0 (infinity for no clipping), got {max_norm}")
+    return 0
+
+
 def cross_entropy(
     const floating[:, ::1] logits not None,  # IN (N, V)
     const int[::1] targets not None,         # IN (N,): a class, or -1 for a row that counts nothing
@@ -39,37 +87,61 @@ def cross_entropy(
 ):
     """losses = log(sum(exp(logits))) - logits[target]; dlogits = scale (softmax - one_hot)."""
     cdef Py_ssize_t N = logits.shape[0], V = logits.shape[1]
-    cdef Py_ssize_t n, v
-    cdef floating largest, factor, target_logit
-    cdef double total, squares = 0.0
-    check_vector("targets", targets.shape, N)
-    check_vector("losses", losses.shape, N)
     check_matrix("dlogits", dlogits.shape, N, V)
-    check_indices("targets", targets, -1, V)
-    if not max_norm > 0:
-        raise ValueError(f"max_norm must be above 0 (infinity for no clipping), got {max_norm}")
+    check_loss(targets, N, V, max_norm, losses.shape)
     if N == 0 or V == 0:
         return
     with nogil:
-        for n in range(N):
-            if targets[n] < 0:
-                losses[n] = 0
-                for v in range(V):
-                    dlogits[n, v] = 0
-                continue
-            # Read before dlogits, which may be the same memory, is written.
-            target_logit = logits[n, targets[n]]
-            largest = row_max(&logits[n, 0], V)
-            total = row_exp(&logits[n, 0], <floating> 1, largest, &dlogits[n, 0], V)
-            losses[n] = <floating> (log(total) + (largest - target_logit))
-            factor = <floating> (scale / total)
-            for v in range(V):
-                dlogits[n, v] *= factor
-            dlogits[n, targets[n]] -= <floating> scale
-            if max_norm < INFINITY:
-                squares += row_dot(&dlogits[n, 0], &dlogits[n, 0], V)
-        if squares > max_norm * max_norm:
-            factor = <floating> (max_norm / sqrt(squares))
-            for n in range(N):
-                for v in range(V):
-                    dlogits[n, v] *= factor
+        losses_of(&logits[0, 0], &targets[0], N, V, scale, max_norm, &losses[0], &dlogits[0, 0])
+
+
+def linear_cross_entropy(
+    const floating[:, ::1] x not None,       # IN (N, C)
+    const floating[:, ::1] weight not None,  # IN (C, V), or (V, C) if transposed
+    const floating[::1] bias,                # IN (V,) or None
+    const int[::1] targets not None,         # IN (N,): a class, or -1
+    double scale,                            # IN: what each row's loss is worth
+    double max_norm,                         # IN: to which the gradient of a block is clipped
+    floating[::1] losses not None,           # OUT (N,)
+    floating[:, ::1] dx,                     # OUT (N, C), or None if no gradient is wanted
+    floating[:, ::1] dweight,                # IN/OUT like weight: added to; None as dx is
+    floating[::1] dbias,                     # IN/OUT (V,): added to; None if there is no bias
+    floating[:, ::1] scratch not None,       # (R, V): R rows are done at a time
+    bint transposed=False,
+):
+    """`cross_entropy` of logits = x @ weight + bias, and back, without all logits in memory."""
+    cdef Py_ssize_t N = x.shape[0], C = x.shape[1], V = scratch.shape[1], R = scratch.shape[0]
+    cdef Py_ssize_t r, first, n
+    check_blas("x", x.shape)
+    check_weight("weight", weight.shape, C, V, transposed)
+    check_loss(targets, N, V, max_norm, losses.shape)
+    if R < 1:
+        raise ValueError("scratch must have at least one row, got none")
+    if bias is not None:
+        check_vector("bias", bias.shape, V)
+    if (dx is None) != (dweight is None):
+        raise ValueError("dx and dweight must both be given, or both be None")
+    if dx is not None:
+        check_matrix("dx", dx.shape, N, C)
+        check_weight("dweight", dweight.shape, C, V, transposed)
+    if dbias is not None:
+        check_vector("dbias", dbias.shape, V)
+    if N == 0 or V == 0:
+        return
+    cdef floating* x0 = matrix_at(x)
+    cdef floating* weight0 = matrix_at(weight)
+    cdef floating* bias0 = vector_at(bias)
+    cdef floating* dx0 = matrix_at[floating](dx)
+    cdef floating* dweight0 = matrix_at[floating](dweight)
+    cdef floating* dbias0 = vector_at[floating](dbias)
+    cdef floating* logits = &scratch[0, 0]
+    with nogil:
+        for r in range((N + R - 1) // R):
+            first = r * R
+            n = min(R, N - first)
+            affine(x0 + first * C, weight0, bias0, n, C, V, transposed, False, logits)  # (n, V)
+            losses_of(logits, &targets[first], n, V, scale, max_norm, &losses[first], logits)
+            if dx0 != NULL:
+                # forward: logits = x @ weight + bias                                   (n, C)
+                affine_backward(logits, x0 + first * C, weight0, n, C, V, transposed, False,
+                                dx0 + first * C, dweight0, dbias0)

@@ -1,20 +1,18 @@
-"""What decoding shares with layer norm: one row, forward."""
+"""What a whole block shares with layer norm."""
 from cython cimport floating
-from libc.math cimport sqrt
 
-from rustgpt._ext.rows cimport row_square_deviations, row_sum
+cdef void normalise_rows(
+    const floating* x, const floating* weight, const floating* bias, double epsilon,
+    Py_ssize_t n, Py_ssize_t C, floating* out, floating* mean, floating* rstd,
+) noexcept nogil
 
+cdef void normalise_again(
+    const floating* x, const floating* weight, const floating* bias,
+    const floating* mean, const floating* rstd, Py_ssize_t n, Py_ssize_t C, floating* out,
+) noexcept nogil
 
-cdef inline void normalise(
-    const floating* x, const floating* weight, const floating* bias,  # IN (C,)
-    double epsilon, Py_ssize_t C,
-    floating* out,                                                    # OUT (C,), may be x
-    floating* mean, floating* rstd,                                   # OUT
-) noexcept nogil:
-    """out = (x - mean) * rstd * weight + bias for one row."""
-    cdef Py_ssize_t c
-    cdef floating m = <floating> (row_sum(x, C) / C)
-    cdef floating s = <floating> (1.0 / sqrt(row_square_deviations(x, m, C) / C + epsilon))
-    for c in range(C):
-        out[c] = (x[c] - m) * s * weight[c] + bias[c]
-    mean[0], rstd[0] = m, s
+cdef void normalise_rows_backward(
+    const floating* dout, const floating* x, const floating* weight,
+    const floating* mean, const floating* rstd, const floating* residual,
+    Py_ssize_t n, Py_ssize_t C, floating* dx, floating* dweight, floating* dbias,
+) noexcept nogil

@@ -1,11 +1,79 @@
 """Owns layer normalisation (Ba, Kiros and Hinton 2016): one row at a time, in cache.
 
 Kept for the backward pass: mean and 1/std of each row; the normalised row is recomputed.
+A row costs a read and a write forward, two reads and a write backward.
 """
 from cython cimport floating
+from libc.math cimport sqrt
 
 from rustgpt._ext.checks cimport check_matrix, check_vector
-from rustgpt._ext.rows cimport row_dot_deviations, row_sum
+from rustgpt._ext.rows cimport (
+    row_norm_gradient, row_norm_sums, row_square_deviations, row_sum,
+)
+
+
+cdef void normalise_rows(
+    const floating* x, const floating* weight, const floating* bias, double epsilon,
+    Py_ssize_t n, Py_ssize_t C,
+    floating* out,                   # OUT (n, C), may be x
+    floating* mean, floating* rstd,  # OUT (n,), or NULL both
+) noexcept nogil:
+    """out = (x - mean) * rstd * weight + bias, row by row."""
+    cdef Py_ssize_t i, c
+    cdef floating m, s
+    cdef const floating* row
+    cdef floating* target
+    for i in range(n):
+        row, target = x + i * C, out + i * C
+        m = <floating> (row_sum(row, C) / C)
+        s = <floating> (1.0 / sqrt(row_square_deviations(row, m, C) / C + epsilon))
+        for c in range(C):
+            target[c] = (row[c] - m) * s * weight[c] + bias[c]
+        if mean != NULL:
+            mean[i], rstd[i] = m, s
+
+
+cdef void normalise_again(
+    const floating* x, const floating* weight, const floating* bias,
+    const floating* mean, const floating* rstd, Py_ssize_t n, Py_ssize_t C, floating* out,
+) noexcept nogil:
+    """The same output from the mean and 1/std that were kept: cheaper than to keep it too."""
+    cdef Py_ssize_t i, c
+    cdef floating m, s
+    for i in range(n):
+        m, s = mean[i], rstd[i]
+        for c in range(C):
+            out[i * C + c] = (x[i * C + c] - m) * s * weight[c] + bias[c]
+
+
+cdef void normalise_rows_backward(
+    const floating* dout, const floating* x, const floating* weight,
+    const floating* mean, const floating* rstd,
+    const floating* residual,  # IN (n, C), may be dx, or NULL: added to dx
+    Py_ssize_t n, Py_ssize_t C,
+    floating* dx,              # OUT (n, C), may be dout
+    floating* dweight, floating* dbias,
+) noexcept nogil:
+    """With z = (x - mean) rstd and dz = dout weight:
+    dx = residual + rstd (dz - mean(dz) - z mean(dz z)); dweight += sum dout z; dbias += sum dout.
+    """
+    cdef Py_ssize_t i
+    cdef double sum_dz, sum_dz_z
+    cdef const floating* row
+    cdef const floating* gradient
+    cdef const floating* beside = NULL
+    for i in range(n):
+        row, gradient = x + i * C, dout + i * C
+        if residual != NULL:
+            beside = residual + i * C
+        # Pass 1: the two means, over the row in cache.
+        row_norm_sums(gradient, weight, row, mean[i], C, &sum_dz, &sum_dz_z)
+        # Pass 2: forward was out = z weight + bias.
+        row_norm_gradient(
+            gradient, weight, row, mean[i], rstd[i],
+            <floating> (sum_dz / C), <floating> (sum_dz_z * rstd[i] / C),
+            beside, C, dx + i * C, dweight, dbias,
+        )
 
 
 def layer_norm_forward(
@@ -19,7 +87,6 @@ def layer_norm_forward(
 ):
     """out = (x - mean) * rstd * weight + bias, row by row."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1]
-    cdef Py_ssize_t n
     check_vector("weight", weight.shape, C)
     check_vector("bias", bias.shape, C)
     check_matrix("out", out.shape, N, C)
@@ -28,8 +95,8 @@ def layer_norm_forward(
     if N == 0 or C == 0:
         return
     with nogil:
-        for n in range(N):
-            normalise(&x[n, 0], &weight[0], &bias[0], epsilon, C, &out[n, 0], &mean[n], &rstd[n])
+        normalise_rows(&x[0, 0], &weight[0], &bias[0], epsilon, N, C, &out[0, 0],
+                       &mean[0], &rstd[0])
 
 
 def layer_norm_backward(
@@ -38,18 +105,13 @@ def layer_norm_backward(
     const floating[::1] weight not None,   # IN (C,)
     const floating[::1] mean not None,     # IN (N,)
     const floating[::1] rstd not None,     # IN (N,)
-    floating[:, ::1] dx not None,          # OUT (N, C): overwritten
+    floating[:, ::1] dx not None,          # OUT (N, C): overwritten; may be dout itself
     floating[::1] dweight not None,        # IN/OUT (C,): added to
     floating[::1] dbias not None,          # IN/OUT (C,): added to
 ):
     """With z = (x - mean) rstd and dz = dout weight:
     dx = rstd (dz - mean(dz) - z mean(dz z)); dweight += sum dout z; dbias += sum dout."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1]
-    cdef Py_ssize_t n, c
-    cdef floating m, s, z, dz, mean_dz, mean_dz_z
-    cdef const floating* row
-    cdef const floating* gradient
-    cdef floating* target
     check_matrix("dout", dout.shape, N, C)
     check_vector("weight", weight.shape, C)
     check_vector("mean", mean.shape, N)
@@ -60,18 +122,7 @@ def layer_norm_backward(
     if N == 0 or C == 0:
         return
     with nogil:
-        for n in range(N):
-            row, gradient, target = &x[n, 0], &dout[n, 0], &dx[n, 0]
-            m, s = mean[n], rstd[n]
-            # Pass 1: the two means, over the row in cache; dx holds dz meanwhile.
-            for c in range(C):
-                target[c] = gradient[c] * weight[c]
-            mean_dz = <floating> (row_sum(target, C) / C)
-            mean_dz_z = <floating> (row_dot_deviations(target, row, m, C) * s / C)
-            # Pass 2: forward was out = z weight + bias.
-            for c in range(C):
-                z = (row[c] - m) * s
-                dz = target[c]
-                dweight[c] += gradient[c] * z
-                dbias[c] += gradient[c]
-                target[c] = s * (dz - mean_dz - z * mean_dz_z)
+        normalise_rows_backward(
+            &dout[0, 0], &x[0, 0], &weight[0], &mean[0], &rstd[0], <const floating*> NULL,
+            N, C, &dx[0, 0], &dweight[0], &dbias[0],
+        )

@@ -54,6 +54,7 @@ def adam_step(
     const floating[::1] gradients not None,  # IN (P,)
     floating[::1] m not None,                # IN/OUT (P,): running mean of the gradient
     floating[::1] v not None,                # IN/OUT (P,): running mean of its square
+    const int[::1] edges not None,           # IN: where decay begins, ends, begins again ...
     double gradient_scale,                   # IN: the gradient is multiplied by this (clipping)
     double rate,                             # IN: learning rate / (1 - beta1^t)
     double beta1,
@@ -67,21 +68,33 @@ def adam_step(
 
     Adam (Kingma and Ba 2015), with the decay apart from the gradient (Loshchilov and Hutter 2019).
     """
-    cdef Py_ssize_t i, P = parameters.shape[0]
+    cdef Py_ssize_t i, e, start = 0, stop, P = parameters.shape[0]
     cdef floating g, b1 = <floating> beta1, b2 = <floating> beta2
     cdef floating c1 = <floating> (1.0 - beta1), c2 = <floating> (1.0 - beta2)
     cdef floating scale = <floating> gradient_scale, step = <floating> rate
-    cdef floating root = <floating> inverse_root, eps = <floating> epsilon
-    cdef floating keep = <floating> (1.0 - decay)
+    cdef floating root = <floating> inverse_root, eps = <floating> epsilon, keep
     check_vector("gradients", gradients.shape, P)
     check_vector("m", m.shape, P)
     check_vector("v", v.shape, P)
+    check_edges(edges, P)
     with nogil:
-        for i in range(P):
-            g = gradients[i] * scale
-            m[i] = b1 * m[i] + c1 * g
-            v[i] = b2 * v[i] + c2 * g * g
-            parameters[i] = keep * parameters[i] - step * m[i] / (root_of(v[i]) * root + eps)
+        for e in range(edges.shape[0] + 1):
+            stop = edges[e] if e < edges.shape[0] else P
+            keep = <floating> (1.0 - (decay if e % 2 else 0.0))
+            for i in range(start, stop):
+                g = gradients[i] * scale
+                m[i] = b1 * m[i] + c1 * g
+                v[i] = b2 * v[i] + c2 * g * g
+                parameters[i] = keep * parameters[i] - step * m[i] / (root_of(v[i]) * root + eps)
+            start = stop
+
+
+cdef int check_edges(const int[::1] edges, Py_ssize_t P) except -1:
+    cdef Py_ssize_t e
+    for e in range(edges.shape[0]):
+        if not (edges[e - 1] if e else 0) <= edges[e] <= P:
+            raise ValueError(f"edges[{e}] is {edges[e]}: they must rise from 0 to {P} at most")
+    return 0
 
 
 cdef inline floating root_of(floating x) noexcept nogil:

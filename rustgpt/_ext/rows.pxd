@@ -21,13 +21,13 @@ cdef extern from *:
 
     /* exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2)/2, with the polynomial of Cephes
        (S. Moshier, expf) for exp(r): relative error 8e-8, no branch, so that loops vectorise.
-       Below -87.3 the result stays at 1.2e-38 instead of becoming denormal. */
+       For x that is not above 0, as softmax and GELU ask. Below -87.3 the result stays at 1.2e-38
+       instead of becoming denormal. */
     static inline float exp_f32(float x) {
         float n, r, p, power;
         int biased;
         unsigned bits;
         x = x < -87.3f ? -87.3f : x;
-        x = x > 88.3f ? 88.3f : x;
         n = x * 1.44269504088896341f;
         /* Rounds, since n + 127.5 is positive. Unsigned, since a NaN becomes the lowest int. */
         biased = (int)(n + 127.5f);
@@ -46,92 +46,162 @@ cdef extern from *:
     }
     static inline double exp_f64(double x) { return exp(x); }
 
-    #define RUSTGPT_ROW_FUNCTIONS(T, NAME)                                                      \\
-    static inline T row_max_##NAME(const T* x, Py_ssize_t n) {                                  \\
-        T largest = x[0];                                                                       \\
-        RUSTGPT_SIMD(reduction(max : largest))                                                  \\
-        for (Py_ssize_t i = 1; i < n; i++) largest = x[i] > largest ? x[i] : largest;           \\
-        return largest;                                                                         \\
-    }                                                                                           \\
-    static inline double row_sum_##NAME(const T* x, Py_ssize_t n) {                             \\
-        double sum = 0.0;                                                                       \\
-        RUSTGPT_SIMD(reduction(+ : sum))                                                        \\
-        for (Py_ssize_t i = 0; i < n; i++) sum += x[i];                                         \\
-        return sum;                                                                             \\
-    }                                                                                           \\
-    static inline double row_dot_##NAME(const T* x, const T* y, Py_ssize_t n) {                 \\
-        double sum = 0.0;                                                                       \\
-        RUSTGPT_SIMD(reduction(+ : sum))                                                        \\
-        for (Py_ssize_t i = 0; i < n; i++) sum += (double)x[i] * (double)y[i];                  \\
-        return sum;                                                                             \\
-    }                                                                                           \\
-    static inline double row_square_deviations_##NAME(const T* x, T mean, Py_ssize_t n) {       \\
-        double sum = 0.0;                                                                       \\
-        RUSTGPT_SIMD(reduction(+ : sum))                                                        \\
-        for (Py_ssize_t i = 0; i < n; i++) sum += (double)(x[i] - mean) * (double)(x[i] - mean);\\
-        return sum;                                                                             \\
-    }                                                                                           \\
-    static inline double row_dot_deviations_##NAME(const T* y, const T* x, T mean, Py_ssize_t n) {\\
-        double sum = 0.0;                                                                       \\
-        RUSTGPT_SIMD(reduction(+ : sum))                                                        \\
-        for (Py_ssize_t i = 0; i < n; i++) sum += (double)y[i] * (double)(x[i] - mean);         \\
-        return sum;                                                                             \\
-    }                                                                                           \\
-    /* out[j] = x . rows[j]: four rows at a time, since one sum would wait for itself. */       \\
-    static inline void dots_##NAME(const T* x, const T* rows, Py_ssize_t ld, Py_ssize_t count,  \\
-                                 Py_ssize_t n, T* out) {                                        \\
-        Py_ssize_t j = 0;                                                                       \\
-        for (; j + 4 <= count; j += 4) {                                                        \\
-            const T *r0 = rows + j * ld, *r1 = r0 + ld, *r2 = r1 + ld, *r3 = r2 + ld;           \\
-            T s0 = 0, s1 = 0, s2 = 0, s3 = 0;                                                   \\
-            RUSTGPT_SIMD(reduction(+ : s0, s1, s2, s3))                                         \\
-            for (Py_ssize_t i = 0; i < n; i++) {                                                \\
-                s0 += x[i] * r0[i]; s1 += x[i] * r1[i]; s2 += x[i] * r2[i]; s3 += x[i] * r3[i]; \\
-            }                                                                                   \\
-            out[j] = s0; out[j + 1] = s1; out[j + 2] = s2; out[j + 3] = s3;                     \\
-        }                                                                                       \\
-        for (; j < count; j++) {                                                                \\
-            T sum = 0;                                                                          \\
-            RUSTGPT_SIMD(reduction(+ : sum))                                                    \\
-            for (Py_ssize_t i = 0; i < n; i++) sum += x[i] * rows[j * ld + i];                  \\
-            out[j] = sum;                                                                       \\
-        }                                                                                       \\
-    }                                                                                           \\
-    /* out = sum over j of a[j * inc] * rows[j]. */                                             \\
-    static inline void combine_##NAME(const T* a, Py_ssize_t inc, const T* rows, Py_ssize_t ld, \\
-                                    Py_ssize_t count, Py_ssize_t n, T* out) {                   \\
-        Py_ssize_t j = 0;                                                                       \\
-        for (Py_ssize_t i = 0; i < n; i++) out[i] = 0;                                          \\
-        for (; j + 4 <= count; j += 4) {                                                        \\
-            const T *r0 = rows + j * ld, *r1 = r0 + ld, *r2 = r1 + ld, *r3 = r2 + ld;           \\
-            const T* f = a + j * inc;                                                           \\
-            T a0 = f[0], a1 = f[inc], a2 = f[2 * inc], a3 = f[3 * inc];                         \\
-            RUSTGPT_SIMD()                                                                      \\
-            for (Py_ssize_t i = 0; i < n; i++)                                                  \\
-                out[i] += a0 * r0[i] + a1 * r1[i] + a2 * r2[i] + a3 * r3[i];                    \\
-        }                                                                                       \\
-        for (; j < count; j++) {                                                                \\
-            T a0 = a[j * inc];                                                                  \\
-            RUSTGPT_SIMD()                                                                      \\
-            for (Py_ssize_t i = 0; i < n; i++) out[i] += a0 * rows[j * ld + i];                 \\
-        }                                                                                       \\
-    }                                                                                           \\
-    /* y = exp(scale * x - shift); returns the sum of y. x and y may be the same row. */        \\
-    static inline double row_exp_##NAME(const T* x, T scale, T shift, T* y, Py_ssize_t n) {     \\
-        double sum = 0.0;                                                                       \\
-        RUSTGPT_SIMD(reduction(+ : sum))                                                        \\
-        for (Py_ssize_t i = 0; i < n; i++) {                                                    \\
-            y[i] = exp_##NAME(scale * x[i] - shift);                                            \\
-            sum += y[i];                                                                        \\
-        }                                                                                       \\
-        return sum;                                                                             \\
+    #define GELU_A 1.5957691216057308  /* 2 sqrt(2 / pi) */
+    #define GELU_B 0.07135481627260025 /* 2 sqrt(2 / pi) * 0.044715 */
+
+    #define RUSTGPT_ROW_FUNCTIONS(T, NAME)                                                        \\
+    static inline T row_max_##NAME(const T* x, Py_ssize_t n) {                                    \\
+        T largest = x[0];                                                                         \\
+        RUSTGPT_SIMD(reduction(max : largest))                                                    \\
+        for (Py_ssize_t i = 1; i < n; i++) largest = x[i] > largest ? x[i] : largest;             \\
+        return largest;                                                                           \\
+    }                                                                                             \\
+    static inline double row_sum_##NAME(const T* x, Py_ssize_t n) {                               \\
+        double sum = 0.0;                                                                         \\
+        RUSTGPT_SIMD(reduction(+ : sum))                                                          \\
+        for (Py_ssize_t i = 0; i < n; i++) sum += x[i];                                           \\
+        return sum;                                                                               \\
+    }                                                                                             \\
+    static inline double row_dot_##NAME(const T* x, const T* y, Py_ssize_t n) {                   \\
+        double sum = 0.0;                                                                         \\
+        RUSTGPT_SIMD(reduction(+ : sum))                                                          \\
+        for (Py_ssize_t i = 0; i < n; i++) sum += (double)x[i] * (double)y[i];                    \\
+        return sum;                                                                               \\
+    }                                                                                             \\
+    static inline double row_square_deviations_##NAME(const T* x, T mean, Py_ssize_t n) {         \\
+        double sum = 0.0;                                                                         \\
+        RUSTGPT_SIMD(reduction(+ : sum))                                                          \\
+        for (Py_ssize_t i = 0; i < n; i++) sum += (double)(x[i] - mean) * (double)(x[i] - mean);  \\
+        return sum;                                                                               \\
+    }                                                                                             \\
+    /* Sums of y w and of y w (x - mean): what layer norm's gradient needs of a row. */           \\
+    static inline void row_norm_sums_##NAME(const T* y, const T* w, const T* x, T mean,           \\
+                                            Py_ssize_t n, double* sum, double* moment) {          \\
+        double s = 0.0, t = 0.0;                                                                  \\
+        RUSTGPT_SIMD(reduction(+ : s, t))                                                         \\
+        for (Py_ssize_t i = 0; i < n; i++) {                                                      \\
+            double g = (double)(y[i] * w[i]);                                                     \\
+            s += g;                                                                               \\
+            t += g * (double)(x[i] - mean);                                                       \\
+        }                                                                                         \\
+        *sum = s;                                                                                 \\
+        *moment = t;                                                                              \\
+    }                                                                                             \\
+    /* out[j] = x . rows[j]: four rows at a time, since one sum would wait for itself. */         \\
+    static inline void dots_##NAME(const T* x, const T* rows, Py_ssize_t ld, Py_ssize_t count,    \\
+                                 Py_ssize_t n, T* out) {                                          \\
+        Py_ssize_t j = 0;                                                                         \\
+        for (; j + 4 <= count; j += 4) {                                                          \\
+            const T *r0 = rows + j * ld, *r1 = r0 + ld, *r2 = r1 + ld, *r3 = r2 + ld;             \\
+            T s0 = 0, s1 = 0, s2 = 0, s3 = 0;                                                     \\
+            RUSTGPT_SIMD(reduction(+ : s0, s1, s2, s3))                                           \\
+            for (Py_ssize_t i = 0; i < n; i++) {                                                  \\
+                s0 += x[i] * r0[i]; s1 += x[i] * r1[i]; s2 += x[i] * r2[i]; s3 += x[i] * r3[i];   \\
+            }                                                                                     \\
+            out[j] = s0; out[j + 1] = s1; out[j + 2] = s2; out[j + 3] = s3;                       \\
+        }                                                                                         \\
+        for (; j < count; j++) {                                                                  \\
+            T sum = 0;                                                                            \\
+            RUSTGPT_SIMD(reduction(+ : sum))                                                      \\
+            for (Py_ssize_t i = 0; i < n; i++) sum += x[i] * rows[j * ld + i];                    \\
+            out[j] = sum;                                                                         \\
+        }                                                                                         \\
+    }                                                                                             \\
+    /* out = sum over j of a[j * inc] * rows[j]. */                                               \\
+    static inline void combine_##NAME(const T* a, Py_ssize_t inc, const T* rows, Py_ssize_t ld,   \\
+                                    Py_ssize_t count, Py_ssize_t n, T* out) {                     \\
+        Py_ssize_t j = 0;                                                                         \\
+        for (Py_ssize_t i = 0; i < n; i++) out[i] = 0;                                            \\
+        for (; j + 4 <= count; j += 4) {                                                          \\
+            const T *r0 = rows + j * ld, *r1 = r0 + ld, *r2 = r1 + ld, *r3 = r2 + ld;             \\
+            const T* f = a + j * inc;                                                             \\
+            T a0 = f[0], a1 = f[inc], a2 = f[2 * inc], a3 = f[3 * inc];                           \\
+            RUSTGPT_SIMD()                                                                        \\
+            for (Py_ssize_t i = 0; i < n; i++)                                                    \\
+                out[i] += a0 * r0[i] + a1 * r1[i] + a2 * r2[i] + a3 * r3[i];                      \\
+        }                                                                                         \\
+        for (; j < count; j++) {                                                                  \\
+            T a0 = a[j * inc];                                                                    \\
+            RUSTGPT_SIMD()                                                                        \\
+            for (Py_ssize_t i = 0; i < n; i++) out[i] += a0 * rows[j * ld + i];                   \\
+        }                                                                                         \\
+    }                                                                                             \\
+    /* The rest of it: dx = residual + s (y w - a - z b), z = (x - mean) s; no residual if NULL.  \\
+       dw += y z, db += y. dx may be y or the residual. */                                        \\
+    static inline void row_norm_gradient_##NAME(                                                  \\
+        const T* y, const T* w, const T* x, T mean, T s, T a, T b, const T* residual,             \\
+        Py_ssize_t n, T* dx, T* dw, T* db) {                                                      \\
+        if (residual == NULL) {                                                                   \\
+            RUSTGPT_SIMD()                                                                        \\
+            for (Py_ssize_t i = 0; i < n; i++) {                                                  \\
+                T z = (x[i] - mean) * s, g = y[i];                                                \\
+                dw[i] += g * z;                                                                   \\
+                db[i] += g;                                                                       \\
+                dx[i] = s * (g * w[i] - a - z * b);                                               \\
+            }                                                                                     \\
+        } else {                                                                                  \\
+            RUSTGPT_SIMD()                                                                        \\
+            for (Py_ssize_t i = 0; i < n; i++) {                                                  \\
+                T z = (x[i] - mean) * s, g = y[i];                                                \\
+                dw[i] += g * z;                                                                   \\
+                db[i] += g;                                                                       \\
+                dx[i] = residual[i] + s * (g * w[i] - a - z * b);                                 \\
+            }                                                                                     \\
+        }                                                                                         \\
+    }                                                                                             \\
+    /* GELU, 0.5 x (1 + tanh(u)), u = sqrt(2 / pi) (x + 0.044715 x^3), is x / (1 + exp(-2 u)).    \\
+       e = exp(-|2 u|) is at most 1, so that one clamp is enough; above |x| = 10 it is 0. */      \\
+    static inline void row_gelu_##NAME(const T* x, Py_ssize_t n, T* y) {                          \\
+        RUSTGPT_SIMD()                                                                            \\
+        for (Py_ssize_t i = 0; i < n; i++) {                                                      \\
+            T v = x[i], magnitude = v < 0 ? -v : v;                                               \\
+            T e = exp_##NAME(-magnitude * ((T)GELU_A + (T)GELU_B * v * v));                       \\
+            e = magnitude > (T)10 ? (T)0 : e;                                                     \\
+            y[i] = v * (v < 0 ? e : (T)1) / ((T)1 + e);                                           \\
+        }                                                                                         \\
+    }                                                                                             \\
+    /* Returns the slope, and in *y the GELU. The square's clamp avoids 0 times infinity. */      \\
+    static inline T gelu_slope_##NAME(T v, T* y) {                                                \\
+        T magnitude = v < 0 ? -v : v, square = v * v;                                             \\
+        T e = exp_##NAME(-magnitude * ((T)GELU_A + (T)GELU_B * square));                          \\
+        e = magnitude > (T)10 ? (T)0 : e;                                                         \\
+        T inverse = (T)1 / ((T)1 + e), share = (v < 0 ? e : (T)1) * inverse;                      \\
+        square = square < (T)100 ? square : (T)100;                                               \\
+        *y = v * share;                                                                           \\
+        return share + v * e * inverse * inverse * ((T)GELU_A + (T)3 * (T)GELU_B * square);       \\
+    }                                                                                             \\
+    /* dx = dy * slope(x), and y = gelu(x) too unless y is NULL. */                               \\
+    static inline void row_gelu_backward_##NAME(                                                  \\
+        const T* dy, const T* x, Py_ssize_t n, T* dx, T* y) {                                     \\
+        if (y == NULL) {                                                                          \\
+            RUSTGPT_SIMD()                                                                        \\
+            for (Py_ssize_t i = 0; i < n; i++) {                                                  \\
+                T unused;                                                                         \\
+                dx[i] = dy[i] * gelu_slope_##NAME(x[i], &unused);                                 \\
+            }                                                                                     \\
+        } else {                                                                                  \\
+            RUSTGPT_SIMD()                                                                        \\
+            for (Py_ssize_t i = 0; i < n; i++) {                                                  \\
+                T value, slope = gelu_slope_##NAME(x[i], &value);                                 \\
+                y[i] = value;                                                                     \\
+                dx[i] = dy[i] * slope;                                                            \\
+            }                                                                                     \\
+        }                                                                                         \\
+    }                                                                                             \\
+    /* y = exp(scale * x - shift); returns the sum of y. x and y may be the same row. */          \\
+    static inline double row_exp_##NAME(const T* x, T scale, T shift, T* y, Py_ssize_t n) {       \\
+        double sum = 0.0;                                                                         \\
+        RUSTGPT_SIMD(reduction(+ : sum))                                                          \\
+        for (Py_ssize_t i = 0; i < n; i++) {                                                      \\
+            y[i] = exp_##NAME(scale * x[i] - shift);                                              \\
+            sum += y[i];                                                                          \\
+        }                                                                                         \\
+        return sum;                                                                               \\
     }
     RUSTGPT_ROW_FUNCTIONS(float, f32)
     RUSTGPT_ROW_FUNCTIONS(double, f64)
     #endif
     """
-    float exp_f32(float x) noexcept nogil
-    double exp_f64(double x) noexcept nogil
     float row_max_f32(const float* x, Py_ssize_t n) noexcept nogil
     double row_max_f64(const double* x, Py_ssize_t n) noexcept nogil
     double row_sum_f32(const float* x, Py_ssize_t n) noexcept nogil
@@ -140,10 +210,23 @@ cdef extern from *:
     double row_dot_f64(const double* x, const double* y, Py_ssize_t n) noexcept nogil
     double row_square_deviations_f32(const float* x, float mean, Py_ssize_t n) noexcept nogil
     double row_square_deviations_f64(const double* x, double mean, Py_ssize_t n) noexcept nogil
-    double row_dot_deviations_f32(const float* y, const float* x, float mean,
-                                  Py_ssize_t n) noexcept nogil
-    double row_dot_deviations_f64(const double* y, const double* x, double mean,
-                                  Py_ssize_t n) noexcept nogil
+    void row_norm_sums_f32(const float* y, const float* w, const float* x, float mean,
+                           Py_ssize_t n, double* sum, double* moment) noexcept nogil
+    void row_norm_sums_f64(const double* y, const double* w, const double* x, double mean,
+                           Py_ssize_t n, double* sum, double* moment) noexcept nogil
+    void row_norm_gradient_f32(
+        const float* y, const float* w, const float* x, float mean, float s, float a, float b,
+        const float* residual, Py_ssize_t n, float* dx, float* dw, float* db) noexcept nogil
+    void row_norm_gradient_f64(
+        const double* y, const double* w, const double* x, double mean, double s, double a,
+        double b, const double* residual, Py_ssize_t n, double* dx, double* dw,
+        double* db) noexcept nogil
+    void row_gelu_f32(const float* x, Py_ssize_t n, float* y) noexcept nogil
+    void row_gelu_f64(const double* x, Py_ssize_t n, double* y) noexcept nogil
+    void row_gelu_backward_f32(const float* dy, const float* x, Py_ssize_t n, float* dx,
+                               float* y) noexcept nogil
+    void row_gelu_backward_f64(const double* dy, const double* x, Py_ssize_t n, double* dx,
+                               double* y) noexcept nogil
     void dots_f32(const float* x, const float* rows, Py_ssize_t ld, Py_ssize_t count,
                   Py_ssize_t n, float* out) noexcept nogil
     void dots_f64(const double* x, const double* rows, Py_ssize_t ld, Py_ssize_t count,
@@ -156,20 +239,6 @@ cdef extern from *:
                        Py_ssize_t n) noexcept nogil
     double row_exp_f64(const double* x, double scale, double shift, double* y,
                        Py_ssize_t n) noexcept nogil
-
-
-cdef inline floating exp_of(floating x) noexcept nogil:
-    if floating is float:
-        return exp_f32(x)
-    else:
-        return exp_f64(x)
-
-
-cdef inline floating tanh_of(floating x) noexcept nogil:
-    # tanh(x) = 1 - 2 / (exp(2 x) + 1): exact at both ends, since exp saturates.
-    # (Typed constants: a bare 2 would be a C double and halve the speed.)
-    cdef floating one = 1, two = 2
-    return one - two / (exp_of(two * x) + one)
 
 
 cdef inline floating row_max(const floating* x, Py_ssize_t n) noexcept nogil:
@@ -202,13 +271,41 @@ cdef inline double row_square_deviations(
         return row_square_deviations_f64(x, mean, n)
 
 
-cdef inline double row_dot_deviations(
-    const floating* y, const floating* x, floating mean, Py_ssize_t n
+cdef inline void row_norm_sums(
+    const floating* y, const floating* w, const floating* x, floating mean, Py_ssize_t n,
+    double* sum, double* moment,
 ) noexcept nogil:
     if floating is float:
-        return row_dot_deviations_f32(y, x, mean, n)
+        row_norm_sums_f32(y, w, x, mean, n, sum, moment)
     else:
-        return row_dot_deviations_f64(y, x, mean, n)
+        row_norm_sums_f64(y, w, x, mean, n, sum, moment)
+
+
+cdef inline void row_norm_gradient(
+    const floating* y, const floating* w, const floating* x, floating mean, floating s,
+    floating a, floating b, const floating* residual, Py_ssize_t n,
+    floating* dx, floating* dw, floating* db,
+) noexcept nogil:
+    if floating is float:
+        row_norm_gradient_f32(y, w, x, mean, s, a, b, residual, n, dx, dw, db)
+    else:
+        row_norm_gradient_f64(y, w, x, mean, s, a, b, residual, n, dx, dw, db)
+
+
+cdef inline void row_gelu(const floating* x, Py_ssize_t n, floating* y) noexcept nogil:
+    if floating is float:
+        row_gelu_f32(x, n, y)
+    else:
+        row_gelu_f64(x, n, y)
+
+
+cdef inline void row_gelu_backward(
+    const floating* dy, const floating* x, Py_ssize_t n, floating* dx, floating* y
+) noexcept nogil:
+    if floating is float:
+        row_gelu_backward_f32(dy, x, n, dx, y)
+    else:
+        row_gelu_backward_f64(dy, x, n, dx, y)
 
 
 cdef inline void dots(

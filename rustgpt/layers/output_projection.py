@@ -85,32 +85,26 @@ class OutputProjection(Layer):
         max_norm
             L2 norm to which the gradient of a block's logits is clipped.
         """
-        losses, dx = self.buffer("losses", len(x)), self.scratch("dx", *x.shape)
-        for rows, logits in self._blocks(x, targets, scale, max_norm, losses):
-            # forward: logits = x @ weight + bias
-            ops.linear_backward(
-                logits, x[rows], self.weight, dx[rows], self.dweight, self.dbias, self.tied
-            )  # (rows, C)
-        return losses, dx
+        dx = self.scratch("dx", *x.shape)
+        return self._losses(x, targets, scale, max_norm, dx), dx
 
     def losses(self, x: Array, targets: Indices) -> Array:  # (N, C), (N,) -> (N,)
         """Return each row's cross-entropy, without a gradient."""
-        losses = self.buffer("losses", len(x))
-        for _ in self._blocks(x, targets, 1.0, np.inf, losses):
-            pass
-        return losses
+        return self._losses(x, targets, 1.0, np.inf, None)
 
-    def _blocks(
-        self, x: Array, targets: Indices, scale: float, max_norm: float, losses: Array
-    ) -> Any:
-        """Yield (rows, gradient of their logits), filling in the losses."""
-        step = max(ROWS_AT_LEAST, LOGITS_AT_ONCE // self.vocab_size)
-        for first in range(0, len(x), step):
-            rows = slice(first, min(first + step, len(x)))
-            logits = self.scratch("logits", rows.stop - first, self.vocab_size)
-            ops.linear_forward(x[rows], self.weight, self.bias, logits, self.tied)  # (rows, V)
-            ops.cross_entropy(logits, targets[rows], scale, max_norm, losses[rows], logits)
-            yield rows, logits
+    def _losses(
+        self, x: Array, targets: Indices, scale: float, max_norm: float, dx: Array | None
+    ) -> Array:  # (N, C), (N,) -> (N,)
+        losses = self.buffer("losses", len(x))
+        at_once = min(len(x), max(ROWS_AT_LEAST, LOGITS_AT_ONCE // self.vocab_size))
+        logits = self.scratch("logits", max(1, at_once), self.vocab_size)  # (rows, V)
+        # Without dx there is no gradient at all.
+        dweight, dbias = (None, None) if dx is None else (self.dweight, self.dbias)
+        ops.linear_cross_entropy(
+            x, self.weight, self.bias, targets, scale, max_norm, losses, dx, dweight, dbias,
+            logits, self.tied,
+        )  # fmt: skip
+        return losses
 
     def describe(self) -> str:
         C = self.weight.shape[1 if self.tied else 0]

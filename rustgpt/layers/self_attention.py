@@ -72,7 +72,8 @@ class SelfAttention(Layer):
 
     def _attention_scratch(self) -> Array:
         # No text has more rows than all together; memory that is not written costs nothing.
-        return self.scratch("scores", ops.attention_scratch_size(len(self.x)))
+        size = ops.attention_scratch_size(len(self.x), self.dim // self.n_heads)
+        return self.scratch("scores", size)
 
     def _project(self, heads: Array) -> Array:  # (N, C) -> (N, C)
         if not self.projection:
@@ -111,7 +112,8 @@ class SelfAttention(Layer):
         keys, values = cache.rows(self, "keys", C), cache.rows(self, "values", C)  # (S, C)
         heads = self.buffer("heads", n, C)
         # For a full cache, so that the size is the same at every token.
-        scratch = self.scratch("scores", ops.attention_scratch_size(cache.capacity))
+        size = ops.attention_scratch_size(cache.capacity, C // self.n_heads)
+        scratch = self.scratch("scores", size)
         ops.attention_decode(qkv, keys, values, cache.length, self.n_heads, heads, scratch)
         return self._project(heads)
 

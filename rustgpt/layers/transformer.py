@@ -7,7 +7,7 @@ import numpy as np
 from rustgpt.backend import ops
 from rustgpt.config import ModelConfig
 from rustgpt.layers.feed_forward import FeedForward
-from rustgpt.layers.layer import Array, Cache, Indices, Layer
+from rustgpt.layers.layer import Array, Buffers, Cache, Indices, Layer, aligned
 from rustgpt.layers.layer_norm import LayerNorm
 from rustgpt.layers.self_attention import SelfAttention
 
@@ -38,13 +38,64 @@ class TransformerBlock(Layer):
         self.feed_forward = FeedForward(C, config.hidden_dim, rng, config.activation, dtype)
         self.norm2 = LayerNorm(C, dtype=dtype)
 
+        # One flat array each, as in a model, which the kernels of a whole block ask for.
+        P = self.n_parameters
+        self.bind(aligned(P, self.dtype), aligned(P, self.dtype), self._scratch)
+
+    def bind(
+        self, parameters: Array | None, gradients: Array, scratch: Buffers, role: str = ""
+    ) -> int:
+        taken = super().bind(parameters, gradients, scratch, role)
+        if parameters is not None:
+            self._parameters = parameters[:taken]
+        self._gradients = gradients[:taken]
+        self._bound = dict(self.children())
+        return taken
+
+    def _is_standard(self) -> bool:
+        """Whether the kernels of a whole block know this one; another runs step by step."""
+        parts = dict(self.children())
+        kinds = [SelfAttention, LayerNorm, FeedForward, LayerNorm]
+        return (
+            type(self) is TransformerBlock
+            and [type(part) for part in parts.values()] == kinds
+            and parts == self._bound
+        )
+
+    def _shape(self) -> tuple[Any, ...]:
+        """Return what the kernels ask of a block's shape, in their order."""
+        attention, feed_forward = self.attention, self.feed_forward
+        return (
+            attention.n_heads, len(feed_forward.bias1), self.pre_norm,
+            feed_forward.activation == "gelu", attention.projection,
+            attention.qkv_bias is not None, self.norm1.epsilon, self.norm2.epsilon,
+        )  # fmt: skip
+
     def forward(self, x: Array, offsets: Indices) -> Array:  # (N, C) -> (N, C)
+        self._at_once = self._is_standard()
+        if self._at_once:
+            return self._forward_at_once(x, offsets)
         return self._run(
             x,
             lambda h: self.attention.forward(h, offsets),
             lambda h: self.feed_forward.forward(h, offsets),
             offsets,
         )
+
+    def _forward_at_once(self, x: Array, offsets: Indices) -> Array:  # (N, C) -> (N, C)
+        (N, C), shape = x.shape, self._shape()
+        n_heads, F, pre_norm, _, projection, *_ = shape
+        self.x, self.offsets = x, offsets
+        self.kept = self.buffer("kept", ops.block_kept_size(N, C, F, n_heads, pre_norm, projection))
+        out = self.buffer("out", N, C)
+        ops.block_forward(
+            x, offsets, self._parameters, *shape, out, self.kept, self._block_scratch(N, C, F)
+        )
+        return out
+
+    def _block_scratch(self, N: int, C: int, F: int) -> Array:
+        # No text has more rows than all together; memory that is not written costs nothing.
+        return self.scratch("block", ops.block_scratch_size(N, N, C, F))
 
     def decode(self, x: Array, cache: Cache) -> Array:  # (n, C) -> (n, C)
         if self._is_standard():
@@ -57,31 +108,15 @@ class TransformerBlock(Layer):
             offsets,
         )
 
-    def _is_standard(self) -> bool:
-        """Whether `block_decode` knows this block; one with other parts decodes step by step."""
-        return (
-            type(self) is TransformerBlock
-            and type(self.attention) is SelfAttention
-            and type(self.feed_forward) is FeedForward
-            and type(self.norm1) is type(self.norm2) is LayerNorm
-        )
-
     def _decode_at_once(self, x: Array, cache: Cache) -> Array:  # (n, C) -> (n, C)
-        """Decode in one kernel: for one row, calls cost more than the arithmetic."""
-        (n, C), start = x.shape, cache.length
-        attention, feed_forward = self.attention, self.feed_forward
+        (n, C), shape = x.shape, self._shape()
         # For a full cache, so that the size is the same at every token.
-        size = ops.block_decode_scratch_size(n, cache.capacity, C, len(feed_forward.bias1))
+        size = ops.block_scratch_size(n, cache.capacity, C, shape[1])
         out = self.buffer("decoded", n, C)
         out[...] = x
         ops.block_decode(
-            out, self.pre_norm, feed_forward.activation == "gelu", attention.n_heads, start,
-            cache.rows(attention, "keys", C), cache.rows(attention, "values", C),
-            attention.qkv_weight, attention.qkv_bias,
-            attention.projection_weight if attention.projection else None,
-            attention.projection_bias, self.norm1.weight, self.norm1.bias,
-            feed_forward.weight1, feed_forward.bias1, feed_forward.weight2, feed_forward.bias2,
-            self.norm2.weight, self.norm2.bias, self.norm1.epsilon, self.norm2.epsilon,
+            out, self._parameters, *shape, cache.length,
+            cache.rows(self.attention, "keys", C), cache.rows(self.attention, "values", C),
             self.scratch("decode", size),
         )  # fmt: skip
         return out
@@ -103,6 +138,8 @@ class TransformerBlock(Layer):
         return out  # type: ignore[no-any-return]
 
     def backward(self, dout: Array) -> Array:  # (N, C) -> (N, C)
+        if self._at_once:
+            return self._backward_at_once(dout)
         # A residual sum hands its gradient to both of its terms.
         if self.pre_norm:
             dh = self.norm2.backward(self.feed_forward.backward(dout))
@@ -116,6 +153,15 @@ class TransformerBlock(Layer):
             dsum = self.norm1.backward(dh)
             dx = self.attention.backward(dsum)
             dx += dsum
+        return dx
+
+    def _backward_at_once(self, dout: Array) -> Array:  # (N, C) -> (N, C)
+        (N, C), shape = dout.shape, self._shape()
+        dx = self.scratch("dx", N, C)
+        ops.block_backward(
+            dout, self.x, self.offsets, self._parameters, *shape, self.kept, dx,
+            self._gradients, self._block_scratch(N, C, shape[1]),
+        )  # fmt: skip
         return dx
 
     def describe(self) -> str:

@@ -1,7 +1,9 @@
 """Owns the Adam optimizer over a model's flat buffers."""
 
+import numpy as np
+
 from rustgpt.backend import ops
-from rustgpt.layers.layer import Array, aligned
+from rustgpt.layers.layer import Array, Indices, aligned
 
 
 class Adam:
@@ -34,7 +36,7 @@ class Adam:
         self.m = aligned(len(parameters), parameters.dtype)
         self.v = aligned(len(parameters), parameters.dtype)
         self.steps = 0
-        self._segments = _segments(len(parameters), decayed if weight_decay else ())
+        self._edges = _edges(decayed if weight_decay else ())
 
     def begin_step(self) -> None:
         """Count one step more; each part of the buffers is then updated once."""
@@ -52,31 +54,21 @@ class Adam:
         gradient_scale
             Factor on the gradients, as clipping asks for.
         """
-        first, end, _ = (part or slice(None)).indices(len(self.parameters))
-        for start, stop, decays in self._segments:
-            here = slice(max(start, first), min(stop, end))
-            if here.start >= here.stop:
-                continue
-            ops.adam_step(
-                self.parameters[here], gradients[here], self.m[here], self.v[here],
-                gradient_scale, rate / (1 - self.beta1**self.steps), self.beta1, self.beta2,
-                (1 - self.beta2**self.steps) ** -0.5, self.epsilon,
-                rate * self.weight_decay if decays else 0.0,
-            )  # fmt: skip
+        here = part or slice(0, len(self.parameters))
+        ops.adam_step(
+            self.parameters[here], gradients[here], self.m[here], self.v[here],
+            np.clip(self._edges, here.start, here.stop) - np.int32(here.start),
+            gradient_scale, rate / (1 - self.beta1**self.steps), self.beta1, self.beta2,
+            (1 - self.beta2**self.steps) ** -0.5, self.epsilon, rate * self.weight_decay,
+        )  # fmt: skip
 
 
-def _segments(size: int, decayed: tuple[slice, ...]) -> list[tuple[int, int, bool]]:
-    """Cut 0..size where weight decay begins or ends: (start, stop, decays), neighbours merged."""
-    segments: list[tuple[int, int, bool]] = []
-    end = 0
+def _edges(decayed: tuple[slice, ...]) -> Indices:
+    """Return where decay begins, ends, begins again ..., neighbouring parts merged."""
+    edges: list[int] = []
     for part in sorted(decayed, key=lambda part: int(part.start)):
-        if part.start > end:
-            segments.append((end, part.start, False))
-        if segments and segments[-1][2] and segments[-1][1] == part.start:
-            segments[-1] = (segments[-1][0], part.stop, True)
+        if edges and edges[-1] == part.start:
+            edges[-1] = part.stop
         else:
-            segments.append((part.start, part.stop, True))
-        end = part.stop
-    if end < size:
-        segments.append((end, size, False))
-    return segments
+            edges += [part.start, part.stop]
+    return np.array(edges, np.int32)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 MODULES = (
-    "blas", "linear", "activations", "layer_norm", "attention", "cross_entropy", "decoding",
+    "blas", "linear", "activations", "layer_norm", "attention", "block", "cross_entropy",
     "embeddings", "optimizer",
 )  # fmt: skip
 

@@ -20,14 +20,16 @@ def relu_backward(dout: Matrix, x: Matrix, dx: OutMatrix) -> None:  # (N, F), (N
 
 def gelu_forward(x: Matrix, out: OutMatrix) -> None:  # (N, F) -> (N, F)
     """out = 0.5 x (1 + tanh(u)), u = sqrt(2 / pi) (x + 0.044715 x^3)."""
-    out[...] = 0.5 * x * (1 + np.tanh(ROOT * (x + CUBIC * x**3)))
+    near = np.clip(x, -10, 10)  # beyond, tanh(u) is -1 or 1 to the last bit, and x^3 could overflow
+    out[...] = 0.5 * x * (1 + np.tanh(ROOT * (near + CUBIC * near**3)))
 
 
 def gelu_backward(dout: Matrix, x: Matrix, dx: OutMatrix) -> None:  # (N, F), (N, F) -> (N, F)
     """dx = dout (0.5 (1 + tanh(u)) + 0.5 x (1 - tanh(u)^2) du/dx)."""
-    t = np.tanh(ROOT * (x + CUBIC * x**3))
-    slope = ROOT * (1 + 3 * CUBIC * x**2)  # du/dx
-    dx[...] = dout * (0.5 * (1 + t) + 0.5 * x * (1 - t**2) * slope)
+    near = np.clip(x, -10, 10)
+    t = np.tanh(ROOT * (near + CUBIC * near**3))
+    slope = ROOT * (1 + 3 * CUBIC * near**2)  # du/dx
+    dx[...] = dout * (0.5 * (1 + t) + 0.5 * near * (1 - t**2) * slope)
 
 
 KERNELS = (relu_forward, relu_backward, gelu_forward, gelu_backward)

@@ -8,8 +8,8 @@ import numpy as np
 from rustgpt.reference.arrays import Array, Indices, Matrix, OutMatrix, OutVector
 
 
-def attention_scratch_size(length: int) -> int:
-    """Numbers of scratch that a sequence of `length` rows needs: none here."""
+def attention_scratch_size(length: int, head_dim: int) -> int:
+    """Numbers of scratch for a text of `length` rows: none here."""
     return 0
 
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from rustgpt.reference.arrays import Indices, Matrix, OutMatrix, OutVector
+from rustgpt.reference.arrays import Indices, Matrix, OutMatrix, OutVector, Vector
+from rustgpt.reference.linear import linear_backward, linear_forward
 
 
 def softmax(x: Matrix, out: OutMatrix) -> None:  # (N, V) -> (N, V)
@@ -36,4 +37,28 @@ def cross_entropy(
         dlogits *= max_norm / norm
 
 
-KERNELS = (softmax, cross_entropy)
+def linear_cross_entropy(
+    x: Matrix,  # (N, C)
+    weight: Matrix,  # (C, V), or (V, C) if transposed
+    bias: Vector | None,  # (V,)
+    targets: Indices,  # (N,): a class, or -1
+    scale: float,
+    max_norm: float,
+    losses: OutVector,  # (N,)
+    dx: OutMatrix | None,  # (N, C), or None if no gradient is wanted
+    dweight: OutMatrix | None,  # like weight: added to; None as dx is
+    dbias: OutVector | None,  # (V,): added to; None if there is no bias
+    scratch: OutMatrix,  # (R, V): R rows are done at a time
+    transposed: bool = False,
+) -> None:
+    """`cross_entropy` of logits = x @ weight + bias, and back, without all logits in memory."""
+    for first in range(0, len(x), len(scratch)):
+        rows = slice(first, min(first + len(scratch), len(x)))
+        logits = scratch[: rows.stop - first]  # (rows, V)
+        linear_forward(x[rows], weight, bias, logits, transposed)
+        cross_entropy(logits, targets[rows], scale, max_norm, losses[rows], logits)
+        if dx is not None and dweight is not None:
+            linear_backward(logits, x[rows], weight, dx[rows], dweight, dbias, transposed)
+
+
+KERNELS = (softmax, cross_entropy, linear_cross_entropy)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rustgpt.reference.arrays import OutVector, Vector
+from rustgpt.reference.arrays import Indices, OutVector, Vector
 
 
 def sum_of_squares(x: Vector) -> float:  # (P,)
@@ -28,6 +28,7 @@ def adam_step(
     gradients: Vector,  # (P,)
     m: OutVector,  # (P,): running mean of the gradient
     v: OutVector,  # (P,): running mean of its square
+    edges: Indices,  # where decay begins, ends, begins again ...
     gradient_scale: float,
     rate: float,  # learning rate / (1 - beta1^t)
     beta1: float,
@@ -40,7 +41,8 @@ def adam_step(
     g = gradients * gradient_scale
     m[...] = beta1 * m + (1 - beta1) * g
     v[...] = beta2 * v + (1 - beta2) * g**2
-    parameters *= 1 - decay
+    decays = np.searchsorted(edges, np.arange(len(parameters)), side="right") % 2 == 1  # (P,)
+    parameters *= np.where(decays, 1 - decay, 1)
     parameters -= rate * m / (np.sqrt(v) * inverse_root + epsilon)
 
 

@@ -8,16 +8,16 @@ import pytest
 NAMES = ["relu", "gelu"]
 SHAPES = [(1, 1), (1, 7), (5, 3), (17, 31), (64, 65), (0, 4), (4, 0)]
 # Relative error of exp in float32, and what of it reaches a GELU.
-EXP_ERROR = {"float32": 3e-7, "float64": 1e-15}
+EXP_ERROR = {"float32": 3e-7, "float64": 2e-15}
 # Of -3, -1, 0, 0.5, 1 and 2, from torch.nn.functional.gelu(x, approximate="tanh") in float64.
 GELU = [-0.003637392, -0.158808009, 0.0, 0.34571401, 0.841191991, 1.954597694]
 DGELU = [-0.011584167, -0.082964084, 0.5, 0.867369904, 1.082964084, 1.086099257]
 
 
 def gelu(x):
-    """The same function by another way: x * sigmoid(2 u)."""
+    """The definition, by another way than the kernel's."""
     u = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
-    return x / (1 + np.exp(-2 * u))
+    return 0.5 * x * (1 + np.tanh(u))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,12 +69,12 @@ def test_gelu_is_as_exact_as_its_exponential(kernels, dtype):
 
 
 def test_gelu_far_out_is_the_identity_or_zero(kernels, dtype):
-    x = np.array([[-1e6, -100, -30, 30, 100, 1e6]], dtype)
+    x = np.array([[-1e20, -1e6, -100, -30, 30, 100, 1e6, 1e20]], dtype)
     out, dx = np.empty_like(x), np.empty_like(x)
     kernels.gelu_forward(x, out)
-    assert out[0].tolist() == [0, 0, 0, 30, 100, 1e6]
+    assert out[0].tolist() == [0, 0, 0, 0, *x[0, 4:]]
     kernels.gelu_backward(np.ones_like(x), x, dx)
-    assert dx[0].tolist() == [0, 0, 0, 1, 1, 1]
+    assert dx[0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -150,3 +150,57 @@ def test_nan_fills_its_row_and_no_other(kernels, arguments, dtype):
 def test_a_norm_must_be_above_zero(compiled, max_norm):
     with pytest.raises(ValueError, match=r"cross_entropy: max_norm must be above 0"):
         loss(compiled, [[0, 1]], [0], max_norm=max_norm)
+
+
+# With the product that makes the logits
+
+
+@pytest.mark.parametrize(
+    ("N", "C", "V"), [(1, 1, 1), (5, 3, 7), (64, 2, 3), (131, 7, 65), (0, 3, 4)]
+)
+@pytest.mark.parametrize("R", [1, 3, 64, 200])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("bias", "gradient"), [(True, True), (False, True), (True, False)])
+def test_linear_cross_entropy_agrees_with_its_twin(
+    compiled, arguments, agrees, dtype, N, C, V, R, transposed, bias, gradient
+):
+    given = arguments(
+        "linear_cross_entropy", dtype, N=N, C=C, V=V, R=R, transposed=transposed, bias=bias,
+        gradient=gradient,
+    )  # fmt: skip
+    agrees(compiled, "linear_cross_entropy", given, 3)
+
+
+def test_linear_cross_entropy_clips_each_block(compiled, arguments, agrees, dtype):
+    given = arguments("linear_cross_entropy", dtype, N=9, R=4, max_norm=0.1)
+    agrees(compiled, "linear_cross_entropy", given)
+
+
+def test_linear_cross_entropys_gradients_are_those_of_finite_differences(
+    kernels, arguments, same_gradient
+):
+    given = arguments("linear_cross_entropy", "float64")
+    start = {name: given[name].copy() for name in ("dweight", "dbias")}
+
+    def objective():
+        kernels.linear_cross_entropy(**given)
+        return 0.25 * given["losses"].sum()
+
+    objective()
+    found = {"x": given["dx"].copy()}
+    found |= {name[1:]: given[name] - kept for name, kept in start.items()}
+    for name, gradient in found.items():
+        same_gradient(gradient, objective, given[name])
+
+
+@pytest.mark.parametrize("missing", ["dx", "dweight"])
+def test_a_gradient_is_wanted_whole_or_not_at_all(compiled, arguments, missing):
+    given = arguments("linear_cross_entropy", "float32") | {missing: None}
+    with pytest.raises(ValueError, match="dx and dweight must both be given"):
+        compiled.linear_cross_entropy(**given)
+
+
+def test_scratch_must_have_a_row(compiled, arguments):
+    given = arguments("linear_cross_entropy", "float32") | {"scratch": np.empty((0, 4), "f")}
+    with pytest.raises(ValueError, match="scratch must have at least one row"):
+        compiled.linear_cross_entropy(**given)

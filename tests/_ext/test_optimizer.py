@@ -87,8 +87,8 @@ def run(kernels, parameters, gradients, rate, beta1, beta2, epsilon, decay):
     m, v = np.zeros_like(parameters), np.zeros_like(parameters)
     for t, gradient in enumerate(gradients, 1):
         kernels.adam_step(
-            parameters, gradient, m, v, 1.0, rate / (1 - beta1**t), beta1, beta2,
-            (1 - beta2**t) ** -0.5, epsilon, rate * decay,
+            parameters, gradient, m, v, np.array([0], np.int32), 1.0, rate / (1 - beta1**t),
+            beta1, beta2, (1 - beta2**t) ** -0.5, epsilon, rate * decay,
         )  # fmt: skip
 
 
@@ -143,6 +143,16 @@ def test_adam_in_pieces_is_adam_in_one(kernels, arguments, dtype):
     kernels.adam_step(**whole)
     for part in (slice(0, 1), slice(1, 64), slice(64, 101)):
         buffers = {k: v[part] if isinstance(v, np.ndarray) else v for k, v in pieces.items()}
+        buffers["edges"] = np.clip(pieces["edges"], part.start, part.stop) - np.int32(part.start)
         kernels.adam_step(**buffers)
     for name in ("parameters", "m", "v"):
         np.testing.assert_array_equal(pieces[name], whole[name])
+
+
+def test_decay_applies_between_its_edges(kernels, dtype):
+    parameters, zeros = np.full(8, 10, dtype), np.zeros(8, dtype)
+    edges = np.array([1, 3, 3, 4, 6], np.int32)  # on at 1, off at 3, on at 3, off at 4, on at 6
+    kernels.adam_step(
+        parameters, zeros, zeros.copy(), zeros.copy(), edges, 1.0, 0.1, 0.9, 0.9, 1.0, 1.0, 0.5
+    )
+    assert parameters.tolist() == [10, 5, 5, 5, 10, 10, 5, 5]

@@ -208,7 +208,9 @@ def test_cross_entropy_written_out(reference):
 # By itself
 
 
-@pytest.mark.parametrize("kernel", sorted(k for k in kernels() if "scratch" not in k))
+@pytest.mark.parametrize(
+    "kernel", sorted(k for k in kernels() if not k.endswith("_size") and k != "block_backward")
+)
 def test_float32_is_float64_rounded(reference, arguments, agrees, kernel):
     agrees(reference, kernel, arguments(kernel, "float32"))
 

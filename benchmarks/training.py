@@ -1,0 +1,245 @@
+"""Owns the speed and the memory of training: rustgpt beside PyTorch, in one run.
+
+The same GPT-2 (norm before, GELU, biases, tied embeddings) on the same random tokens. Each system
+has a process of its own, which waits while another has its turn; every round gives each a turn and
+measures the machine's own SGEMM rate. Needs PyTorch in the same environment.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+SYSTEMS = ("rustgpt", "eager", "compile", "bf16")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model and the batch that it is trained on."""
+
+    batch: int
+    context: int
+    n_layers: int
+    n_heads: int
+    dim: int
+    vocab_size: int
+    steps: int  # in one turn
+
+    @property
+    def n_parameters(self) -> int:
+        C = self.dim
+        block = 12 * C * C + 13 * C
+        return self.n_layers * block + (self.vocab_size + self.context) * C + 2 * C
+
+    @property
+    def flops_per_token(self) -> int:
+        """6 operations a parameter, and 12 a layer, dimension and token of the context."""
+        return 6 * self.n_parameters + 12 * self.n_layers * self.dim * self.context
+
+
+SHAPES = {
+    "seed1": Shape(1, 20, 3, 4, 128, 512, 60),
+    "seed16": Shape(16, 32, 3, 4, 128, 512, 20),
+    "char": Shape(12, 64, 4, 4, 128, 65, 12),
+    "baby": Shape(8, 256, 6, 6, 384, 65, 1),
+    "gpt2": Shape(4, 64, 12, 12, 768, 50304, 1),
+    "gpt2-long": Shape(1, 1024, 12, 12, 768, 50304, 1),
+}
+
+
+class Tokens:
+    """A tokenizer whose texts are already token ids."""
+
+    end_id = 0
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def encode(self, text: list[int], allow_special: bool = False) -> list[int]:
+        return text
+
+
+def wait_for_turn() -> None:
+    """Block until the parent asks for a turn; end when it is gone."""
+    if not sys.stdin.readline():
+        sys.exit(0)
+
+
+def report(tokens_per_second: float) -> None:
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps([tokens_per_second, memory]), flush=True)
+
+
+def serve_rustgpt(shape: Shape, threads: int) -> None:
+    """Train; each epoch is a turn."""
+    import rustgpt
+    from rustgpt.trainer import Epoch
+
+    ids = random_ids(shape, shape.steps)
+    settings = rustgpt.TrainConfig(
+        batch_size=shape.batch, threads=threads, schedule="constant", weight_decay=0.1, beta2=0.99
+    )
+    model = rustgpt.LLM(
+        rustgpt.ModelConfig(
+            embedding_dim=shape.dim, hidden_dim=4 * shape.dim, n_layers=shape.n_layers,
+            n_heads=shape.n_heads, max_seq_len=shape.context, activation="gelu", norm="pre",
+            attention_bias=True, output_bias=False, tie_embeddings=True,
+        ),
+        Tokens(shape.vocab_size),  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert model.n_parameters == shape.n_parameters
+
+    def end_of_turn(epoch: Epoch) -> None:
+        report(epoch.tokens_per_second)
+        wait_for_turn()
+
+    wait_for_turn()
+    trainer = rustgpt.Trainer(model, settings, on_epoch=end_of_turn)
+    # The clock of an epoch starts after its turn was asked for.
+    trainer.fit(ids.reshape(-1, shape.context + 1), 10**6, 1e-4, "benchmark")  # type: ignore[arg-type]
+
+
+def serve_pytorch(kind: str, shape: Shape, threads: int) -> None:
+    """Train, a turn at a time."""
+    import torch
+    from pytorch_gpt2 import GPT2, Training
+
+    torch.manual_seed(0)
+    settings = argparse.Namespace(
+        threads=threads, max_norm=5.0, rate=1e-4, betas=(0.9, 0.99), decay=0.1
+    )
+    model = GPT2(shape.n_layers, shape.n_heads, shape.dim, shape.vocab_size, shape.context)
+    assert sum(p.numel() for p in model.parameters()) == shape.n_parameters
+    training = Training(kind, model, settings)
+    ids = torch.from_numpy(random_ids(shape, shape.steps).astype(np.int64))
+    while True:
+        wait_for_turn()
+        began = time.perf_counter()
+        for batch in ids:
+            training.step(batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
+        report(shape.steps * shape.batch * shape.context / (time.perf_counter() - began))
+
+
+def random_ids(shape: Shape, steps: int) -> Any:
+    """Return (steps, B, T + 1) random tokens, the same for every system."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, shape.vocab_size, (steps, shape.batch, shape.context + 1), np.int32)
+
+
+def sgemm_gflops(n: int = 768) -> float:
+    """Return the rate of one thread's float32 matrix product through SciPy's BLAS."""
+    from rustgpt.backend import ops, single_threaded_blas
+
+    a, b, out = (np.ones((n, n), np.float32) for _ in range(3))
+    with single_threaded_blas():
+        began = time.perf_counter()
+        for _ in range(8):
+            ops.matrix_product(a, b, out)
+        return 8 * 2 * n**3 / (time.perf_counter() - began) / 1e9
+
+
+class System:
+    """A process that trains when it is asked to."""
+
+    def __init__(self, name: str, shape: str, threads: int) -> None:
+        command = [sys.executable, __file__, "--serve", name, "--shapes", shape]
+        environment = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+        self.process = subprocess.Popen(
+            [*command, "--threads", str(threads)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+        self.paces: list[float] = []
+        self.memory = 0.0
+
+    def turn(self, keep: bool) -> None:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit("a system ended before its turn did; see its message above")
+        pace, self.memory = json.loads(line)
+        if keep:
+            self.paces.append(pace)
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+def spread(values: list[float]) -> str:
+    return f"{min(values):.2f}-{max(values):.2f}"
+
+
+def compare(name: str, systems: list[str], rounds: int, threads: int) -> list[dict[str, Any]]:
+    """Give each system its turns; return a row of results for each."""
+    shape = SHAPES[name]
+    running = {system: System(system, name, threads) for system in systems}
+    rates = []
+    for round_ in range(rounds + 2):  # two rounds to warm up
+        rates.append(sgemm_gflops())
+        for system in running.values():
+            system.turn(keep=round_ >= 2)
+    limit = statistics.median(rates) * threads
+    results = []
+    for label, system in running.items():
+        system.close()
+        pace = statistics.median(system.paces)
+        ratios = [a / b for a, b in zip(running[systems[0]].paces, system.paces, strict=True)]
+        gflops = pace * shape.flops_per_token / 1e9
+        results.append({
+            "shape": name, "system": label, "threads": threads, "tokens_per_second": pace,
+            "spread": spread([p / pace for p in system.paces]),
+            "ratio": statistics.median(ratios), "ratio_spread": spread(ratios),
+            "gflops": gflops, "share_of_sgemm": gflops / limit, "memory_mb": system.memory,
+        })  # fmt: skip
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", default=",".join(SHAPES), help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--systems", default="rustgpt,eager", help=f"of {', '.join(SYSTEMS)}")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each (default: 7)")
+    parser.add_argument("--threads", type=int, default=1, help="of each system (default: 1)")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.add_argument("--serve", choices=SYSTEMS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve == "rustgpt":
+        serve_rustgpt(SHAPES[arguments.shapes], arguments.threads)
+    elif arguments.serve:
+        serve_pytorch(arguments.serve, SHAPES[arguments.shapes], arguments.threads)
+    else:
+        run(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    systems = arguments.systems.split(",")
+    if not arguments.json:
+        print(
+            f"{'shape':<10} {'system':<8} {'tokens/s':>10} {'spread':>10} {'GFLOP/s':>8} "
+            f"{'of SGEMM':>8} {systems[0] + ' is':>10} {'spread':>10} {'memory':>8}"
+        )
+    for name in arguments.shapes.split(","):
+        for row in compare(name, systems, arguments.rounds, arguments.threads):
+            if arguments.json:
+                print(json.dumps(row), flush=True)
+                continue
+            print(
+                f"{row['shape']:<10} {row['system']:<8} {row['tokens_per_second']:>10,.0f} "
+                f"{row['spread']:>10} {row['gflops']:>8.1f} {row['share_of_sgemm']:>8.0%} "
+                f"{row['ratio']:>8.2f} x {row['ratio_spread']:>10} {row['memory_mb']:>5,.0f} MB",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
