@@ -39,6 +39,7 @@ cdef extern from *:
         Py_ssize_t k, T* c, Py_ssize_t ldc) {                                                     \\
         enum { LANES = RUSTGPT_VECTOR / sizeof(T) };                                              \\
         vector_##NAME sums[RUSTGPT_TILE_ROWS][RUSTGPT_VECTORS] = {{{0}}};                         \\
+        _Pragma("GCC unroll 2")                                                                   \\
         for (Py_ssize_t l = 0; l < k; l++)                                                        \\
             for (int i = 0; i < rows; i++)                                                        \\
                 for (int v = 0; v < RUSTGPT_VECTORS; v++)                                         \\
