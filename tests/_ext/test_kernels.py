@@ -17,12 +17,12 @@ from rustgpt._ext import instruction_set
 
 REFERENCE = rustgpt.reference.kernels()
 INDICES = ("ids", "positions", "targets", "offsets", "edges")
-# Every argument that is an array, of every kernel.
+# Every argument that is an array, of every kernel: the twins' types say "Annotated" of those alone.
 ARRAYS = [
     (kernel, name)
     for kernel, function in sorted(REFERENCE.items())
     for name, parameter in inspect.signature(function).parameters.items()
-    if "ndarray" in str(parameter.annotation)
+    if "Annotated" in str(parameter.annotation)
 ]
 KERNELS = sorted({kernel for kernel, _ in ARRAYS})
 MAY_BE_NONE = {
