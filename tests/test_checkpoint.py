@@ -312,6 +312,34 @@ def test_a_file_that_cannot_be_read(model, name, monkeypatch):
     refusal(model, name, "Permission denied")
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")
+def test_a_folder_without_permission(model):
+    model.chmod(0)
+    try:
+        assert "Permission denied" in refusal(model)
+    finally:
+        model.chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.new"])
+def test_a_file_that_cannot_be_looked_at_is_not_taken_for_a_missing_one(model, name, monkeypatch):
+    (model / "model.safetensors").rename(model / name)  # with .new: a save was killed
+    before, look = snapshot(model), os.stat
+
+    def stat(path, **how):
+        if Path(path) == model / name:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return look(path, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", stat)
+        refusal(model, name, "Input/output error")
+        if name.endswith(".new"):
+            with pytest.raises(CheckpointError, match="Input/output error"):
+                save(model, 2)
+    assert snapshot(model) == before
+
+
 def test_impossible_paths(model):
     for path in ("a\0b", "x" * 5000):
         with pytest.raises(CheckpointError):
@@ -1077,19 +1105,19 @@ def test_killed_for_real(tmp_path):
     assert unfinished  # otherwise this test shows nothing
 
 
-@pytest.mark.parametrize("moment", range(1, 9))
+@pytest.mark.parametrize("moment", range(1, 15))
 def test_a_save_while_the_files_are_checked(model, moment, monkeypatch):
     looks = itertools.count(1)
 
     def look(function):
-        def looked(path, *args):
+        def looked(path, *args, **how):
             if next(looks) == moment:
                 save(model, 2)
-            return function(path, *args)
+            return function(path, *args, **how)
 
         return looked
 
-    for name in ("is_file", "read_bytes"):
+    for name in ("stat", "read_bytes"):
         monkeypatch.setattr(Path, name, look(getattr(Path, name)))
     monkeypatch.setattr(checkpoint, "open", look(open), raising=False)
     saved = checkpoint.load(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,9 @@ def check_folder(name: str) -> None:
 
     folder = Path(name)
     try:
+        # From Python 3.14 on, the questions below take every error of the system for a "no".
+        with suppress(FileNotFoundError, NotADirectoryError):
+            folder.stat()
         if folder.is_dir() and any(file.suffix != LEFT_BY_A_KILL for file in folder.iterdir()):
             checkpoint.load(folder)
         existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
