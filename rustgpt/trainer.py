@@ -177,6 +177,27 @@ def _shares(batch: list[Indices], n: int) -> list[list[Indices]]:
     return shares
 
 
+# Tokens that a worker takes through the model at once: more would not make the products faster,
+# but leave the cache, and need memory for all that is kept for the backward pass.
+TOKENS_AT_ONCE = 512
+
+
+def _pieces(share: list[Indices]) -> Iterator[list[Indices]]:
+    """Yield the texts of a share, as many at a time as have TOKENS_AT_ONCE, evenly."""
+    tokens = sum(len(row) - 1 for row in share)
+    limit = tokens / math.ceil(tokens / TOKENS_AT_ONCE)
+    piece: list[Indices] = []
+    taken = done = 0.0
+    for row in share:
+        piece.append(row)
+        taken += len(row) - 1
+        if taken >= done + limit:
+            yield piece
+            piece, done = [], taken
+    if piece:
+        yield piece
+
+
 def available_threads() -> int:
     """Return how many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -242,13 +263,16 @@ class _Workers:
         return loss, norm
 
     def _differentiate(self, i: int, share: list[Indices], scale: float) -> float:
-        model = self.models[i]
+        """Fill worker i's gradients with those of its share; return the sum of the losses."""
+        model, loss = self.models[i], 0.0
         model.gradients.fill(0)
-        ids = np.concatenate([row[:-1] for row in share])  # (N,)
-        targets = np.concatenate([row[1:] for row in share])  # (N,)
-        offsets = np.zeros(len(share) + 1, np.int32)  # (B + 1,)
-        np.cumsum([len(row) - 1 for row in share], out=offsets[1:])
-        return model.loss_and_gradients(ids, targets, offsets, scale)
+        for rows in _pieces(share):
+            ids = np.concatenate([row[:-1] for row in rows])  # (N,)
+            targets = np.concatenate([row[1:] for row in rows])  # (N,)
+            offsets = np.zeros(len(rows) + 1, np.int32)  # (B + 1,)
+            np.cumsum([len(row) - 1 for row in rows], out=offsets[1:])
+            loss += model.loss_and_gradients(ids, targets, offsets, scale)
+        return loss
 
     def _sum_gradients(self, i: int, n: int) -> float:
         """Add up part i of the gradients of the first n workers; return its sum of squares."""

@@ -258,6 +258,26 @@ def test_few_tokens_are_not_shared(model_of, monkeypatch):
     np.testing.assert_array_equal(models[0].gradients, models[1].gradients)
 
 
+@pytest.mark.parametrize(("at_once", "expected"), [(1, 6), (20, 3), (10**6, 1)])
+def test_a_share_goes_through_the_model_in_pieces(model_of, monkeypatch, at_once, expected):
+    monkeypatch.setattr("rustgpt.trainer.TOKENS_AT_ONCE", at_once)
+    model, whole, seen = model_of("float64"), model_of("float64"), []
+    original = model.loss_and_gradients
+
+    def spy(ids, targets, offsets, scale):
+        seen.append(len(ids))
+        return original(ids, targets, offsets, scale)
+
+    model.loss_and_gradients = spy
+    losses = [epoch.loss for epoch in fit(model, 1, batch_size=6)]
+    ids, targets, offsets = rows_of(whole)  # 57 tokens in 6 texts
+    expected_loss = whole.loss_and_gradients(ids, targets, offsets, 1 / len(ids))
+    assert len(seen) == expected
+    assert sum(seen) == len(ids)
+    assert losses == [pytest.approx(expected_loss / len(ids), rel=1e-12)]
+    np.testing.assert_allclose(model.gradients, whole.gradients, rtol=1e-9, atol=1e-14)
+
+
 def test_an_error_in_a_worker_reaches_the_caller(model_of, monkeypatch):
     model = model_of()
     original = LLM.loss_and_gradients
