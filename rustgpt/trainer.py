@@ -177,23 +177,23 @@ def _shares(batch: list[Indices], n: int) -> list[list[Indices]]:
     return shares
 
 
-# Tokens that a worker takes through the model at once: more would not make the products faster,
-# but leave the cache, and need memory for all that is kept for the backward pass.
-TOKENS_AT_ONCE = 512
+# A worker takes its share through the model in pieces of at least so many tokens. Smaller ones would
+# make the matrix products slower; larger ones leave the cache and need more memory for what is kept.
+TOKENS_A_PIECE = 384
 
 
 def _pieces(share: list[Indices]) -> Iterator[list[Indices]]:
-    """Yield the texts of a share, as many at a time as have TOKENS_AT_ONCE, evenly."""
+    """Yield the texts of a share in order, in pieces of about the same number of tokens."""
     tokens = sum(len(row) - 1 for row in share)
-    limit = tokens / math.ceil(tokens / TOKENS_AT_ONCE)
+    limit = tokens / max(1, tokens // TOKENS_A_PIECE)
     piece: list[Indices] = []
-    taken = done = 0.0
+    taken, full = 0, limit
     for row in share:
         piece.append(row)
         taken += len(row) - 1
-        if taken >= done + limit:
+        if taken >= full:
             yield piece
-            piece, done = [], taken
+            piece, full = [], taken + limit
     if piece:
         yield piece
 

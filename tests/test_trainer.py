@@ -258,9 +258,9 @@ def test_few_tokens_are_not_shared(model_of, monkeypatch):
     np.testing.assert_array_equal(models[0].gradients, models[1].gradients)
 
 
-@pytest.mark.parametrize(("at_once", "expected"), [(1, 6), (20, 3), (10**6, 1)])
-def test_a_share_goes_through_the_model_in_pieces(model_of, monkeypatch, at_once, expected):
-    monkeypatch.setattr("rustgpt.trainer.TOKENS_AT_ONCE", at_once)
+@pytest.mark.parametrize(("least", "expected"), [(1, 6), (20, 2), (10**6, 1)])
+def test_a_share_goes_through_the_model_in_pieces(model_of, monkeypatch, least, expected):
+    monkeypatch.setattr("rustgpt.trainer.TOKENS_A_PIECE", least)
     model, whole, seen = model_of("float64"), model_of("float64"), []
     original = model.loss_and_gradients
 
