@@ -177,8 +177,8 @@ def _shares(batch: list[Indices], n: int) -> list[list[Indices]]:
     return shares
 
 
-# A worker takes its share through the model in pieces of at least so many tokens. Smaller ones would
-# make the matrix products slower; larger ones leave the cache and need more memory for what is kept.
+# A worker takes its share through the model in pieces of at least so many tokens. Smaller ones
+# would slow the matrix products; larger ones leave the cache and need more memory for what is kept.
 TOKENS_A_PIECE = 384
 
 
