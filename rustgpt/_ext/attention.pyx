@@ -13,12 +13,14 @@ from libc.math cimport sqrt
 from rustgpt._ext.blas cimport gemm
 from rustgpt._ext.checks cimport check_blas, check_matrix, check_offsets
 from rustgpt._ext.rows cimport row_dot, row_exp
-from rustgpt._ext.tiles cimport product, tile_softmax, tile_softmax_backward
+from rustgpt._ext.tiles cimport (
+    RUSTGPT_TILE_ROWS, product, tile_softmax, tile_softmax_backward, transpose,
+)
 
 
 cdef enum:
     # Query rows of a short text that are done at a time.
-    ROWS = 4
+    ROWS = RUSTGPT_TILE_ROWS
 
 
 cpdef Py_ssize_t attention_scratch_size(Py_ssize_t length, Py_ssize_t head_dim) except -1:
@@ -47,14 +49,13 @@ cdef Py_ssize_t whole_tiles(Py_ssize_t n) noexcept nogil:
     return (n + 15) // 16 * 16
 
 
-cdef void transpose(
+cdef void as_columns(
     const floating* x, Py_ssize_t ld, Py_ssize_t T, Py_ssize_t D, Py_ssize_t width, floating* out
 ) noexcept nogil:
     """out (D, width) = x.T, filled up with zeros."""
     cdef Py_ssize_t i, d
+    transpose(x, ld, T, D, out, width)
     for d in range(D):
-        for i in range(T):
-            out[d * width + i] = x[i * ld + d]
         for i in range(T, width):
             out[d * width + i] = 0
 
@@ -71,7 +72,7 @@ cdef void attend_short(
     cdef floating scale = <floating> (1.0 / sqrt(<double> D))
     cdef floating* keys = scratch            # (D, width)
     cdef floating* p = keys + D * width      # (ROWS, width)
-    transpose(k, ld, T, D, width, keys)
+    as_columns(k, ld, T, D, width, keys)
     for block in range((T + ROWS - 1) // ROWS):
         i0 = block * ROWS
         r = min(<Py_ssize_t> ROWS, T - i0)
@@ -100,8 +101,8 @@ cdef void attend_short_backward(
     cdef floating* values = keys + D * width  # (D, width)
     cdef floating* p = values + D * width    # (T, width)
     cdef floating* dscores = p + T * width   # (T, width)
-    transpose(k, ld, T, D, width, keys)
-    transpose(v, ld, T, D, width, values)
+    as_columns(k, ld, T, D, width, keys)
+    as_columns(v, ld, T, D, width, values)
     for block in range((T + ROWS - 1) // ROWS):
         i0 = block * ROWS
         r = min(<Py_ssize_t> ROWS, T - i0)

@@ -10,16 +10,22 @@ from rustgpt._ext.blas cimport gemm
 from rustgpt._ext.checks cimport (
     check_blas, check_matrix, check_vector, check_weight, matrix_at, vector_at,
 )
+from rustgpt._ext.tiles cimport in_place, multiply
 
 
 cdef void affine(
     const floating* x, const floating* weight, const floating* bias,  # bias NULL: none
     Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out, bint transposed, bint add, floating* out,
 ) noexcept nogil:
-    """out = (out if add) + x @ weight + bias: the product adds to what was written before it."""
+    """out = (out if add) + x @ weight + bias."""
     cdef Py_ssize_t i, c
+    cdef Py_ssize_t ldw = c_in if transposed else c_out
     cdef floating* row
+    if in_place(n, c_out, c_in):
+        multiply(transposed, n, c_out, c_in, x, c_in, 1, weight, ldw, add, bias, out, c_out)
+        return
     if bias != NULL:
+        # The product adds to what is written here.
         for i in range(n):
             row = out + i * c_out
             if add:
@@ -28,8 +34,8 @@ cdef void affine(
             else:
                 for c in range(c_out):
                     row[c] = bias[c]
-    gemm(False, transposed, n, c_out, c_in, <floating> 1, x, c_in,
-         weight, c_in if transposed else c_out, <floating> (add or bias != NULL), out, c_out)
+    gemm(False, transposed, n, c_out, c_in, <floating> 1, x, c_in, weight, ldw,
+         <floating> (add or bias != NULL), out, c_out)
 
 
 cdef void affine_backward(
@@ -39,24 +45,36 @@ cdef void affine_backward(
 ) noexcept nogil:
     """dx = (dx if add) + dout @ weight.T; dweight += x.T @ dout; dbias += sum of dout's rows."""
     cdef Py_ssize_t i, c
+    cdef Py_ssize_t ldw = c_in if transposed else c_out
     if dx != NULL:
         # From out = x @ weight                                               (n, c_in)
-        gemm(False, not transposed, n, c_in, c_out, <floating> 1, dout, c_out,
-             weight, c_in if transposed else c_out, <floating> add, dx, c_in)
-    if dweight == NULL:
-        pass
-    elif transposed:
-        #                                                                     (c_out, c_in)
-        gemm(True, False, c_out, c_in, n, <floating> 1, dout, c_out, x, c_in,
-             <floating> 1, dweight, c_in)
-    else:
-        #                                                                     (c_in, c_out)
-        gemm(True, False, c_in, c_out, n, <floating> 1, x, c_in, dout, c_out,
-             <floating> 1, dweight, c_out)
+        if in_place(n, c_in, c_out):
+            multiply(not transposed, n, c_in, c_out, dout, c_out, 1, weight, ldw, add,
+                     <const floating*> NULL, dx, c_in)
+        else:
+            gemm(False, not transposed, n, c_in, c_out, <floating> 1, dout, c_out, weight, ldw,
+                 <floating> add, dx, c_in)
+    if dweight != NULL and transposed:
+        add_outer(dout, x, n, c_out, c_in, dweight)  # (c_out, c_in)
+    elif dweight != NULL:
+        add_outer(x, dout, n, c_in, c_out, dweight)  # (c_in, c_out)
     if dbias != NULL:
         for i in range(n):
             for c in range(c_out):
                 dbias[c] += dout[i * c_out + c]
+
+
+cdef void add_outer(
+    const floating* a, const floating* b, Py_ssize_t n, Py_ssize_t rows, Py_ssize_t columns,
+    floating* out,
+) noexcept nogil:
+    """out (rows, columns) += a.T @ b: the sum over n rows of the outer products."""
+    if in_place(rows, columns, n):
+        multiply(False, rows, columns, n, a, 1, rows, b, columns, True, <const floating*> NULL,
+                 out, columns)
+    else:
+        gemm(True, False, rows, columns, n, <floating> 1, a, rows, b, columns, <floating> 1,
+             out, columns)
 
 
 def linear_forward(

@@ -1,7 +1,10 @@
-"""Owns small matrix products: a tile of the result stays in registers while the sums are made.
+"""Owns the matrix products that need no BLAS: a tile of the result stays in registers while its
+sums are made, and the factors are read where they lie.
 
-For products of a few dozen rows BLAS spends more time on packing its arguments than on the sums,
-and it cannot leave out the part of a causal attention that a mask would delete.
+BLAS copies both factors into an order of its own before it multiplies. For products of a few dozen
+rows that costs more than the sums, and it cannot leave out the part of a causal attention that a
+mask would delete. With the 32 registers of AVX-512 a tile is so large that reading the factors in
+place is no slower than reading copies, at any size whose factors stay in the cache.
 """
 from cython cimport floating
 
@@ -14,80 +17,227 @@ cdef extern from *:
     #define RUSTGPT_TILES
     #include <string.h>
 
-    /* A tile is 64 bytes wide: VECTORS registers a row. Fewer rows where there are 16 registers of
-       16 bytes only. */
+    /* A tile has up to ROWS rows of VECTORS registers. 6 x 4 fill 24 of the 32 registers of
+       AVX-512; the factors need the rest. */
     #if defined(__AVX512F__)
     #define RUSTGPT_VECTOR 64
+    #define RUSTGPT_TILE_ROWS 6
+    #define RUSTGPT_VECTORS 4
     #elif defined(__AVX__)
     #define RUSTGPT_VECTOR 32
+    #define RUSTGPT_TILE_ROWS 4
+    #define RUSTGPT_VECTORS 2
     #else
     #define RUSTGPT_VECTOR 16
-    #endif
-    #if defined(__AVX__) || defined(__aarch64__)
+    #define RUSTGPT_VECTORS 4
+    #if defined(__aarch64__)
     #define RUSTGPT_TILE_ROWS 4
     #else
     #define RUSTGPT_TILE_ROWS 2
     #endif
-    #define RUSTGPT_VECTORS (64 / RUSTGPT_VECTOR)
+    #endif
+    /* Rows of B that are copied at a time where it cannot be read in place: 64 KB with AVX-512. */
+    #define RUSTGPT_DEPTH 256
 
-    #if defined(__GNUC__)
-    #define RUSTGPT_TILE_FUNCTION(T, NAME)                                                        \\
-    typedef T vector_##NAME __attribute__((vector_size(RUSTGPT_VECTOR), aligned(sizeof(T)),       \\
-                                           may_alias));                                           \\
-    static inline __attribute__((always_inline)) void tile_##NAME(                                \\
-        int rows, const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,    \\
-        Py_ssize_t k, T* c, Py_ssize_t ldc) {                                                     \\
-        enum { LANES = RUSTGPT_VECTOR / sizeof(T) };                                              \\
-        vector_##NAME sums[RUSTGPT_TILE_ROWS][RUSTGPT_VECTORS] = {{{0}}};                         \\
-        _Pragma("GCC unroll 2")                                                                   \\
-        for (Py_ssize_t l = 0; l < k; l++)                                                        \\
-            for (int i = 0; i < rows; i++)                                                        \\
-                for (int v = 0; v < RUSTGPT_VECTORS; v++)                                         \\
-                    sums[i][v] += a[i * row_a + l * step_a]                                       \\
-                                  * *(const vector_##NAME*)(b + l * ldb + v * LANES);             \\
-        for (int i = 0; i < rows; i++)                                                            \\
-            for (int v = 0; v < RUSTGPT_VECTORS; v++)                                             \\
-                *(vector_##NAME*)(c + i * ldc + v * LANES) = sums[i][v];                          \\
-    }                                                                                             \\
-    static inline Py_ssize_t tiles_##NAME(                                                        \\
-        const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \\
-        Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, T* c, Py_ssize_t ldc) {                         \\
-        Py_ssize_t j = 0, width = 64 / sizeof(T);                                                 \\
-        for (; j + width <= n; j += width) {                                                      \\
-            Py_ssize_t i = 0;                                                                     \\
-            for (; i + RUSTGPT_TILE_ROWS <= m; i += RUSTGPT_TILE_ROWS)                            \\
-                tile_##NAME(RUSTGPT_TILE_ROWS, a + i * row_a, row_a, step_a, b + j, ldb, k,       \\
-                            c + i * ldc + j, ldc);                                                \\
-            for (; i < m; i++)                                                                    \\
-                tile_##NAME(1, a + i * row_a, row_a, step_a, b + j, ldb, k,                       \\
-                            c + i * ldc + j, ldc);                                                \\
-        }                                                                                         \\
-        return j;                                                                                 \\
+    /* out (columns, ldo) = x.T, four rows and columns at a time, or two. */
+    #if defined(__has_builtin)
+    #if __has_builtin(__builtin_shufflevector)
+    #define RUSTGPT_SHUFFLE 1
+    #endif
+    #endif
+    #ifdef RUSTGPT_SHUFFLE
+    typedef float quad_f32 __attribute__((vector_size(16), aligned(4), may_alias));
+    typedef double pair_f64 __attribute__((vector_size(16), aligned(8), may_alias));
+    static inline void transpose_square_f32(
+        const float* x, Py_ssize_t ld, float* out, Py_ssize_t ldo) {
+        quad_f32 r0 = *(const quad_f32*)x, r1 = *(const quad_f32*)(x + ld);
+        quad_f32 r2 = *(const quad_f32*)(x + 2 * ld), r3 = *(const quad_f32*)(x + 3 * ld);
+        quad_f32 a = __builtin_shufflevector(r0, r1, 0, 4, 1, 5);
+        quad_f32 b = __builtin_shufflevector(r0, r1, 2, 6, 3, 7);
+        quad_f32 c = __builtin_shufflevector(r2, r3, 0, 4, 1, 5);
+        quad_f32 d = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
+        *(quad_f32*)out = __builtin_shufflevector(a, c, 0, 1, 4, 5);
+        *(quad_f32*)(out + ldo) = __builtin_shufflevector(a, c, 2, 3, 6, 7);
+        *(quad_f32*)(out + 2 * ldo) = __builtin_shufflevector(b, d, 0, 1, 4, 5);
+        *(quad_f32*)(out + 3 * ldo) = __builtin_shufflevector(b, d, 2, 3, 6, 7);
+    }
+    static inline void transpose_square_f64(
+        const double* x, Py_ssize_t ld, double* out, Py_ssize_t ldo) {
+        pair_f64 r0 = *(const pair_f64*)x, r1 = *(const pair_f64*)(x + ld);
+        *(pair_f64*)out = __builtin_shufflevector(r0, r1, 0, 2);
+        *(pair_f64*)(out + ldo) = __builtin_shufflevector(r0, r1, 1, 3);
     }
     #else
-    #define RUSTGPT_TILE_FUNCTION(T, NAME)                                                        \\
-    static inline Py_ssize_t tiles_##NAME(                                                        \\
-        const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \\
-        Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, T* c, Py_ssize_t ldc) {                         \\
-        return 0;                                                                                 \\
+    static inline void transpose_square_f32(
+        const float* x, Py_ssize_t ld, float* out, Py_ssize_t ldo) {
+        for (int j = 0; j < 4; j++)
+            for (int i = 0; i < 4; i++) out[j * ldo + i] = x[i * ld + j];
+    }
+    static inline void transpose_square_f64(
+        const double* x, Py_ssize_t ld, double* out, Py_ssize_t ldo) {
+        for (int j = 0; j < 2; j++)
+            for (int i = 0; i < 2; i++) out[j * ldo + i] = x[i * ld + j];
     }
     #endif
 
-    /* C (m, n) = A (m, k) @ B (k, n), where A[i, l] is a[i * row_a + l * step_a]. */
-    #define RUSTGPT_PRODUCT(T, NAME)                                                              \\
-    RUSTGPT_TILE_FUNCTION(T, NAME)                                                                \\
-    static void product_##NAME(                                                                   \\
+    #define RUSTGPT_TRANSPOSE(T, NAME)                                                            \\
+    static void transpose_##NAME(const T* x, Py_ssize_t ld, Py_ssize_t rows, Py_ssize_t columns,  \\
+                                 T* out, Py_ssize_t ldo) {                                        \\
+        enum { S = 16 / sizeof(T) };                                                              \\
+        Py_ssize_t i = 0, j;                                                                      \\
+        for (; i + S <= rows; i += S) {                                                           \\
+            for (j = 0; j + S <= columns; j += S)                                                 \\
+                transpose_square_##NAME(x + i * ld + j, ld, out + j * ldo + i, ldo);              \\
+            for (; j < columns; j++)                                                              \\
+                for (int l = 0; l < S; l++) out[j * ldo + i + l] = x[(i + l) * ld + j];           \\
+        }                                                                                         \\
+        for (; i < rows; i++)                                                                     \\
+            for (j = 0; j < columns; j++) out[j * ldo + i] = x[i * ld + j];                       \\
+    }
+
+    /* One tile: C = (C if add) + bias + A @ B. A[i, l] is a[i * row_a + l * step_a]; bias NULL is
+       none. `rows` and `vectors` are constants where it is inlined. */
+    #if defined(__GNUC__)
+    #define RUSTGPT_TILE(T, NAME)                                                                 \\
+    typedef T vector_##NAME __attribute__((vector_size(RUSTGPT_VECTOR), aligned(sizeof(T)),       \\
+                                           may_alias));                                           \\
+    enum { LANES_##NAME = RUSTGPT_VECTOR / sizeof(T) };                                           \\
+    static inline __attribute__((always_inline)) void tile_##NAME(                                \\
+        const int rows, const int vectors, int add, const T* bias,                                \\
         const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \\
-        Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, T* c, Py_ssize_t ldc) {                         \\
-        Py_ssize_t done = tiles_##NAME(a, row_a, step_a, b, ldb, m, n, k, c, ldc);                \\
-        if (done == n) return;                                                                    \\
-        /* The columns that fill no tile. */                                                      \\
-        for (Py_ssize_t i = 0; i < m; i++) {                                                      \\
-            for (Py_ssize_t j = done; j < n; j++) c[i * ldc + j] = 0;                             \\
-            for (Py_ssize_t l = 0; l < k; l++) {                                                  \\
-                T f = a[i * row_a + l * step_a];                                                  \\
-                for (Py_ssize_t j = done; j < n; j++) c[i * ldc + j] += f * b[l * ldb + j];       \\
+        Py_ssize_t k, T* c, Py_ssize_t ldc) {                                                     \\
+        vector_##NAME sums[RUSTGPT_TILE_ROWS][RUSTGPT_VECTORS];                                   \\
+        for (int i = 0; i < rows; i++)                                                            \\
+            for (int v = 0; v < vectors; v++) {                                                   \\
+                sums[i][v] = (vector_##NAME){0};                                                  \\
+                if (bias) sums[i][v] = *(const vector_##NAME*)(bias + v * LANES_##NAME);          \\
+                if (add) sums[i][v] += *(vector_##NAME*)(c + i * ldc + v * LANES_##NAME);         \\
             }                                                                                     \\
+        _Pragma("GCC unroll 2")                                                                   \\
+        for (Py_ssize_t l = 0; l < k; l++) {                                                      \\
+            vector_##NAME row[RUSTGPT_VECTORS];                                                   \\
+            for (int v = 0; v < vectors; v++)                                                     \\
+                row[v] = *(const vector_##NAME*)(b + l * ldb + v * LANES_##NAME);                 \\
+            for (int i = 0; i < rows; i++)                                                        \\
+                for (int v = 0; v < vectors; v++)                                                 \\
+                    sums[i][v] += a[i * row_a + l * step_a] * row[v];                             \\
+        }                                                                                         \\
+        for (int i = 0; i < rows; i++)                                                            \\
+            for (int v = 0; v < vectors; v++)                                                     \\
+                *(vector_##NAME*)(c + i * ldc + v * LANES_##NAME) = sums[i][v];                   \\
+    }
+    #else
+    #define RUSTGPT_TILE(T, NAME)                                                                 \\
+    enum { LANES_##NAME = RUSTGPT_VECTOR / sizeof(T) };                                           \\
+    static void tile_##NAME(                                                                      \\
+        const int rows, const int vectors, int add, const T* bias,                                \\
+        const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \\
+        Py_ssize_t k, T* c, Py_ssize_t ldc) {                                                     \\
+        for (int i = 0; i < rows; i++) {                                                          \\
+            T* row = c + i * ldc;                                                                 \\
+            for (int j = 0; j < vectors * LANES_##NAME; j++)                                      \\
+                row[j] = (add ? row[j] : 0) + (bias ? bias[j] : 0);                               \\
+            for (Py_ssize_t l = 0; l < k; l++)                                                    \\
+                for (int j = 0; j < vectors * LANES_##NAME; j++)                                  \\
+                    row[j] += a[i * row_a + l * step_a] * b[l * ldb + j];                         \\
+        }                                                                                         \\
+    }
+    #endif
+
+    #define RUSTGPT_TILE_OF(NAME, ROWS, VECTORS)                                                  \\
+        tile_##NAME(ROWS, VECTORS, add, bias, a, row_a, step_a, b, ldb, k, c, ldc)
+    #if RUSTGPT_VECTORS == 4
+    #define RUSTGPT_TILE_ROW(NAME, ROWS) case ROWS: switch (vectors) {                            \\
+        case 1: RUSTGPT_TILE_OF(NAME, ROWS, 1); break;                                            \\
+        case 2: RUSTGPT_TILE_OF(NAME, ROWS, 2); break;                                            \\
+        case 3: RUSTGPT_TILE_OF(NAME, ROWS, 3); break;                                            \\
+        default: RUSTGPT_TILE_OF(NAME, ROWS, 4);                                                  \\
+        } break;
+    #else
+    #define RUSTGPT_TILE_ROW(NAME, ROWS) case ROWS:                                               \\
+        if (vectors == 1) RUSTGPT_TILE_OF(NAME, ROWS, 1);                                         \\
+        else RUSTGPT_TILE_OF(NAME, ROWS, 2);                                                      \\
+        break;
+    #endif
+    #if RUSTGPT_TILE_ROWS == 6
+    #define RUSTGPT_MORE_ROWS(NAME) RUSTGPT_TILE_ROW(NAME, 3) RUSTGPT_TILE_ROW(NAME, 4)           \\
+        RUSTGPT_TILE_ROW(NAME, 5) RUSTGPT_TILE_ROW(NAME, 6)
+    #elif RUSTGPT_TILE_ROWS == 4
+    #define RUSTGPT_MORE_ROWS(NAME) RUSTGPT_TILE_ROW(NAME, 3) RUSTGPT_TILE_ROW(NAME, 4)
+    #else
+    #define RUSTGPT_MORE_ROWS(NAME)
+    #endif
+
+    #define RUSTGPT_MULTIPLY(T, NAME)                                                             \\
+    /* A column of tiles over m rows, which are divided evenly: none is left with one row. */        \\
+    static void tiles_##NAME(                                                                     \\
+        Py_ssize_t m, int vectors, int add, const T* bias,                                        \\
+        const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \\
+        Py_ssize_t k, T* c, Py_ssize_t ldc) {                                                     \\
+        Py_ssize_t left = (m + RUSTGPT_TILE_ROWS - 1) / RUSTGPT_TILE_ROWS, rows;                  \\
+        for (; left > 0; left--) {                                                                \\
+            rows = (m + left - 1) / left;                                                         \\
+            switch (rows) {                                                                       \\
+            RUSTGPT_TILE_ROW(NAME, 1)                                                             \\
+            RUSTGPT_TILE_ROW(NAME, 2)                                                             \\
+            RUSTGPT_MORE_ROWS(NAME)                                                               \\
+            }                                                                                     \\
+            a += rows * row_a;                                                                    \\
+            c += rows * ldc;                                                                      \\
+            m -= rows;                                                                            \\
+        }                                                                                         \\
+    }                                                                                             \\
+    /* The last columns, which fill no whole vector: through arrays that do. */                   \\
+    static void last_tiles_##NAME(                                                                \\
+        Py_ssize_t m, int vectors, Py_ssize_t width, int add, const T* bias,                      \\
+        const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \\
+        Py_ssize_t k, T* c, Py_ssize_t ldc) {                                                     \\
+        enum { W = RUSTGPT_VECTORS * LANES_##NAME };                                              \\
+        T out[RUSTGPT_TILE_ROWS * W], last[W];                                                    \\
+        memset(out, 0, sizeof(out));                                                              \\
+        memset(last, 0, sizeof(last));                                                            \\
+        if (bias) memcpy(last, bias, width * sizeof(T));                                          \\
+        for (Py_ssize_t i = 0, r; i < m; i += r) {                                                \\
+            r = m - i < RUSTGPT_TILE_ROWS ? m - i : RUSTGPT_TILE_ROWS;                            \\
+            for (Py_ssize_t x = 0; add && x < r; x++)                                             \\
+                memcpy(out + x * W, c + (i + x) * ldc, width * sizeof(T));                        \\
+            tiles_##NAME(r, vectors, add, last, a + i * row_a, row_a, step_a, b, ldb, k, out, W); \\
+            for (Py_ssize_t x = 0; x < r; x++)                                                    \\
+                memcpy(c + (i + x) * ldc, out + x * W, width * sizeof(T));                        \\
+        }                                                                                         \\
+    }                                                                                             \\
+    static void multiply_##NAME(                                                                  \\
+        int trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,                                    \\
+        const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \\
+        int add, const T* bias, T* c, Py_ssize_t ldc) {                                           \\
+        enum { W = RUSTGPT_VECTORS * LANES_##NAME };                                              \\
+        T copy[RUSTGPT_DEPTH * W];                                                                \\
+        for (Py_ssize_t j = 0; j < n; j += W) {                                                   \\
+            Py_ssize_t width = n - j < W ? n - j : W, l = 0;                                      \\
+            int vectors = (int)((width + LANES_##NAME - 1) / LANES_##NAME);                       \\
+            int whole = width == vectors * LANES_##NAME;                                          \\
+            do {                                                                                  \\
+                Py_ssize_t depth = k - l < RUSTGPT_DEPTH ? k - l : RUSTGPT_DEPTH, ldc_b = W;      \\
+                const T* strip = copy;                                                            \\
+                if (!whole) memset(copy, 0, sizeof(T) * depth * W);                               \\
+                if (trans_b)                                                                      \\
+                    transpose_##NAME(b + j * ldb + l, ldb, width, depth, copy, W);                \\
+                else if (!whole)                                                                  \\
+                    for (Py_ssize_t y = 0; y < depth; y++)                                        \\
+                        memcpy(copy + y * W, b + (l + y) * ldb + j, width * sizeof(T));           \\
+                else {                                                                            \\
+                    strip = b + l * ldb + j;                                                      \\
+                    ldc_b = ldb;                                                                  \\
+                }                                                                                 \\
+                if (whole)                                                                        \\
+                    tiles_##NAME(m, vectors, add || l > 0, bias && l == 0 ? bias + j : NULL,      \\
+                                 a + l * step_a, row_a, step_a, strip, ldc_b, depth, c + j, ldc); \\
+                else                                                                              \\
+                    last_tiles_##NAME(m, vectors, width, add || l > 0,                            \\
+                                      bias && l == 0 ? bias + j : NULL, a + l * step_a, row_a,    \\
+                                      step_a, strip, ldc_b, depth, c + j, ldc);                   \\
+                l += depth;                                                                       \\
+            } while (l < k);                                                                      \\
         }                                                                                         \\
     }
 
@@ -126,16 +276,28 @@ cdef extern from *:
     }
     RUSTGPT_TILE_SOFTMAX(float, f32)
     RUSTGPT_TILE_SOFTMAX(double, f64)
-    RUSTGPT_PRODUCT(float, f32)
-    RUSTGPT_PRODUCT(double, f64)
+    RUSTGPT_TRANSPOSE(float, f32)
+    RUSTGPT_TRANSPOSE(double, f64)
+    RUSTGPT_TILE(float, f32)
+    RUSTGPT_TILE(double, f64)
+    RUSTGPT_MULTIPLY(float, f32)
+    RUSTGPT_MULTIPLY(double, f64)
     #endif
     """
-    void product_f32(const float* a, Py_ssize_t row_a, Py_ssize_t step_a, const float* b,
-                     Py_ssize_t ldb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, float* c,
-                     Py_ssize_t ldc) noexcept nogil
-    void product_f64(const double* a, Py_ssize_t row_a, Py_ssize_t step_a, const double* b,
-                     Py_ssize_t ldb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, double* c,
-                     Py_ssize_t ldc) noexcept nogil
+    enum: RUSTGPT_TILE_ROWS
+    enum: RUSTGPT_VECTOR
+    void transpose_f32(const float* x, Py_ssize_t ld, Py_ssize_t rows, Py_ssize_t columns,
+                       float* out, Py_ssize_t ldo) noexcept nogil
+    void transpose_f64(const double* x, Py_ssize_t ld, Py_ssize_t rows, Py_ssize_t columns,
+                       double* out, Py_ssize_t ldo) noexcept nogil
+    void multiply_f32(
+        bint trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const float* a, Py_ssize_t row_a,
+        Py_ssize_t step_a, const float* b, Py_ssize_t ldb, bint add, const float* bias, float* c,
+        Py_ssize_t ldc) noexcept nogil
+    void multiply_f64(
+        bint trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const double* a, Py_ssize_t row_a,
+        Py_ssize_t step_a, const double* b, Py_ssize_t ldb, bint add, const double* bias, double* c,
+        Py_ssize_t ldc) noexcept nogil
     float tile_softmax_f32(float* x, Py_ssize_t n, Py_ssize_t seen, float scale) noexcept nogil
     double tile_softmax_f64(double* x, Py_ssize_t n, Py_ssize_t seen, double scale) noexcept nogil
     void tile_softmax_backward_f32(float* x, float* dp, Py_ssize_t n, Py_ssize_t seen,
@@ -164,12 +326,45 @@ cdef inline void tile_softmax_backward(
         tile_softmax_backward_f64(x, dp, n, seen, scale, lse)
 
 
+cdef inline void transpose(
+    const floating* x, Py_ssize_t ld, Py_ssize_t rows, Py_ssize_t columns,  # IN (rows, columns)
+    floating* out, Py_ssize_t ldo,                                          # OUT (columns, rows)
+) noexcept nogil:
+    """out = x.T."""
+    if floating is float:
+        transpose_f32(x, ld, rows, columns, out, ldo)
+    else:
+        transpose_f64(x, ld, rows, columns, out, ldo)
+
+
+cdef inline void multiply(
+    bint trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
+    const floating* a, Py_ssize_t row_a, Py_ssize_t step_a, const floating* b, Py_ssize_t ldb,
+    bint add, const floating* bias, floating* c, Py_ssize_t ldc,
+) noexcept nogil:
+    """C = (C if add) + bias + A @ op(B), where A[i, l] is a[i * row_a + l * step_a].
+
+    op(B) is (k, n), C is (m, n); bias (n,) may be NULL.
+    """
+    if floating is float:
+        multiply_f32(trans_b, m, n, k, a, row_a, step_a, b, ldb, add, bias, c, ldc)
+    else:
+        multiply_f64(trans_b, m, n, k, a, row_a, step_a, b, ldb, add, bias, c, ldc)
+
+
 cdef inline void product(
     const floating* a, Py_ssize_t row_a, Py_ssize_t step_a, const floating* b, Py_ssize_t ldb,
     Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, floating* c, Py_ssize_t ldc,
 ) noexcept nogil:
     """C (m, n) = A (m, k) @ B (k, n), where A[i, l] is a[i * row_a + l * step_a]."""
-    if floating is float:
-        product_f32(a, row_a, step_a, b, ldb, m, n, k, c, ldc)
-    else:
-        product_f64(a, row_a, step_a, b, ldb, m, n, k, c, ldc)
+    multiply(False, m, n, k, a, row_a, step_a, b, ldb, False, <const floating*> NULL, c, ldc)
+
+
+# Numbers of the largest factor or result that is multiplied in place: about what a cache holds.
+cdef enum:
+    IN_PLACE = 4194304
+
+
+cdef inline bint in_place(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
+    """Whether a product (m, k) @ (k, n) is better made in place than by BLAS."""
+    return RUSTGPT_VECTOR == 64 and m > 1 and n * k <= IN_PLACE and m * n <= IN_PLACE
