@@ -110,5 +110,21 @@ def test_decode_keeps_nothing_but_the_cache(layer, x):
     np.testing.assert_allclose(found, layer.forward(x, offsets)[3:5], rtol=1e-9)
 
 
+def test_by_parts_is_at_once(layer, x, close):
+    offsets = np.array([0, 3, 8], np.int32)
+
+    def run():
+        layer.zero_grad()
+        out = layer.forward(x, offsets).copy()
+        dx = np.array(layer.backward(np.sin(out)))
+        decoded = layer.decode(x.copy(), Cache(8)).copy()
+        return out, dx, decoded, *(value.copy() for value in layer.gradients().values())
+
+    expected = run()
+    layer.by_parts = True
+    for found, wanted in zip(run(), expected, strict=True):
+        close(found, wanted, 10)
+
+
 def test_describe(layer):
     assert layer.describe() == f"TransformerBlock({'pre' if layer.pre_norm else 'post'}-norm)"
