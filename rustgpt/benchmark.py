@@ -1,0 +1,325 @@
+"""Owns how fast a model trains: steps on random tokens, beside what the machine can do at best."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from rustgpt.backend import ops
+from rustgpt.config import TrainConfig
+from rustgpt.errors import ConfigError
+from rustgpt.layers.transformer import TransformerBlock
+from rustgpt.llm import LLM
+from rustgpt.profiler import BYTES, FLOPS, Line, Profiler
+from rustgpt.text.tokenizer import WordTokenizer
+from rustgpt.trainer import Epoch, Trainer, available_threads
+
+WARM_UP: Final = 2  # steps that do not count: they touch their memory for the first time
+BETWEEN: Final = 0.5  # seconds of steps from one measurement of the machine's limits to the next
+PRODUCT: Final = 768  # rows and columns of the matrix product that is the limit
+COPY: Final = 2**27  # bytes of the copy that is the other; no cache holds them
+REPEATS: Final = 4  # products, or copies, in one measurement
+
+
+class Numbers(WordTokenizer):
+    """A tokenizer whose words are the token ids themselves, such as "17 4 256"."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self.end_id = 0
+
+    @property
+    def vocab_size(self) -> int:
+        return self._vocab_size
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        return [int(word) for word in text.split()]
+
+    def random_texts(self, n: int, tokens: int, seed: int) -> list[str]:
+        """Return n texts of so many random tokens."""
+        ids = np.random.default_rng(seed).integers(0, self.vocab_size, (n, tokens))
+        return [" ".join(map(str, row)) for row in ids]
+
+
+class Limits:
+    """What the machine does at best, when as many threads as train do it at once.
+
+    Parameters
+    ----------
+    threads
+        How many.
+    dtype
+        Of the matrices.
+    with_copy
+        Whether to copy memory too.
+    """
+
+    def __init__(self, threads: int, dtype: str, with_copy: bool = False) -> None:
+        self.threads = threads
+        self._product = ops.matrix_product  # as it is before a profiler counts its calls
+        self._matrices = [
+            [np.ones((PRODUCT, PRODUCT), dtype) for _ in range(3)] for _ in range(threads)
+        ]
+        size = COPY // threads if with_copy else 0
+        self._memory = [[np.ones(size, np.uint8) for _ in range(2)] for _ in range(threads)]
+        self._rates: dict[str, list[float]] = {FLOPS: [], BYTES: []}
+
+    def measure(self) -> None:
+        """Measure once more; keep every BLAS on one thread meanwhile."""
+        amount = 2 * PRODUCT**3
+        self._rates[FLOPS].append(self._rate(self._product, self._matrices, amount))
+        amount = 2 * self._memory[0][0].nbytes  # read and written
+        if amount:
+            self._rates[BYTES].append(self._rate(np.copyto, self._memory, amount))
+
+    def _rate(self, work: Callable[..., object], arrays: list[list[Any]], amount: int) -> float:
+        """Return how much (in 1e9) all threads do in a second."""
+
+        def repeat(mine: list[Any]) -> None:
+            for _ in range(REPEATS):
+                work(*mine)
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            list(pool.map(lambda mine: work(*mine), arrays))  # starts the threads
+            began = time.perf_counter()
+            list(pool.map(repeat, arrays))
+            seconds = time.perf_counter() - began
+        return self.threads * REPEATS * amount / seconds / 1e9
+
+    def of_all(self, unit: str) -> float:
+        """Return the median rate of all threads together."""
+        return statistics.median(self._rates[unit])
+
+    def of_one(self) -> dict[str, float]:
+        """Return the median rates of one thread, by unit."""
+        return {unit: self.of_all(unit) / self.threads for unit in self._rates}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a model trained.
+
+    Parameters
+    ----------
+    steps, threads
+        How many were measured, and how many made them.
+    tokens_per_second, milliseconds_a_step
+        Medians of the steps.
+    slow, fast
+        Tokens per second that a tenth of the steps did not reach, and that a tenth surpassed.
+    gflops
+        Operations (in 1e9) per second; see `Benchmark.operations_a_token`.
+    product_gflops
+        The matrix product's, in the same number of threads.
+    share_of_product
+        The one as a share of the other.
+    peak_memory_mb
+        The most that the process ever had; None where the system does not tell.
+    """
+
+    steps: int
+    threads: int
+    tokens_per_second: float
+    slow: float
+    fast: float
+    milliseconds_a_step: float
+    gflops: float
+    product_gflops: float
+    share_of_product: float
+    peak_memory_mb: float | None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of a step went.
+
+    Parameters
+    ----------
+    steps, threads
+        How many were measured, and how many made them.
+    milliseconds_a_step
+        Their mean, with the kernels' calls being timed.
+    limits
+        The most that one thread of this machine does, by unit.
+    lines
+        The kernels.
+    share_between
+        Of the threads' time: Python, NumPy and waiting between the kernels.
+    """
+
+    steps: int
+    threads: int
+    milliseconds_a_step: float
+    limits: dict[str, float]
+    lines: list[Line]
+    share_between: float
+
+
+class Benchmark:
+    """Trains a model on random tokens, at a learning rate of 0: it stays as it is.
+
+    Parameters
+    ----------
+    model
+        Its blocks may be run part by part meanwhile.
+    training
+        Batch size, threads, seed and the optimizer's settings.
+    context
+        T, tokens of each text; by default as many as the model can see.
+    seconds
+        How long each measurement takes, beside its first two steps, which do not count.
+    steps
+        How many steps it has instead.
+
+    Raises
+    ------
+    ConfigError
+        If the model cannot see so many tokens.
+    """
+
+    def __init__(
+        self,
+        model: LLM,
+        training: TrainConfig,
+        context: int | None = None,
+        seconds: float = 5.0,
+        steps: int | None = None,
+    ) -> None:
+        self.model = model
+        self.training = training
+        self.context = context or model.max_seq_len
+        self.seconds = seconds
+        self.steps = steps
+        self.threads = min(training.threads or available_threads(), training.batch_size)
+        if not 1 <= self.context <= model.max_seq_len:
+            raise ConfigError(
+                f"context must be from 1 to the model's max_seq_len {model.max_seq_len}, got "
+                f"{context}"
+            )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one step."""
+        return self.training.batch_size * self.context
+
+    @property
+    def multiplied(self) -> int:
+        """Parameters without the embedding table, unless it is the output projection too.
+
+        Where it is looked up only, no product reads it.
+        """
+        config = self.model.config
+        table = 0 if config.tie_embeddings else config.embedding_dim
+        return self.model.n_parameters - table * self.model.tokenizer.vocab_size
+
+    @property
+    def operations_a_token(self) -> int:
+        """6 a multiplied parameter, and 12 a layer, dimension and token of the context."""
+        config = self.model.config
+        attended = config.n_layers * config.embedding_dim * self.context
+        return 6 * self.multiplied + 12 * attended
+
+    def speed(self) -> Speed:
+        """Measure whole steps."""
+        limits = Limits(self.threads, self.model.config.dtype)
+        taken = self._train(limits)
+        paces = self.tokens / np.array(taken)
+        slow, pace, fast = np.percentile(paces, (10, 50, 90)).tolist()
+        gflops, limit = pace * self.operations_a_token / 1e9, limits.of_all(FLOPS)
+        return Speed(
+            steps=len(taken),
+            threads=self.threads,
+            tokens_per_second=pace,
+            slow=slow,
+            fast=fast,
+            milliseconds_a_step=1e3 * statistics.median(taken),
+            gflops=gflops,
+            product_gflops=limit,
+            share_of_product=gflops / limit,
+            peak_memory_mb=peak_memory_mb(),
+        )
+
+    def profile(self, by_parts: bool = False) -> Profile:
+        """Measure each kernel.
+
+        Parameters
+        ----------
+        by_parts
+            Whether each part of a block runs as a kernel of its own, rather than the whole block
+            in one, as it otherwise trains.
+        """
+        limits = Limits(self.threads, self.model.config.dtype, with_copy=True)
+        with _blocks(self.model, by_parts), Profiler() as profiler:
+            taken = self._train(limits, profiler)
+        steps, total = len(taken), sum(taken)
+        lines = profiler.lines(steps, total * self.threads, limits.of_one())
+        return Profile(
+            steps=steps,
+            threads=self.threads,
+            milliseconds_a_step=1e3 * total / steps,
+            limits=limits.of_one(),
+            lines=lines,
+            share_between=1 - sum(line.share for line in lines),
+        )
+
+    def _train(self, limits: Limits, profiler: Profiler | None = None) -> list[float]:
+        """Return how many seconds each step took; the limits are measured between steps."""
+        model = copy.copy(self.model)
+        model.tokenizer = numbers = Numbers(self.model.tokenizer.vocab_size)
+        taken: list[float] = []
+        began = measured = time.perf_counter()
+
+        def after_step(epoch: Epoch) -> None:  # its clock stands still meanwhile
+            nonlocal began, measured
+            now = time.perf_counter()
+            if profiler:
+                profiler.count()
+            if epoch.number > WARM_UP:
+                taken.append(self.tokens / epoch.tokens_per_second)
+                if len(taken) == self.steps or (not self.steps and now - began > self.seconds):
+                    trainer.stop()
+            if epoch.number == WARM_UP or trainer.stopped or now - measured > BETWEEN:
+                limits.measure()
+                measured = time.perf_counter()
+            if epoch.number == WARM_UP:
+                began = measured
+                if profiler:
+                    profiler.clear()
+
+        trainer = Trainer(model, self.training, after_step)
+        texts = numbers.random_texts(self.training.batch_size, self.context + 1, self.training.seed)
+        trainer.fit(texts, 10**9, 0.0, "benchmark")  # one batch, so that an epoch is a step
+        return taken
+
+
+@contextmanager
+def _blocks(model: LLM, by_parts: bool) -> Iterator[None]:
+    """Let the model's blocks run part by part meanwhile, or not."""
+    blocks = [layer for layer in model.layers if isinstance(layer, TransformerBlock)]
+    before = [block.by_parts for block in blocks]
+    for block in blocks:
+        block.by_parts = by_parts
+    try:
+        yield
+    finally:
+        for block, value in zip(blocks, before, strict=True):
+            block.by_parts = value
+
+
+def peak_memory_mb() -> float | None:
+    """Return the most memory that this process ever had; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

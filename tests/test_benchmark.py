@@ -1,0 +1,154 @@
+"""Tests of the measurement of a training's speed; none of how fast it is."""
+
+import dataclasses
+import itertools
+import sys
+
+import numpy as np
+import pytest
+
+from rustgpt import benchmark
+from rustgpt.backend import ops
+from rustgpt.benchmark import Benchmark, Limits, Numbers
+from rustgpt.config import TrainConfig
+from rustgpt.errors import ConfigError
+from rustgpt.llm import LLM
+
+
+@pytest.fixture(autouse=True)
+def small_limits(monkeypatch):
+    """Let the machine's limits be measured on arrays that take no time."""
+    monkeypatch.setattr(benchmark, "PRODUCT", 8)
+    monkeypatch.setattr(benchmark, "COPY", 2**12)
+
+
+@pytest.fixture
+def model(letters, small):
+    return LLM(small(), letters)
+
+
+def bench(model, batch_size=3, threads=1, steps=4, **more):
+    return Benchmark(
+        model, TrainConfig(batch_size=batch_size, threads=threads), steps=steps, **more
+    )
+
+
+def test_numbers_are_their_own_tokens():
+    numbers = Numbers(7)
+    texts = numbers.random_texts(5, 40, seed=1)
+    ids = [numbers.encode(text) for text in texts]
+    assert [len(row) for row in ids] == [40] * 5
+    assert {*itertools.chain(*ids)} == {*range(7)}
+    assert texts == numbers.random_texts(5, 40, seed=1) != numbers.random_texts(5, 40, seed=2)
+    assert numbers.vocab_size == 7
+
+
+def test_speed(backend, model):
+    measured = bench(model, context=5)
+    speed = measured.speed()
+    assert (speed.steps, speed.threads, measured.tokens) == (4, 1, 15)
+    assert speed.slow <= speed.tokens_per_second <= speed.fast
+    operations = 6 * (model.n_parameters - 28 * 6) + 12 * 2 * 6 * 5
+    assert measured.operations_a_token == operations
+    assert speed.gflops == pytest.approx(speed.tokens_per_second * operations / 1e9)
+    assert speed.share_of_product == pytest.approx(speed.gflops / speed.product_gflops)
+
+
+def test_an_embedding_table_counts_where_it_is_multiplied(letters, small):
+    model = LLM(small(tie_embeddings=True), letters)
+    assert bench(model).multiplied == model.n_parameters
+
+
+def test_a_model_stays_as_it_is(model, letters):
+    before = model.parameters.copy()
+    measured = bench(model)
+    measured.speed()
+    measured.profile(by_parts=True)
+    np.testing.assert_array_equal(model.parameters, before)
+    assert model.tokenizer is letters
+    assert not any(layer.by_parts for layer in model.layers[1:-1])
+
+
+def test_seconds_end_it(model):
+    assert bench(model, steps=None, seconds=0.05).speed().steps > 0
+
+
+def test_limits_are_measured_now_and_then(model, monkeypatch):
+    measured = []
+    monkeypatch.setattr(benchmark, "BETWEEN", 0.0)
+    monkeypatch.setattr(Limits, "_rate", lambda *_: measured.append(None) or float(len(measured)))
+    speed = bench(model).speed()
+    assert len(measured) == 4 + benchmark.WARM_UP
+    assert speed.product_gflops == 3.5
+
+
+def test_limits(backend):
+    limits = Limits(2, "float64", with_copy=True)
+    limits.measure()
+    one = limits.of_one()
+    assert {*one} == {"GFLOP/s", "GB/s"}
+    assert all(0 < rate == limits.of_all(unit) / 2 for unit, rate in one.items())
+
+
+WHOLE = {
+    "embedding forward", "block forward", "linear_cross_entropy both", "block backward",
+    "embedding backward", "sum_of_squares update", "adam_step update",
+}  # fmt: skip
+PARTS = {
+    f"{kernel} {part}"
+    for kernel in ("linear", "attention", "layer_norm", "relu")
+    for part in ("forward", "backward")
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_profile(backend, model, monkeypatch, threads):
+    monkeypatch.setattr("rustgpt.trainer.TOKENS_AT_LEAST", 1)
+    kernels = dict(vars(ops))
+    measured = bench(model, threads=threads)
+    whole, parts = measured.profile(), measured.profile(by_parts=True)
+    more = {"add_into update"} if threads == 2 else set()
+    assert {f"{line.kernel} {line.part}" for line in whole.lines} == WHOLE | more
+    names = {f"{line.kernel} {line.part}" for line in parts.lines}
+    assert names == {name for name in WHOLE | PARTS | more if not name.startswith("block")}
+    for profile in (whole, parts):
+        assert (profile.steps, profile.threads) == (4, threads)
+        assert all(line.rate and line.share_of_limit for line in profile.lines)
+        assert sum(line.share for line in profile.lines) + profile.share_between == pytest.approx(1)
+    calls = {f"{line.kernel} {line.part}": line.calls for line in whole.lines}
+    assert calls["block forward"] == 2 * threads  # layers, of each worker
+    assert vars(ops) == kernels
+
+
+def test_an_error_leaves_everything_as_it_was(model, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    kernels = dict(vars(ops))
+    monkeypatch.setattr(Limits, "measure", fail)
+    with pytest.raises(MemoryError):
+        bench(model).profile(by_parts=True)
+    assert vars(ops) == kernels
+    assert not any(layer.by_parts for layer in model.layers[1:-1])
+
+
+def test_a_model_without_blocks(letters, small):
+    profile = bench(LLM(small(n_layers=0), letters)).profile(by_parts=True)
+    assert {line.kernel for line in profile.lines} >= {"linear_cross_entropy", "adam_step"}
+
+
+@pytest.mark.parametrize("context", [-1, 13])
+def test_a_context_that_the_model_cannot_see(model, context):
+    with pytest.raises(ConfigError, match=f"from 1 to the model's max_seq_len 12, got {context}"):
+        bench(model, context=context)
+
+
+def test_no_more_threads_than_texts(model):
+    assert bench(model, batch_size=2, threads=9).threads == 2
+    assert dataclasses.asdict(bench(model).speed())["threads"] == 1
+
+
+def test_peak_memory(monkeypatch):
+    assert benchmark.peak_memory_mb() is None or benchmark.peak_memory_mb() > 10
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert benchmark.peak_memory_mb() is None
