@@ -59,6 +59,16 @@ def backend_name() -> str:
     return str(ops.backend)
 
 
+def kernels_in_use() -> str:
+    """Return for people which kernels are in use, such as "cython, avx2"."""
+    name = backend_name()
+    if name != "cython":
+        return name
+    from rustgpt._ext import instruction_set
+
+    return f"{name}, {instruction_set()}"
+
+
 def explained_kernels() -> dict[str, Callable[..., Any]]:
     """Return the compiled kernels by name; an error of theirs names the kernel and the argument.
 

@@ -9,7 +9,15 @@ import pytest
 from threadpoolctl import threadpool_info
 
 import rustgpt
-from rustgpt.backend import Ops, backend_name, ops, single_threaded_blas, use_backend
+from rustgpt._ext import instruction_set
+from rustgpt.backend import (
+    Ops,
+    backend_name,
+    kernels_in_use,
+    ops,
+    single_threaded_blas,
+    use_backend,
+)
 
 
 def test_the_backend_in_use_is_known_by_name(backend):
@@ -17,6 +25,11 @@ def test_the_backend_in_use_is_known_by_name(backend):
     compiled = type(ops.add_into.__wrapped__).__name__ if backend == "cython" else None
     assert compiled in (None, "fused_cython_function", "cython_function_or_method")
     assert ops.sum_of_squares(np.array([3.0, 4.0])) == 25
+
+
+def test_the_kernels_in_use_are_told(backend):
+    expected = "reference" if backend == "reference" else f"cython, {instruction_set()}"
+    assert kernels_in_use() == expected
 
 
 def test_the_reference_is_plain_python(backend):

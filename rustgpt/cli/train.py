@@ -138,14 +138,9 @@ def _new_model(dataset: Dataset, config: ModelConfig, training: TrainConfig) -> 
 
 def _describe(model: LLM, dataset: Dataset, config: TrainConfig) -> None:
     """Print what is going to be trained, on what and with what."""
-    from rustgpt.backend import backend_name
+    from rustgpt.backend import kernels_in_use
     from rustgpt.trainer import available_threads
 
-    kernels = backend_name()
-    if kernels == "cython":
-        from rustgpt._ext import instruction_set
-
-        kernels = f"{kernels}, {instruction_set()}"
     say("=== MODEL INFORMATION ===")
     say(model.describe())
     say(f"Vocabulary: {model.tokenizer.vocab_size:,} tokens; context: {model.max_seq_len:,} tokens")
@@ -153,7 +148,7 @@ def _describe(model: LLM, dataset: Dataset, config: TrainConfig) -> None:
         f"Texts: {len(dataset.pretraining_data):,} for pre-training, "
         f"{len(dataset.chat_training_data):,} for instruction tuning"
     )
-    say(f"Kernels: {kernels}; threads: {config.threads or available_threads()}")
+    say(f"Kernels: {kernels_in_use()}; threads: {config.threads or available_threads()}")
 
 
 def _show(model: LLM, question: str, dataset: Dataset) -> None:
