@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, NoReturn
 
 from rustgpt import __version__
-from rustgpt.cli import chat, generate, info, train
+from rustgpt.cli import bench, chat, generate, info, train
 from rustgpt.cli.terminal import complain, note, say
 from rustgpt.errors import ConfigError, RustGPTError
 
@@ -58,6 +58,16 @@ COMMANDS: Final = {
         ("rustgpt info", "rustgpt info my-model --json"),
         info.add_arguments,
         info.run,
+    ),
+    "bench": Command(
+        "Measure how fast a model of given sizes trains here, and where the time goes.",
+        "rustgpt bench [MODEL] [options]",
+        (
+            "rustgpt bench --n-layers 4 --batch-size 12 --max-seq-len 64 --threads 1",
+            "rustgpt bench my-model --profile",
+        ),
+        bench.add_arguments,
+        bench.run,
     ),
 }
 JOB: Final = Command(

@@ -47,6 +47,14 @@ def within(lowest: int, highest: int) -> Callable[[str], int]:
     return read
 
 
+def duration(text: str) -> float:
+    """Read a number of seconds."""
+    value = number(text)
+    if not 0 < value <= 86_400:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 86400, got {text!r:.60}")
+    return value
+
+
 def temperature(text: str) -> float:
     """Read a temperature."""
     value = number(text)

@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_type_hints
 
@@ -25,8 +25,16 @@ READERS: Final[dict[type, tuple[Callable[[str], Any], str]]] = {
 Config = TypeVar("Config", ModelConfig, TrainConfig)
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add `--config`, and a flag for every field of the configurations."""
+def add_settings(
+    parser: argparse.ArgumentParser, of_training: Collection[str] | None = None
+) -> None:
+    """Add `--config`, and a flag for every field of the configurations.
+
+    Parameters
+    ----------
+    of_training
+        The fields of `TrainConfig` that have one; by default all.
+    """
     parser.add_argument(
         "--config",
         type=path,
@@ -38,7 +46,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         group = parser.add_argument_group(f"settings, table [{table}]")
         descriptions, types = _descriptions(kind), get_type_hints(kind)
         for field in dataclasses.fields(kind):
-            if field.name != "seed":  # both have one
+            left_out = kind is TrainConfig and of_training and field.name not in of_training
+            if field.name != "seed" and not left_out:  # both have a seed
                 _add_setting(group, field, types[field.name], descriptions[field.name])
     parser.add_argument(
         "--seed",

@@ -29,6 +29,15 @@ def test_every_field_has_a_flag_with_a_description():
             assert len(helps[field.name].partition(" (default")[0]) > 5
 
 
+def test_a_command_may_offer_some_of_the_training_s_flags():
+    parser = argparse.ArgumentParser()
+    add_settings(parser, ["threads"])
+    assert parser.parse_args(["--threads", "2", "--n-layers", "1"]).threads == 2
+    flags = {action.dest for action in parser._actions}
+    assert "batch_size" not in flags
+    assert flags > {field.name for field in dataclasses.fields(ModelConfig)}
+
+
 def test_flags():
     model, train = settings(
         *("--n-layers", "7", "--norm", "pre", "--no-attention-projection", "--tie-embeddings"),
