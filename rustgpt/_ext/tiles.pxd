@@ -39,57 +39,66 @@ cdef extern from *:
     /* Rows of B that are copied at a time where it cannot be read in place: 64 KB with AVX-512. */
     #define RUSTGPT_DEPTH 256
 
-    /* out (columns, ldo) = x.T, four rows and columns at a time, or two. */
+    /* out (columns, ldo) = x.T of a small piece: 8 rows and 4 columns, or 4 and 2 of doubles. Two
+       loads fill a register, so that half of the moves need no shuffle of their own. */
     #if defined(__has_builtin)
     #if __has_builtin(__builtin_shufflevector)
-    #define RUSTGPT_SHUFFLE 1
+    #define RUSTGPT_SHUFFLE __builtin_shufflevector
     #endif
     #endif
     #ifdef RUSTGPT_SHUFFLE
     typedef float quad_f32 __attribute__((vector_size(16), aligned(4), may_alias));
+    typedef float octet_f32 __attribute__((vector_size(32), aligned(4), may_alias));
     typedef double pair_f64 __attribute__((vector_size(16), aligned(8), may_alias));
-    static inline void transpose_square_f32(
+    typedef double quad_f64 __attribute__((vector_size(32), aligned(8), may_alias));
+    #define RUSTGPT_ROWS_F32(I)                                                                   \\
+        RUSTGPT_SHUFFLE(*(const quad_f32*)(x + (I) * ld), *(const quad_f32*)(x + (I + 4) * ld),   \\
+                        0, 1, 2, 3, 4, 5, 6, 7)
+    static inline void transpose_piece_f32(
         const float* x, Py_ssize_t ld, float* out, Py_ssize_t ldo) {
-        quad_f32 r0 = *(const quad_f32*)x, r1 = *(const quad_f32*)(x + ld);
-        quad_f32 r2 = *(const quad_f32*)(x + 2 * ld), r3 = *(const quad_f32*)(x + 3 * ld);
-        quad_f32 a = __builtin_shufflevector(r0, r1, 0, 4, 1, 5);
-        quad_f32 b = __builtin_shufflevector(r0, r1, 2, 6, 3, 7);
-        quad_f32 c = __builtin_shufflevector(r2, r3, 0, 4, 1, 5);
-        quad_f32 d = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
-        *(quad_f32*)out = __builtin_shufflevector(a, c, 0, 1, 4, 5);
-        *(quad_f32*)(out + ldo) = __builtin_shufflevector(a, c, 2, 3, 6, 7);
-        *(quad_f32*)(out + 2 * ldo) = __builtin_shufflevector(b, d, 0, 1, 4, 5);
-        *(quad_f32*)(out + 3 * ldo) = __builtin_shufflevector(b, d, 2, 3, 6, 7);
+        octet_f32 r0 = RUSTGPT_ROWS_F32(0), r1 = RUSTGPT_ROWS_F32(1);
+        octet_f32 r2 = RUSTGPT_ROWS_F32(2), r3 = RUSTGPT_ROWS_F32(3);
+        octet_f32 a = RUSTGPT_SHUFFLE(r0, r1, 0, 8, 1, 9, 4, 12, 5, 13);
+        octet_f32 b = RUSTGPT_SHUFFLE(r0, r1, 2, 10, 3, 11, 6, 14, 7, 15);
+        octet_f32 c = RUSTGPT_SHUFFLE(r2, r3, 0, 8, 1, 9, 4, 12, 5, 13);
+        octet_f32 d = RUSTGPT_SHUFFLE(r2, r3, 2, 10, 3, 11, 6, 14, 7, 15);
+        *(octet_f32*)out = RUSTGPT_SHUFFLE(a, c, 0, 1, 8, 9, 4, 5, 12, 13);
+        *(octet_f32*)(out + ldo) = RUSTGPT_SHUFFLE(a, c, 2, 3, 10, 11, 6, 7, 14, 15);
+        *(octet_f32*)(out + 2 * ldo) = RUSTGPT_SHUFFLE(b, d, 0, 1, 8, 9, 4, 5, 12, 13);
+        *(octet_f32*)(out + 3 * ldo) = RUSTGPT_SHUFFLE(b, d, 2, 3, 10, 11, 6, 7, 14, 15);
     }
-    static inline void transpose_square_f64(
+    #define RUSTGPT_ROWS_F64(I)                                                                   \\
+        RUSTGPT_SHUFFLE(*(const pair_f64*)(x + (I) * ld), *(const pair_f64*)(x + (I + 2) * ld),   \\
+                        0, 1, 2, 3)
+    static inline void transpose_piece_f64(
         const double* x, Py_ssize_t ld, double* out, Py_ssize_t ldo) {
-        pair_f64 r0 = *(const pair_f64*)x, r1 = *(const pair_f64*)(x + ld);
-        *(pair_f64*)out = __builtin_shufflevector(r0, r1, 0, 2);
-        *(pair_f64*)(out + ldo) = __builtin_shufflevector(r0, r1, 1, 3);
+        quad_f64 r0 = RUSTGPT_ROWS_F64(0), r1 = RUSTGPT_ROWS_F64(1);
+        *(quad_f64*)out = RUSTGPT_SHUFFLE(r0, r1, 0, 4, 2, 6);
+        *(quad_f64*)(out + ldo) = RUSTGPT_SHUFFLE(r0, r1, 1, 5, 3, 7);
     }
     #else
-    static inline void transpose_square_f32(
+    static inline void transpose_piece_f32(
         const float* x, Py_ssize_t ld, float* out, Py_ssize_t ldo) {
         for (int j = 0; j < 4; j++)
-            for (int i = 0; i < 4; i++) out[j * ldo + i] = x[i * ld + j];
+            for (int i = 0; i < 8; i++) out[j * ldo + i] = x[i * ld + j];
     }
-    static inline void transpose_square_f64(
+    static inline void transpose_piece_f64(
         const double* x, Py_ssize_t ld, double* out, Py_ssize_t ldo) {
         for (int j = 0; j < 2; j++)
-            for (int i = 0; i < 2; i++) out[j * ldo + i] = x[i * ld + j];
+            for (int i = 0; i < 4; i++) out[j * ldo + i] = x[i * ld + j];
     }
     #endif
 
     #define RUSTGPT_TRANSPOSE(T, NAME)                                                            \\
     static void transpose_##NAME(const T* x, Py_ssize_t ld, Py_ssize_t rows, Py_ssize_t columns,  \\
                                  T* out, Py_ssize_t ldo) {                                        \\
-        enum { S = 16 / sizeof(T) };                                                              \\
+        enum { R = 32 / sizeof(T), S = 16 / sizeof(T) };                                          \\
         Py_ssize_t i = 0, j;                                                                      \\
-        for (; i + S <= rows; i += S) {                                                           \\
+        for (; i + R <= rows; i += R) {                                                           \\
             for (j = 0; j + S <= columns; j += S)                                                 \\
-                transpose_square_##NAME(x + i * ld + j, ld, out + j * ldo + i, ldo);              \\
+                transpose_piece_##NAME(x + i * ld + j, ld, out + j * ldo + i, ldo);               \\
             for (; j < columns; j++)                                                              \\
-                for (int l = 0; l < S; l++) out[j * ldo + i + l] = x[(i + l) * ld + j];           \\
+                for (int l = 0; l < R; l++) out[j * ldo + i + l] = x[(i + l) * ld + j];           \\
         }                                                                                         \\
         for (; i < rows; i++)                                                                     \\
             for (j = 0; j < columns; j++) out[j * ldo + i] = x[i * ld + j];                       \\
@@ -169,7 +178,7 @@ cdef extern from *:
     #endif
 
     #define RUSTGPT_MULTIPLY(T, NAME)                                                             \\
-    /* A column of tiles over m rows, which are divided evenly: none is left with one row. */        \\
+    /* A column of tiles over m rows, divided evenly: none is left with one row. */               \\
     static void tiles_##NAME(                                                                     \\
         Py_ssize_t m, int vectors, int add, const T* bias,                                        \\
         const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \\

@@ -57,19 +57,22 @@ class TransformerBlock(Layer):
         if parameters is not None:
             self._parameters = parameters[:taken]
         self._gradients = gradients[:taken]
-        self._bound = dict(self.children())
+        kinds = [SelfAttention, LayerNorm, FeedForward, LayerNorm]
+        self._known = type(self) is TransformerBlock and kinds == [
+            type(part) for _, part in self.children()
+        ]
+        self._bound = self._parts()
         return taken
+
+    def _parts(self) -> dict[str, Layer]:
+        return {
+            "attention": self.attention, "norm1": self.norm1,
+            "feed_forward": self.feed_forward, "norm2": self.norm2,
+        }  # fmt: skip
 
     def _is_standard(self) -> bool:
         """Whether the kernels of a whole block know this one; another runs step by step."""
-        parts = dict(self.children())
-        kinds = [SelfAttention, LayerNorm, FeedForward, LayerNorm]
-        return (
-            not self.by_parts
-            and type(self) is TransformerBlock
-            and [type(part) for part in parts.values()] == kinds
-            and parts == self._bound
-        )
+        return self._known and not self.by_parts and self._parts() == self._bound
 
     def _shape(self) -> tuple[Any, ...]:
         """Return what the kernels ask of a block's shape, in their order."""

@@ -37,6 +37,7 @@ class Adam:
         self.v = aligned(len(parameters), parameters.dtype)
         self.steps = 0
         self._edges = _edges(decayed if weight_decay else ())
+        self._edges_of: dict[tuple[int, int], Indices] = {}  # by part, counted from its start
 
     def begin_step(self) -> None:
         """Count one step more; each part of the buffers is then updated once."""
@@ -57,10 +58,16 @@ class Adam:
         here = part or slice(0, len(self.parameters))
         ops.adam_step(
             self.parameters[here], gradients[here], self.m[here], self.v[here],
-            np.clip(self._edges, here.start, here.stop) - np.int32(here.start),
-            gradient_scale, rate / (1 - self.beta1**self.steps), self.beta1, self.beta2,
+            self._edges_in(here.start, here.stop), gradient_scale,
+            rate / (1 - self.beta1**self.steps), self.beta1, self.beta2,
             (1 - self.beta2**self.steps) ** -0.5, self.epsilon, rate * self.weight_decay,
         )  # fmt: skip
+
+    def _edges_in(self, start: int, stop: int) -> Indices:
+        if (start, stop) not in self._edges_of:
+            inside = np.clip(self._edges, start, stop) - np.int32(start)
+            self._edges_of[start, stop] = inside
+        return self._edges_of[start, stop]
 
 
 def _edges(decayed: tuple[slice, ...]) -> Indices:
