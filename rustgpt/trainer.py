@@ -179,7 +179,7 @@ def _shares(batch: list[Indices], n: int) -> list[list[Indices]]:
 
 # A worker takes its share through the model in pieces of at least so many tokens. Smaller ones
 # would slow the matrix products; larger ones leave the cache and need more memory for what is kept.
-TOKENS_A_PIECE = 384
+TOKENS_A_PIECE = 512
 
 
 def _pieces(share: list[Indices]) -> Iterator[list[Indices]]:

@@ -81,7 +81,9 @@ cdef void attend_short(
         product(q + i0 * ld, ld, 1, keys, width, r, seen, D, p, width)
         # Pass 2: softmax
         for i in range(r):
-            lse[(i0 + i) * ld_lse] = tile_softmax(p + i * width, seen // 16, i0 + i + 1, scale)
+            lse[(i0 + i) * ld_lse] = tile_softmax(
+                p + i * width, <int> (seen // 16), <int> (i0 + i + 1), scale
+            )
         # Pass 3: out = p @ v                                            (r, D)
         product(p, width, 1, v, ld, r, D, i0 + r, out + i0 * ldo, ldo)
 
@@ -112,8 +114,8 @@ cdef void attend_short_backward(
         product(dout + i0 * ldo, ldo, 1, values, width, r, seen, D, dscores + i0 * width, width)
         for i in range(i0, i0 + r):
             # Pass 2 was p = softmax(scale * scores):  dscores = scale * p * (dp - sum(p * dp))
-            tile_softmax_backward(p + i * width, dscores + i * width, seen // 16, i + 1, scale,
-                                  lse[i * ld_lse])
+            tile_softmax_backward(p + i * width, dscores + i * width, <int> (seen // 16),
+                                  <int> (i + 1), scale, lse[i * ld_lse])
         # Pass 1 was scores = q @ k.T:             dq = dscores @ k                   (r, D)
         product(dscores + i0 * width, width, 1, k, ld, r, D, i0 + r, dq + i0 * ld, ld)
     for block in range((T + ROWS - 1) // ROWS):

@@ -250,38 +250,41 @@ cdef extern from *:
         }                                                                                         \\
     }
 
+    /* Loops over 16 n numbers need no code for those that fill no vector; of these `seen` count. */
     #define RUSTGPT_TILE_SOFTMAX(T, NAME)                                                         \\
-    /* Softmax of scale * x over the first `seen` of 16 n numbers, the rest become 0; returns the \\
-       log of its denominator. Loops over 16 n need no code for numbers that fill no vector. */   \\
-    static inline T tile_softmax_##NAME(T* x, Py_ssize_t n, Py_ssize_t seen, T scale) {           \\
-        T largest = x[0], total = 0, inverse;                                                     \\
-        for (Py_ssize_t j = seen; j < 16 * n; j++) x[j] = x[0];                                   \\
+    /* Softmax of scale * x over the numbers that count, the rest become 0; returns the log of its\\
+       denominator. */                                                                            \\
+    static inline T tile_softmax_##NAME(T* x, int n, int seen, T scale) {                         \\
+        T first = x[0], largest = x[0], total = 0, inverse;                                       \\
         RUSTGPT_SIMD(reduction(max : largest))                                                    \\
-        for (Py_ssize_t j = 0; j < 16 * n; j++) largest = x[j] > largest ? x[j] : largest;        \\
+        for (int j = 0; j < 16 * n; j++) {                                                        \\
+            T y = j < seen ? x[j] : first;                                                        \\
+            largest = y > largest ? y : largest;                                                  \\
+        }                                                                                         \\
         largest *= scale;                                                                         \\
-        RUSTGPT_SIMD()                                                                            \\
-        for (Py_ssize_t j = 0; j < 16 * n; j++) x[j] = exp_##NAME(scale * x[j] - largest);        \\
-        for (Py_ssize_t j = seen; j < 16 * n; j++) x[j] = 0;                                      \\
         RUSTGPT_SIMD(reduction(+ : total))                                                        \\
-        for (Py_ssize_t j = 0; j < 16 * n; j++) total += x[j];                                    \\
+        for (int j = 0; j < 16 * n; j++) {                                                        \\
+            T y = exp_##NAME(scale * x[j] - largest);                                             \\
+            x[j] = j < seen ? y : 0;                                                              \\
+            total += x[j];                                                                        \\
+        }                                                                                         \\
         inverse = 1 / total;                                                                      \\
         RUSTGPT_SIMD()                                                                            \\
-        for (Py_ssize_t j = 0; j < 16 * n; j++) x[j] *= inverse;                                  \\
+        for (int j = 0; j < 16 * n; j++) x[j] *= inverse;                                         \\
         return largest + (T)log((double)total);                                                   \\
     }                                                                                             \\
     /* From scores x and the gradient dp of their softmax: x becomes the softmax p, and dp the    \\
        gradient scale * p * (dp - sum(p * dp)) of the scores. */                                  \\
-    static inline void tile_softmax_backward_##NAME(T* x, T* dp, Py_ssize_t n, Py_ssize_t seen,   \\
-                                                    T scale, T lse) {                             \\
+    static inline void tile_softmax_backward_##NAME(T* x, T* dp, int n, int seen, T scale, T lse) {\\
         T mean = 0;                                                                               \\
-        for (Py_ssize_t j = seen; j < 16 * n; j++) x[j] = x[0];                                   \\
-        RUSTGPT_SIMD()                                                                            \\
-        for (Py_ssize_t j = 0; j < 16 * n; j++) x[j] = exp_##NAME(scale * x[j] - lse);            \\
-        for (Py_ssize_t j = seen; j < 16 * n; j++) x[j] = 0;                                      \\
         RUSTGPT_SIMD(reduction(+ : mean))                                                         \\
-        for (Py_ssize_t j = 0; j < 16 * n; j++) mean += x[j] * dp[j];                             \\
+        for (int j = 0; j < 16 * n; j++) {                                                        \\
+            T y = exp_##NAME(scale * x[j] - lse);                                                 \\
+            x[j] = j < seen ? y : 0;                                                              \\
+            mean += x[j] * dp[j];                                                                 \\
+        }                                                                                         \\
         RUSTGPT_SIMD()                                                                            \\
-        for (Py_ssize_t j = 0; j < 16 * n; j++) dp[j] = scale * x[j] * (dp[j] - mean);            \\
+        for (int j = 0; j < 16 * n; j++) dp[j] = scale * x[j] * (dp[j] - mean);                   \\
     }
     RUSTGPT_TILE_SOFTMAX(float, f32)
     RUSTGPT_TILE_SOFTMAX(double, f64)
@@ -307,16 +310,16 @@ cdef extern from *:
         bint trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const double* a, Py_ssize_t row_a,
         Py_ssize_t step_a, const double* b, Py_ssize_t ldb, bint add, const double* bias, double* c,
         Py_ssize_t ldc) noexcept nogil
-    float tile_softmax_f32(float* x, Py_ssize_t n, Py_ssize_t seen, float scale) noexcept nogil
-    double tile_softmax_f64(double* x, Py_ssize_t n, Py_ssize_t seen, double scale) noexcept nogil
-    void tile_softmax_backward_f32(float* x, float* dp, Py_ssize_t n, Py_ssize_t seen,
-                                   float scale, float lse) noexcept nogil
-    void tile_softmax_backward_f64(double* x, double* dp, Py_ssize_t n, Py_ssize_t seen,
-                                   double scale, double lse) noexcept nogil
+    float tile_softmax_f32(float* x, int n, int seen, float scale) noexcept nogil
+    double tile_softmax_f64(double* x, int n, int seen, double scale) noexcept nogil
+    void tile_softmax_backward_f32(float* x, float* dp, int n, int seen, float scale,
+                                   float lse) noexcept nogil
+    void tile_softmax_backward_f64(double* x, double* dp, int n, int seen, double scale,
+                                   double lse) noexcept nogil
 
 
 cdef inline floating tile_softmax(
-    floating* x, Py_ssize_t n, Py_ssize_t seen, floating scale
+    floating* x, int n, int seen, floating scale
 ) noexcept nogil:
     """Softmax of scale * x over the first `seen` of 16 n numbers; returns the log of its sum."""
     if floating is float:
@@ -326,7 +329,7 @@ cdef inline floating tile_softmax(
 
 
 cdef inline void tile_softmax_backward(
-    floating* x, floating* dp, Py_ssize_t n, Py_ssize_t seen, floating scale, floating lse
+    floating* x, floating* dp, int n, int seen, floating scale, floating lse
 ) noexcept nogil:
     """From scores x and the gradient of their softmax: softmax in x, the scores' gradient in dp."""
     if floating is float:

@@ -78,7 +78,12 @@ def _blas() -> dict[str, Any]:
     from threadpoolctl import threadpool_info
 
     found = [library for library in threadpool_info() if library["user_api"] == "blas"]
-    of_scipy = [library for library in found if "scipy" in str(library.get("filepath"))]
+    # NumPy's own lies in numpy.libs, under a file name that speaks of SciPy too.
+    of_scipy = [
+        library
+        for library in found
+        if any(part.startswith("scipy") for part in Path(str(library["filepath"])).parts[:-1])
+    ]
     if not found:
         return {"name": None, "version": None, "threads": None}
     library = (of_scipy or found)[0]

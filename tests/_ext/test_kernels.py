@@ -447,3 +447,20 @@ def test_kernels_let_other_threads_run(compiled):
     thread.join()
     inside = [t for t in ticks if began < t < ended]
     assert ended - began < 0.004 or len(inside) >= 2
+
+
+def test_the_kernels_load_nothing_of_scipy_but_its_blas():
+    script = """
+import sys
+import rustgpt.backend
+rustgpt.backend.backend_name()
+assert "scipy.linalg.cython_blas" in sys.modules
+assert "scipy.linalg" not in sys.modules
+import scipy.linalg, numpy
+from scipy.linalg import cython_blas
+assert sys.modules["scipy.linalg.cython_blas"] is cython_blas
+x = numpy.array([[2.0, 1.0], [1.0, 2.0]])
+assert numpy.allclose(scipy.linalg.eigvalsh(x), [1, 3])
+"""
+    environment = {**os.environ, "RUSTGPT_BACKEND": "cython"}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
