@@ -18,6 +18,7 @@ from rustgpt.layers.embeddings import Embeddings
 from rustgpt.layers.layer import Array, Buffers, Cache, Indices, Layer, aligned
 from rustgpt.layers.layer_norm import LayerNorm
 from rustgpt.layers.output_projection import OutputProjection
+from rustgpt.layers.team import Member
 from rustgpt.layers.transformer import TransformerBlock
 from rustgpt.text.dataset import Dataset
 from rustgpt.text.tokenizer import WordTokenizer
@@ -143,6 +144,15 @@ class LLM:
         twin._bind(None)
         return twin
 
+    def divides_rows(self) -> bool:
+        """Whether a team of replicas may divide the rows of one text."""
+        return all(layer.divides_rows() for layer in self.layers)
+
+    def join(self, member: Member | None) -> None:
+        """Take part in a team, or none any more; see `rustgpt.layers.team`."""
+        for layer in self.layers:
+            layer.join(member)
+
     def describe(self) -> str:
         """Return the layers with their sizes, for people."""
         rows = []
@@ -195,7 +205,10 @@ class LLM:
     def loss_and_gradients(
         self, ids: Indices, targets: Indices, offsets: Indices, scale: float
     ) -> float:
-        """Return the sum of the cross-entropies; add the gradients of `scale` times it."""
+        """Return the sum of the cross-entropies; add the gradients of `scale` times it.
+
+        In a team, `ids` and `targets` are those of its own rows, `offsets` those of the whole batch.
+        """
         x = self._hidden(ids, offsets)
         losses, dx = self._output.loss(x, targets, scale)
         for layer in reversed(self.layers[:-1]):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,6 +17,7 @@ from rustgpt.backend import ops, single_threaded_blas
 from rustgpt.config import TrainConfig
 from rustgpt.errors import DataError, TrainingError
 from rustgpt.layers.layer import Indices
+from rustgpt.layers.team import Team
 from rustgpt.llm import LLM
 from rustgpt.optim.adam import Adam
 from rustgpt.optim.clipping import clip_factor
@@ -166,6 +168,15 @@ def _batches(
         yield [rows[i] for i in order[first : first + batch_size]]
 
 
+def _joined(rows: list[Indices]) -> tuple[Indices, Indices, Indices]:
+    """Return the tokens of several texts, those that follow, and where each text begins."""
+    ids = np.concatenate([row[:-1] for row in rows])  # (N,)
+    targets = np.concatenate([row[1:] for row in rows])  # (N,)
+    offsets = np.zeros(len(rows) + 1, np.int32)  # (B + 1,)
+    np.cumsum([len(row) - 1 for row in rows], out=offsets[1:])
+    return ids, targets, offsets
+
+
 def _shares(batch: list[Indices], n: int) -> list[list[Indices]]:
     """Divide a batch among n workers, the longest text first to whoever has least."""
     shares: list[list[Indices]] = [[] for _ in range(n)]
@@ -215,10 +226,14 @@ class _Workers:
     Each runs whole layers on its share of the batch and then owns one part of the flat buffers: it
     sums that part of all gradients, in a fixed order, and updates that part of the parameters. So
     they meet three times a step, and the same seed and number of threads give the same bits.
+    A batch of fewer texts than workers has its rows divided instead; see `rustgpt.layers.team`.
     """
 
     def __init__(self, model: LLM, config: TrainConfig) -> None:
-        self.n = min(config.threads or available_threads(), config.batch_size)
+        most = config.batch_size
+        if model.divides_rows():
+            most = max(1, config.batch_size * model.max_seq_len // TOKENS_AT_LEAST)
+        self.n = min(config.threads or available_threads(), most)
         self.models = [model] + [model.replica() for _ in range(self.n - 1)]
         self.max_norm = config.max_grad_norm
         self.adam = Adam(
@@ -227,6 +242,7 @@ class _Workers:
         )  # fmt: skip
         edges = [len(model.parameters) * i // self.n for i in range(self.n + 1)]
         self.parts = [slice(a, b) for a, b in pairwise(edges)]
+        self._team: Team | None = None
         self._pool = ThreadPoolExecutor(max(1, self.n - 1), "rustgpt")
 
     def __enter__(self) -> _Workers:
@@ -238,19 +254,28 @@ class _Workers:
     def _each(self, work: Callable[[int], float], n: int) -> list[float]:
         """Let each of n workers i do work(i), this thread being worker 0; return the results."""
         others = [self._pool.submit(work, i) for i in range(1, n)]
+        errors: list[BaseException] = []
         try:
-            first = work(0)
-        finally:
-            # Nobody may still be at work on the buffers when an error goes up.
-            results = [other.result() for other in others]
-        return [first, *results]
+            results = [work(0)]
+        except BaseException as error:
+            errors.append(error)
+        wait(others)  # nobody may still be at work on the buffers when an error goes up
+        errors += [error for error in (other.exception() for other in others) if error]
+        if errors:
+            # Of some that gave up because another had failed, that other's error says more.
+            raise min(errors, key=lambda e: isinstance(e, threading.BrokenBarrierError))
+        return results + [other.result() for other in others]
 
     def step(self, batch: list[Indices], rate: float, where: str) -> tuple[float, float]:
         """Make one step; return the sum of the losses, and the norm of their mean's gradient."""
         tokens = sum(len(row) - 1 for row in batch)
-        n = max(1, min(self.n, len(batch), tokens // TOKENS_AT_LEAST))
-        shares, scale = _shares(batch, n), 1.0 / tokens
-        loss = sum(self._each(lambda i: self._differentiate(i, shares[i], scale), n))
+        n, scale = max(1, min(self.n, tokens // TOKENS_AT_LEAST)), 1.0 / tokens
+        if len(batch) < n and self.models[0].divides_rows():
+            loss = self._together(batch, n, scale)
+        else:
+            n = min(n, len(batch))
+            shares = _shares(batch, n)
+            loss = sum(self._each(lambda i: self._differentiate(i, shares[i], scale), n))
         squares = sum(self._each(lambda i: self._sum_gradients(i, n), self.n))
         norm, factor = clip_factor(squares, self.max_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -267,12 +292,34 @@ class _Workers:
         model, loss = self.models[i], 0.0
         model.gradients.fill(0)
         for rows in _pieces(share):
-            ids = np.concatenate([row[:-1] for row in rows])  # (N,)
-            targets = np.concatenate([row[1:] for row in rows])  # (N,)
-            offsets = np.zeros(len(rows) + 1, np.int32)  # (B + 1,)
-            np.cumsum([len(row) - 1 for row in rows], out=offsets[1:])
-            loss += model.loss_and_gradients(ids, targets, offsets, scale)
+            loss += model.loss_and_gradients(*_joined(rows), scale)
         return loss
+
+    def _together(self, batch: list[Indices], n: int, scale: float) -> float:
+        """Let n workers divide the rows of a batch of few texts; return the sum of the losses."""
+        ids, targets, offsets = _joined(batch)
+        if self._team is None or self._team.n != n:
+            self._team = Team(n)
+        members = self._team.members(offsets)
+
+        def differentiate(i: int) -> float:
+            model, member = self.models[i], members[i]
+            rows = member.rows
+            model.gradients.fill(0)
+            model.join(member)
+            try:
+                return model.loss_and_gradients(ids[rows], targets[rows], offsets, scale)
+            except BaseException:
+                member.team.leave()
+                raise
+            finally:
+                model.join(None)
+
+        try:
+            return sum(self._each(differentiate, n))
+        except BaseException:
+            self._team = None  # a team that somebody left is of no use
+            raise
 
     def _sum_gradients(self, i: int, n: int) -> float:
         """Add up part i of the gradients of the first n workers; return its sum of squares."""

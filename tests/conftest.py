@@ -319,6 +319,8 @@ class Maker:
             "out": self.blank(N, C),
             "lse": self.blank(N, H),
             "scratch": self.blank(128 * (max(lengths, default=0) + D)),
+            "first_head": 0,
+            "stop_head": -1,
         }
 
     def attention_backward(
@@ -337,6 +339,8 @@ class Maker:
             "n_heads": H,
             "dqkv": self.blank(N, 3 * C),
             "scratch": forward["scratch"],
+            "first_head": 0,
+            "stop_head": -1,
         }
 
     def attention_decode(

@@ -278,6 +278,45 @@ def test_a_share_goes_through_the_model_in_pieces(model_of, monkeypatch, least, 
     np.testing.assert_allclose(model.gradients, whole.gradients, rtol=1e-9, atol=1e-14)
 
 
+@pytest.mark.parametrize("texts", [TEXTS[:1], TEXTS[:2]])
+def test_fewer_texts_than_threads_are_divided_by_rows(model_of, monkeypatch, close, texts):
+    alone, together = model_of("float64"), model_of("float64")
+    joined = []
+    join = LLM.join
+
+    def noted(self, member):
+        joined.append(member)
+        join(self, member)
+
+    fit(alone, texts=texts, epochs=5)
+    monkeypatch.setattr(LLM, "join", noted)
+    fit(together, texts=texts, epochs=5, threads=3)
+    close(together.parameters, alone.parameters)
+    members = [member for member in joined if member]
+    assert sorted(m.index for m in members) == sorted([0, 1, 2] * 5)
+    assert {m.team for m in members} == {members[0].team}
+    again = model_of("float64")
+    fit(again, texts=texts, epochs=5, threads=3)
+    np.testing.assert_array_equal(again.parameters, together.parameters)
+
+
+def test_an_error_in_a_team_reaches_the_caller_and_nobody_hangs(model_of, monkeypatch):
+    model = model_of()
+    losses = model.layers[-1].__class__.loss
+
+    def fail(self, *given):
+        if self is not model.layers[-1]:
+            raise MemoryError("no more")
+        return losses(self, *given)
+
+    monkeypatch.setattr(model.layers[-1].__class__, "loss", fail)
+    with pytest.raises(MemoryError, match="no more"):
+        fit(model, texts=TEXTS[:1], threads=2)
+    monkeypatch.undo()
+    monkeypatch.setattr("rustgpt.trainer.TOKENS_AT_LEAST", 1)
+    assert len(fit(model, texts=TEXTS[:1], threads=2)) == 3
+
+
 def test_an_error_in_a_worker_reaches_the_caller(model_of, monkeypatch):
     model = model_of()
     original = LLM.loss_and_gradients

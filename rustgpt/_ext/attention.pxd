@@ -81,10 +81,11 @@ cdef inline void attend(
 
 cdef void attend_all(
     const floating* qkv, const int* offsets, Py_ssize_t B, Py_ssize_t C, Py_ssize_t H,
-    floating* out, floating* lse, floating* scratch,
+    Py_ssize_t first_head, Py_ssize_t stop_head, floating* out, floating* lse, floating* scratch,
 ) noexcept nogil
 
 cdef void attend_all_backward(
     const floating* dout, const floating* qkv, const floating* lse, const int* offsets,
-    Py_ssize_t B, Py_ssize_t C, Py_ssize_t H, floating* dqkv, floating* scratch,
+    Py_ssize_t B, Py_ssize_t C, Py_ssize_t H, Py_ssize_t first_head, Py_ssize_t stop_head,
+    floating* dqkv, floating* scratch,
 ) noexcept nogil

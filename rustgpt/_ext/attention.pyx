@@ -28,9 +28,16 @@ cpdef Py_ssize_t attention_scratch_size(Py_ssize_t length, Py_ssize_t head_dim) 
     return 2 * BLOCK * (length + head_dim)
 
 
-cdef int check_heads(Py_ssize_t C, Py_ssize_t n_heads) except -1:
+cdef int check_heads(
+    Py_ssize_t C, Py_ssize_t n_heads, Py_ssize_t first_head=0, Py_ssize_t stop_head=0
+) except -1:
     if n_heads < 1 or C % n_heads != 0:
         raise ValueError(f"n_heads must divide the {C} columns, got {n_heads}")
+    if not 0 <= first_head <= stop_head <= n_heads:
+        raise ValueError(
+            f"first_head and stop_head must rise from 0 to the {n_heads} heads at most, got "
+            f"{first_head} and {stop_head}"
+        )
     return 0
 
 
@@ -131,15 +138,15 @@ cdef void attend_short_backward(
 
 cdef void attend_all(
     const floating* qkv, const int* offsets, Py_ssize_t B, Py_ssize_t C, Py_ssize_t H,
-    floating* out, floating* lse, floating* scratch,
+    Py_ssize_t first_head, Py_ssize_t stop_head, floating* out, floating* lse, floating* scratch,
 ) noexcept nogil:
-    """Every head of every sequence."""
+    """Some heads of every sequence."""
     cdef Py_ssize_t b, h, first, T, D = C // H
     cdef const floating* q
     for b in range(B):
         first = offsets[b]
         T = offsets[b + 1] - first
-        for h in range(H if T > 0 else 0):
+        for h in range(first_head, stop_head if T > 0 else first_head):
             q = qkv + first * 3 * C + h * D
             if T <= BLOCK:
                 attend_short(q, q + C, q + 2 * C, 3 * C, T, D,
@@ -156,10 +163,13 @@ def attention_forward(
     floating[:, ::1] out not None,        # OUT (N, C)
     floating[:, ::1] lse not None,        # OUT (N, H)
     floating[::1] scratch not None,       # attention_scratch_size(longest text, D)
+    Py_ssize_t first_head=0,              # IN: these heads alone, first_head to stop_head - 1
+    Py_ssize_t stop_head=-1,              # IN: -1 for all that follow
 ):
     """out = softmax(mask(q @ k.T / sqrt(D))) @ v for each sequence and head, D = C / H."""
     cdef Py_ssize_t N = out.shape[0], C = out.shape[1], H = n_heads
-    check_heads(C, H)
+    cdef Py_ssize_t stop = H if stop_head == -1 else stop_head
+    check_heads(C, H, first_head, stop)
     check_matrix("qkv", qkv.shape, N, 3 * C)
     check_blas("qkv", qkv.shape)
     check_matrix("lse", lse.shape, N, H)
@@ -167,8 +177,8 @@ def attention_forward(
     if N == 0 or C == 0:
         return
     with nogil:
-        attend_all(&qkv[0, 0], &offsets[0], offsets.shape[0] - 1, C, H, &out[0, 0], &lse[0, 0],
-                   &scratch[0])
+        attend_all(&qkv[0, 0], &offsets[0], offsets.shape[0] - 1, C, H, first_head, stop,
+                   &out[0, 0], &lse[0, 0], &scratch[0])
 
 
 cdef void attend_backward(
@@ -222,16 +232,17 @@ cdef void attend_backward(
 
 cdef void attend_all_backward(
     const floating* dout, const floating* qkv, const floating* lse, const int* offsets,
-    Py_ssize_t B, Py_ssize_t C, Py_ssize_t H, floating* dqkv, floating* scratch,
+    Py_ssize_t B, Py_ssize_t C, Py_ssize_t H, Py_ssize_t first_head, Py_ssize_t stop_head,
+    floating* dqkv, floating* scratch,
 ) noexcept nogil:
-    """Every head of every sequence."""
+    """Some heads of every sequence."""
     cdef Py_ssize_t b, h, first, T, D = C // H
     cdef const floating* q
     cdef floating* dq
     for b in range(B):
         first = offsets[b]
         T = offsets[b + 1] - first
-        for h in range(H if T > 0 else 0):
+        for h in range(first_head, stop_head if T > 0 else first_head):
             q, dq = qkv + first * 3 * C + h * D, dqkv + first * 3 * C + h * D
             if T <= BLOCK:
                 attend_short_backward(
@@ -253,11 +264,13 @@ def attention_backward(
     Py_ssize_t n_heads,
     floating[:, ::1] dqkv not None,        # OUT (N, 3 C): overwritten
     floating[::1] scratch not None,        # attention_scratch_size(longest text, D)
+    Py_ssize_t first_head=0,               # IN: these heads alone, first_head to stop_head - 1
+    Py_ssize_t stop_head=-1,               # IN: -1 for all that follow
 ):
     """The gradients of queries, keys and values, from the gradient of the output."""
     cdef Py_ssize_t N = dout.shape[0], C = dout.shape[1], H = n_heads
-    cdef Py_ssize_t longest
-    check_heads(C, H)
+    cdef Py_ssize_t longest, stop = H if stop_head == -1 else stop_head
+    check_heads(C, H, first_head, stop)
     check_matrix("qkv", qkv.shape, N, 3 * C)
     check_blas("qkv", qkv.shape)
     check_matrix("lse", lse.shape, N, H)
@@ -268,7 +281,8 @@ def attention_backward(
         return
     with nogil:
         attend_all_backward(&dout[0, 0], &qkv[0, 0], &lse[0, 0], &offsets[0],
-                            offsets.shape[0] - 1, C, H, &dqkv[0, 0], &scratch[0])
+                            offsets.shape[0] - 1, C, H, first_head, stop, &dqkv[0, 0],
+                            &scratch[0])
 
 
 def attention_decode(

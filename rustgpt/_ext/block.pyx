@@ -194,7 +194,7 @@ cdef void forward(
     # sum1 = x + attention(inner)
     affine(inner, p + b.qkv_weight, p + b.qkv_bias if b.bias else NULL, N, C, 3 * C, False, False,
            qkv)                                                           # (N, 3 C)
-    attend_all(qkv, offsets, B, C, b.H, heads, kept + k.lse, attention)   # (N, C)
+    attend_all(qkv, offsets, B, C, b.H, 0, b.H, heads, kept + k.lse, attention)   # (N, C)
     memcpy(sum1, x, N * C * sizeof(floating))
     project(b, p, heads, N, sum1)
     # sum2 = h + feed_forward(normal), where h is sum1, or normal if the norms come after
@@ -297,7 +297,8 @@ cdef void backward(
     else:
         dheads = dx
     # forward: heads = softmax(mask(q @ k.T / sqrt(D))) @ v
-    attend_all_backward(dheads, kept + k.qkv, kept + k.lse, offsets, B, C, b.H, dqkv, attention)
+    attend_all_backward(dheads, kept + k.qkv, kept + k.lse, offsets, B, C, b.H, 0, b.H, dqkv,
+                        attention)
     # forward: qkv = inner @ qkv_weight + qkv_bias
     affine_backward(dqkv, inner, p + b.qkv_weight, N, C, 3 * C, False, not b.pre_norm,
                     dnormal if b.pre_norm else dx,

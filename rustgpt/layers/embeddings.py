@@ -43,7 +43,9 @@ class Embeddings(Layer):
         self.ids = x
         # Each text begins at position 0.
         starts = np.repeat(offsets[:-1], np.diff(offsets))  # (N,)
-        self.positions = np.arange(len(x), dtype=np.int32) - starts  # (N,)
+        self.positions = np.arange(len(starts), dtype=np.int32) - starts  # (N,)
+        if self.member:
+            self.positions = self.positions[self.member.rows]
         return self._look_up()
 
     def _look_up(self) -> Array:
@@ -60,6 +62,9 @@ class Embeddings(Layer):
         self.ids = x
         self.positions = np.arange(cache.length, cache.length + len(x), dtype=np.int32)
         return self._look_up()
+
+    def divides_rows(self) -> bool:
+        return True
 
     def describe(self) -> str:
         (V, C), S = self.tokens.shape, len(self.places)

@@ -1,13 +1,18 @@
 """Owns what every layer is: a forward, a backward, named parameters and reusable memory."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rustgpt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rustgpt.layers.team import Member
 
 Array = NDArray[Any]  # of the model's floating type
 Indices = NDArray[np.int32]
@@ -70,7 +75,7 @@ class Cache:
         self.length = 0
         self._rows: dict[tuple[int, str], Array] = {}
 
-    def rows(self, layer: "Layer", name: str, columns: int) -> Array:
+    def rows(self, layer: Layer, name: str, columns: int) -> Array:
         """Return the (S, columns) array that `layer` keeps under `name`."""
         key = (id(layer), name)
         if key not in self._rows:
@@ -88,7 +93,15 @@ class Layer:
     Rows of several texts lie one after another in `x` (N, C), so that nothing is padding;
     `offsets[b]:offsets[b + 1]` are the rows of text b. A layer that treats each row by itself need
     not look at them. A layer that mixes rows also overrides `decode`.
+
+    Attributes
+    ----------
+    member : Member or None
+        This thread's part of a batch, when several threads take it through the layers together;
+        `x` then has this thread's rows, and `offsets` those of all.
     """
+
+    member: Member | None = None
 
     def __init__(self, dtype: Any = np.float32) -> None:
         self.dtype = np.dtype(dtype)
@@ -117,7 +130,7 @@ class Layer:
         setattr(self, name, np.ascontiguousarray(value, self.dtype))
         setattr(self, "d" + name, np.zeros(value.shape, self.dtype))
 
-    def children(self) -> Iterator[tuple[str, "Layer"]]:
+    def children(self) -> Iterator[tuple[str, Layer]]:
         """Yield the attributes that are layers, in the order in which they were set."""
         for name, value in vars(self).items():
             if isinstance(value, Layer):
@@ -191,6 +204,19 @@ class Layer:
             rest = None if parameters is None else parameters[taken:]
             taken += child.bind(rest, gradients[taken:], scratch, f"{role}{name}.")
         return taken
+
+    def divides_rows(self) -> bool:
+        """Whether threads may each take some rows of one text through it, as in a team.
+
+        True for a layer that treats each row by itself; False unless a layer says so.
+        """
+        return False
+
+    def join(self, member: Member | None) -> None:
+        """Take part in a team, or none any more, with all inner layers."""
+        self.member = member
+        for _, child in self.children():
+            child.join(member)
 
     def replica(self) -> Self:
         """Return a layer with the same parameters and memory of its own, for another thread."""

@@ -48,5 +48,8 @@ class LayerNorm(Layer):
         )  # (N, C)
         return dx
 
+    def divides_rows(self) -> bool:
+        return True
+
     def describe(self) -> str:
         return f"LayerNorm({self.dim})"

@@ -106,6 +106,9 @@ class OutputProjection(Layer):
         )  # fmt: skip
         return losses
 
+    def divides_rows(self) -> bool:
+        return True
+
     def describe(self) -> str:
         C = self.weight.shape[1 if self.tied else 0]
         return f"OutputProjection({C} -> {self.vocab_size}{', tied' if self.tied else ''})"

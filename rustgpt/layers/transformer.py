@@ -70,9 +70,12 @@ class TransformerBlock(Layer):
             "feed_forward": self.feed_forward, "norm2": self.norm2,
         }  # fmt: skip
 
+    def divides_rows(self) -> bool:
+        return self._known and self._parts() == self._bound
+
     def _is_standard(self) -> bool:
         """Whether the kernels of a whole block know this one; another runs step by step."""
-        return self._known and not self.by_parts and self._parts() == self._bound
+        return self.member is None and not self.by_parts and self.divides_rows()
 
     def _shape(self) -> tuple[Any, ...]:
         """Return what the kernels ask of a block's shape, in their order."""
