@@ -207,7 +207,7 @@ class LLM:
     ) -> float:
         """Return the sum of the cross-entropies; add the gradients of `scale` times it.
 
-        In a team, `ids` and `targets` are those of its own rows, `offsets` those of the whole batch.
+        In a team, `ids` and `targets` are those of its own rows, `offsets` those of all rows.
         """
         x = self._hidden(ids, offsets)
         losses, dx = self._output.loss(x, targets, scale)
