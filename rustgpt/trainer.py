@@ -324,9 +324,11 @@ class _Workers:
     def _sum_gradients(self, i: int, n: int) -> float:
         """Add up part i of the gradients of the first n workers; return its sum of squares."""
         part = self.models[0].gradients[self.parts[i]]
+        if n == 1:
+            return float(ops.sum_of_squares(part))
         for model in self.models[1:n]:
-            ops.add_into(model.gradients[self.parts[i]], part)
-        return float(ops.sum_of_squares(part))
+            squares = ops.add_into(model.gradients[self.parts[i]], part)
+        return float(squares)
 
     def _update(self, i: int, rate: float, factor: float) -> float:
         self.adam.update(self.models[0].gradients, rate, factor, self.parts[i])

@@ -5,6 +5,10 @@ from libc.math cimport sqrt
 from rustgpt._ext.checks cimport check_vector
 from rustgpt._ext.rows cimport row_dot
 
+cdef enum:
+    # Numbers that are summed up and squared before the next: 16 KB of float32.
+    AT_ONCE = 4096
+
 
 def sum_of_squares(const floating[::1] x not None):  # IN (P,)
     """Return sum(x^2), summed in double: the square of the L2 norm."""
@@ -41,12 +45,18 @@ def add_into(
     const floating[::1] x not None,  # IN (P,)
     floating[::1] out not None,      # IN/OUT (P,): added to
 ):
-    """out += x."""
-    cdef Py_ssize_t i, P = out.shape[0]
+    """out += x; returns sum(out^2), summed in double while the numbers are in the cache."""
+    cdef Py_ssize_t i, block, start, stop, P = out.shape[0]
+    cdef double total = 0.0
     check_vector("x", x.shape, P)
     with nogil:
-        for i in range(P):
-            out[i] += x[i]
+        for block in range((P + AT_ONCE - 1) // AT_ONCE):
+            start = block * AT_ONCE
+            stop = min(start + AT_ONCE, P)
+            for i in range(start, stop):
+                out[i] += x[i]
+            total += row_dot(&out[start], &out[start], stop - start)
+    return total
 
 
 def adam_step(
