@@ -44,6 +44,14 @@ def compiled(request: pytest.FixtureRequest) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
+def bfloat16() -> SimpleNamespace:
+    """The compiled kernels that multiply bfloat16; where nobody has them, the test is skipped."""
+    if not rustgpt._ext.cpu.has_bfloat16():
+        pytest.skip("this processor has no AVX512-BF16")
+    return _compiled("avx512")
+
+
+@pytest.fixture(scope="session")
 def reference() -> SimpleNamespace:
     """The kernels in plain NumPy."""
     return SimpleNamespace(**rustgpt.reference.kernels(), level="reference")

@@ -49,6 +49,11 @@ def instruction_set() -> str:
     return "plain"
 
 
+def has_bfloat16() -> bool:
+    """Return whether the kernels in use multiply bfloat16; see `bfloat16.pxd`."""
+    return instruction_set() == "avx512" and bool(_module("cpu").has_bfloat16())
+
+
 def kernels() -> dict[str, Callable[..., Any]]:
     """Return every kernel by name, compiled for `instruction_set()`.
 

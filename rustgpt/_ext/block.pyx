@@ -16,13 +16,13 @@ from rustgpt._ext.activations cimport relu, relu_gradient
 from rustgpt._ext.attention cimport BLOCK, attend, attend_all, attend_all_backward
 from rustgpt._ext.checks cimport check_blas, check_matrix, check_offsets, check_vector
 from rustgpt._ext.layer_norm cimport normalise_again, normalise_rows, normalise_rows_backward
-from rustgpt._ext.linear cimport affine, affine_backward
+from rustgpt._ext.linear cimport affine, affine_backward, check_bfloat16
 from rustgpt._ext.rows cimport row_gelu, row_gelu_backward
 
 
 cdef struct Block:
     Py_ssize_t C, F, H
-    bint pre_norm, gelu, projection, bias
+    bint pre_norm, gelu, projection, bias, bfloat16
     double epsilon1, epsilon2
     # Where each parameter begins in the flat array; a norm's bias follows its weight.
     Py_ssize_t qkv_weight, qkv_bias, projection_weight, projection_bias, norm1
@@ -36,12 +36,12 @@ cdef struct Kept:
 
 cdef Block block_of(
     Py_ssize_t C, Py_ssize_t F, Py_ssize_t H, bint pre_norm, bint gelu, bint projection, bint bias,
-    double epsilon1, double epsilon2,
+    double epsilon1, double epsilon2, bint bfloat16,
 ) noexcept nogil:
     cdef Block b
     b.C, b.F, b.H = C, F, H
     b.pre_norm, b.gelu, b.projection, b.bias = pre_norm, gelu, projection, bias
-    b.epsilon1, b.epsilon2 = epsilon1, epsilon2
+    b.epsilon1, b.epsilon2, b.bfloat16 = epsilon1, epsilon2, bfloat16
     b.qkv_weight = 0
     b.qkv_bias = 3 * C * C
     b.projection_weight = b.qkv_bias + (3 * C if bias else 0)
@@ -82,7 +82,7 @@ cpdef Py_ssize_t block_kept_size(
     Py_ssize_t N, Py_ssize_t C, Py_ssize_t F, Py_ssize_t n_heads, bint pre_norm, bint projection
 ) except -1:
     """Numbers that `block_forward` keeps of N rows for `block_backward`."""
-    cdef Block b = block_of(C, F, n_heads, pre_norm, False, projection, False, 0.0, 0.0)
+    cdef Block b = block_of(C, F, n_heads, pre_norm, False, projection, False, 0.0, 0.0, False)
     return kept_of(&b, N).size
 
 
@@ -120,13 +120,15 @@ cdef void feed_forward(
     floating* out,                                                       # IN/OUT (n, C): added to
 ) noexcept nogil:
     """out += activation(x @ weight1 + bias1) @ weight2 + bias2."""
-    affine(x, p + b.weight1, p + b.bias1, n, b.C, b.F, False, False, hidden)  # (n, F)
+    affine(x, p + b.weight1, p + b.bias1, n, b.C, b.F, False, False, b.bfloat16,
+           hidden)                                                                    # (n, F)
     if b.gelu:
         row_gelu(hidden, n * b.F, activated)
     else:
         relu(hidden, n * b.F, hidden)
         activated = hidden
-    affine(activated, p + b.weight2, p + b.bias2, n, b.F, b.C, False, True, out)  # (n, C)
+    affine(activated, p + b.weight2, p + b.bias2, n, b.F, b.C, False, True, b.bfloat16,
+           out)                                                                       # (n, C)
 
 
 cdef void project(
@@ -136,7 +138,7 @@ cdef void project(
     cdef Py_ssize_t i
     if b.projection:
         affine(heads, p + b.projection_weight, p + b.projection_bias if b.bias else NULL,
-               n, b.C, b.C, False, True, out)  # (n, C)
+               n, b.C, b.C, False, True, b.bfloat16, out)  # (n, C)
     else:
         for i in range(n * b.C):
             out[i] += heads[i]
@@ -157,12 +159,14 @@ def block_forward(
     floating[:, ::1] out not None,            # OUT (N, C)
     floating[::1] kept not None,              # OUT (block_kept_size(...),)
     floating[::1] scratch not None,           # block_scratch_size(N, longest text, C, F)
+    bint bfloat16=False,                      # IN: whether the linear products round to it
 ):
     """out = norm2(h + feed_forward(h)), h = norm1(x + attention(x)); or with the norms before."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1]
     cdef Block b = block_of(C, hidden_dim, n_heads, pre_norm, gelu, projection, bias,
-                            epsilon1, epsilon2)
+                            epsilon1, epsilon2, bfloat16)
     cdef Kept k = kept_of(&b, N)
+    check_bfloat16(bfloat16, sizeof(floating))
     check_block(b, x.shape, parameters.shape, scratch.shape[0], check_offsets(offsets, N))
     check_matrix("out", out.shape, N, C)
     check_vector("kept", kept.shape, k.size)
@@ -193,7 +197,7 @@ cdef void forward(
         inner = normal
     # sum1 = x + attention(inner)
     affine(inner, p + b.qkv_weight, p + b.qkv_bias if b.bias else NULL, N, C, 3 * C, False, False,
-           qkv)                                                           # (N, 3 C)
+           b.bfloat16, qkv)                                               # (N, 3 C)
     attend_all(qkv, offsets, B, C, b.H, 0, b.H, heads, kept + k.lse, attention)   # (N, C)
     memcpy(sum1, x, N * C * sizeof(floating))
     project(b, p, heads, N, sum1)
@@ -229,12 +233,14 @@ def block_backward(
     floating[:, ::1] dx not None,             # OUT (N, C): overwritten; may be dout itself
     floating[::1] dparameters not None,       # IN/OUT (P,): added to
     floating[::1] scratch not None,           # block_scratch_size(N, longest text, C, F)
+    bint bfloat16=False,                      # IN: whether the linear products round to it
 ):
     """The gradients of the input and of the parameters, from the gradient of the output."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1]
     cdef Block b = block_of(C, hidden_dim, n_heads, pre_norm, gelu, projection, bias,
-                            epsilon1, epsilon2)
+                            epsilon1, epsilon2, bfloat16)
     cdef Kept k = kept_of(&b, N)
+    check_bfloat16(bfloat16, sizeof(floating))
     check_block(b, x.shape, parameters.shape, scratch.shape[0], check_offsets(offsets, N))
     check_matrix("dout", dout.shape, N, C)
     check_vector("kept", kept.shape, k.size)
@@ -292,15 +298,16 @@ cdef void backward(
         inner = x
     # forward: sum1 = x + heads @ projection_weight + projection_bias
     if b.projection:
-        affine_backward(dx, kept + k.heads, p + b.projection_weight, N, C, C, False, False, dheads,
-                        dp + b.projection_weight, dp + b.projection_bias if b.bias else NULL)
+        affine_backward(dx, kept + k.heads, p + b.projection_weight, N, C, C, False, False,
+                        b.bfloat16, dheads, dp + b.projection_weight,
+                        dp + b.projection_bias if b.bias else NULL)
     else:
         dheads = dx
     # forward: heads = softmax(mask(q @ k.T / sqrt(D))) @ v
     attend_all_backward(dheads, kept + k.qkv, kept + k.lse, offsets, B, C, b.H, 0, b.H, dqkv,
                         attention)
     # forward: qkv = inner @ qkv_weight + qkv_bias
-    affine_backward(dqkv, inner, p + b.qkv_weight, N, C, 3 * C, False, not b.pre_norm,
+    affine_backward(dqkv, inner, p + b.qkv_weight, N, C, 3 * C, False, not b.pre_norm, b.bfloat16,
                     dnormal if b.pre_norm else dx,
                     dp + b.qkv_weight, dp + b.qkv_bias if b.bias else NULL)
     if b.pre_norm:
@@ -317,18 +324,19 @@ cdef void feed_forward_backward(
 ) noexcept nogil:
     cdef const floating* seen = hidden  # by weight2
     # forward: out = seen @ weight2 + bias2; first the part for which `seen` is not needed
-    affine_backward(dout, NULL, p + b.weight2, n, b.F, b.C, False, False, dhidden, NULL, NULL)
+    affine_backward(dout, NULL, p + b.weight2, n, b.F, b.C, False, False, b.bfloat16, dhidden, NULL,
+                    NULL)
     # forward: seen = activation(hidden)
     if b.gelu:
         row_gelu_backward(dhidden, hidden, n * b.F, dhidden, activated)
         seen = activated
     else:
         relu_gradient(dhidden, hidden, n * b.F, dhidden)
-    affine_backward(dout, seen, p + b.weight2, n, b.F, b.C, False, False, NULL, dp + b.weight2,
-                    dp + b.bias2)
+    affine_backward(dout, seen, p + b.weight2, n, b.F, b.C, False, False, b.bfloat16, NULL,
+                    dp + b.weight2, dp + b.bias2)
     # forward: hidden = x @ weight1 + bias1
-    affine_backward(dhidden, x, p + b.weight1, n, b.C, b.F, False, add, dx, dp + b.weight1,
-                    dp + b.bias1)
+    affine_backward(dhidden, x, p + b.weight1, n, b.C, b.F, False, add, b.bfloat16, dx,
+                    dp + b.weight1, dp + b.bias1)
 
 
 def block_decode(
@@ -350,7 +358,7 @@ def block_decode(
     """`block_forward` for the new rows of one text, whose rows before are in the cache."""
     cdef Py_ssize_t n = x.shape[0], C = x.shape[1], S = keys.shape[0]
     cdef Block b = block_of(C, hidden_dim, n_heads, pre_norm, gelu, projection, bias,
-                            epsilon1, epsilon2)
+                            epsilon1, epsilon2, False)
     if start < 0 or start > S - n:  # start + n could overflow
         raise ValueError(f"start must leave room for {n} rows in a cache of {S}, got {start}")
     check_matrix("keys", keys.shape, S, C)
@@ -378,7 +386,7 @@ cdef void decode(
         inner = normal
     # x = x + attention(inner)
     affine(inner, p + b.qkv_weight, p + b.qkv_bias if b.bias else NULL, n, C, 3 * C, False, False,
-           qkv)                                           # (n, 3 C)
+           b.bfloat16, qkv)                               # (n, 3 C)
     for i in range(n):
         memcpy(keys + (start + i) * C, qkv + i * 3 * C + C, row)
         memcpy(values + (start + i) * C, qkv + i * 3 * C + 2 * C, row)

@@ -31,9 +31,33 @@ cdef extern from *:
     static int has_avx2(void) { return 0; }
     static int has_avx512(void) { return 0; }
     #endif
+    /* Where the compiler knows AVX512-BF16: bit 5 of EAX of the second part of leaf 7. */
+    #if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10)
+    #include <cpuid.h>
+    static int has_avx512_bf16(void) {
+        unsigned a, b, c, d;
+        return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 5);
+    }
+    #else
+    static int has_avx512_bf16(void) { return 0; }
+    #endif
     """
     bint has_avx2()
     bint has_avx512()
+    bint has_avx512_bf16()
+
+# Asked once: in a virtual machine the question takes microseconds.
+cdef bint BFLOAT16 = has_avx512_bf16()
+
+
+cdef bint multiplies_bfloat16() noexcept nogil:
+    """Whether this processor has AVX512-BF16, which `bfloat16.pxd` needs."""
+    return BFLOAT16
+
+
+def has_bfloat16():
+    """Whether this processor multiplies bfloat16, as the kernels for AVX-512 can."""
+    return BFLOAT16
 
 
 def instruction_sets():

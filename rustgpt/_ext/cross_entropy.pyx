@@ -10,7 +10,7 @@ from libc.math cimport INFINITY, log, sqrt
 from rustgpt._ext.checks cimport (
     check_blas, check_indices, check_matrix, check_vector, check_weight, matrix_at, vector_at,
 )
-from rustgpt._ext.linear cimport affine, affine_backward
+from rustgpt._ext.linear cimport affine, affine_backward, check_bfloat16
 from rustgpt._ext.rows cimport row_dot, row_exp, row_max
 
 
@@ -108,10 +108,12 @@ def linear_cross_entropy(
     floating[::1] dbias,                     # IN/OUT (V,): added to; None if there is no bias
     floating[:, ::1] scratch not None,       # (R, V): R rows are done at a time
     bint transposed=False,
+    bint bfloat16=False,                     # IN: whether the products' factors are rounded to it
 ):
     """`cross_entropy` of logits = x @ weight + bias, and back, without all logits in memory."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], V = scratch.shape[1], R = scratch.shape[0]
     cdef Py_ssize_t r, first, n
+    check_bfloat16(bfloat16, sizeof(floating))
     check_blas("x", x.shape)
     check_weight("weight", weight.shape, C, V, transposed)
     check_loss(targets, N, V, max_norm, losses.shape)
@@ -139,9 +141,10 @@ def linear_cross_entropy(
         for r in range((N + R - 1) // R):
             first = r * R
             n = min(R, N - first)
-            affine(x0 + first * C, weight0, bias0, n, C, V, transposed, False, logits)  # (n, V)
+            affine(x0 + first * C, weight0, bias0, n, C, V, transposed, False, bfloat16,
+                   logits)                                                        # (n, V)
             losses_of(logits, &targets[first], n, V, scale, max_norm, &losses[first], logits)
             if dx0 != NULL:
                 # forward: logits = x @ weight + bias                                   (n, C)
                 affine_backward(logits, x0 + first * C, weight0, n, C, V, transposed, False,
-                                dx0 + first * C, dweight0, dbias0)
+                                bfloat16, dx0 + first * C, dweight0, dbias0)

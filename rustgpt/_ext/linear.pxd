@@ -1,13 +1,16 @@
 """What a whole block shares with the linear layer."""
 from cython cimport floating
 
+cdef int check_bfloat16(bint bfloat16, Py_ssize_t itemsize) except -1
+
 cdef void affine(
     const floating* x, const floating* weight, const floating* bias,
-    Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out, bint transposed, bint add, floating* out,
+    Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out, bint transposed, bint add,
+    bint bfloat16, floating* out,
 ) noexcept nogil
 
 cdef void affine_backward(
     const floating* dout, const floating* x, const floating* weight,
     Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out, bint transposed,
-    bint add, floating* dx, floating* dweight, floating* dbias,
+    bint add, bint bfloat16, floating* dx, floating* dweight, floating* dbias,
 ) noexcept nogil

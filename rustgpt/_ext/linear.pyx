@@ -2,25 +2,42 @@
 
 A weight is stored (C_in, C_out); with `transposed` it is stored (C_out, C_in), as the embedding
 table that an output projection shares. All of the cost is in the matrix products: 2 N C_in C_out
-operations forward, twice that backward.
+operations forward, twice that backward. With `bfloat16` the factors of the products are rounded to
+that, and sums and results stay float32.
 """
 from cython cimport floating
 
+from rustgpt._ext.bfloat16 cimport RUSTGPT_BFLOAT16, multiply_bf16
 from rustgpt._ext.blas cimport gemm
 from rustgpt._ext.checks cimport (
     check_blas, check_matrix, check_vector, check_weight, matrix_at, vector_at,
 )
+from rustgpt._ext.cpu cimport multiplies_bfloat16
 from rustgpt._ext.tiles cimport in_place, multiply
+
+
+cdef int check_bfloat16(bint bfloat16, Py_ssize_t itemsize) except -1:
+    if bfloat16 and itemsize != sizeof(float):
+        raise ValueError("bfloat16 is for float32 arrays, got float64")
+    if bfloat16 and not (RUSTGPT_BFLOAT16 and multiplies_bfloat16()):
+        raise ValueError("bfloat16 must be False: these kernels or this processor lack AVX512-BF16")
+    return 0
 
 
 cdef void affine(
     const floating* x, const floating* weight, const floating* bias,  # bias NULL: none
-    Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out, bint transposed, bint add, floating* out,
+    Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out, bint transposed, bint add, bint bfloat16,
+    floating* out,
 ) noexcept nogil:
     """out = (out if add) + x @ weight + bias."""
     cdef Py_ssize_t i, c
     cdef Py_ssize_t ldw = c_in if transposed else c_out
     cdef floating* row
+    if floating is float:
+        if bfloat16:
+            multiply_bf16(False, transposed, n, c_out, c_in, x, c_in, weight, ldw, add, bias,
+                          out, c_out)
+            return
     if in_place(n, c_out, c_in):
         multiply(transposed, n, c_out, c_in, x, c_in, 1, weight, ldw, add, bias, out, c_out)
         return
@@ -41,23 +58,19 @@ cdef void affine(
 cdef void affine_backward(
     const floating* dout, const floating* x, const floating* weight,
     Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out, bint transposed,
-    bint add, floating* dx, floating* dweight, floating* dbias,  # NULL: not wanted
+    bint add, bint bfloat16,
+    floating* dx, floating* dweight, floating* dbias,  # NULL: not wanted
 ) noexcept nogil:
     """dx = (dx if add) + dout @ weight.T; dweight += x.T @ dout; dbias += sum of dout's rows."""
     cdef Py_ssize_t i, c
-    cdef Py_ssize_t ldw = c_in if transposed else c_out
     if dx != NULL:
         # From out = x @ weight                                               (n, c_in)
-        if in_place(n, c_in, c_out):
-            multiply(not transposed, n, c_in, c_out, dout, c_out, 1, weight, ldw, add,
-                     <const floating*> NULL, dx, c_in)
-        else:
-            gemm(False, not transposed, n, c_in, c_out, <floating> 1, dout, c_out, weight, ldw,
-                 <floating> add, dx, c_in)
+        affine(dout, weight, <const floating*> NULL, n, c_out, c_in, not transposed, add, bfloat16,
+               dx)
     if dweight != NULL and transposed:
-        add_outer(dout, x, n, c_out, c_in, dweight)  # (c_out, c_in)
+        add_outer(dout, x, n, c_out, c_in, bfloat16, dweight)  # (c_out, c_in)
     elif dweight != NULL:
-        add_outer(x, dout, n, c_in, c_out, dweight)  # (c_in, c_out)
+        add_outer(x, dout, n, c_in, c_out, bfloat16, dweight)  # (c_in, c_out)
     if dbias != NULL:
         for i in range(n):
             for c in range(c_out):
@@ -66,9 +79,14 @@ cdef void affine_backward(
 
 cdef void add_outer(
     const floating* a, const floating* b, Py_ssize_t n, Py_ssize_t rows, Py_ssize_t columns,
-    floating* out,
+    bint bfloat16, floating* out,
 ) noexcept nogil:
     """out (rows, columns) += a.T @ b: the sum over n rows of the outer products."""
+    if floating is float:
+        if bfloat16:
+            multiply_bf16(True, False, rows, columns, n, a, rows, b, columns, True, NULL, out,
+                          columns)
+            return
     if in_place(rows, columns, n):
         multiply(False, rows, columns, n, a, 1, rows, b, columns, True, <const floating*> NULL,
                  out, columns)
@@ -83,9 +101,11 @@ def linear_forward(
     const floating[::1] bias,                # IN (C_out,) or None
     floating[:, ::1] out not None,           # OUT (N, C_out)
     bint transposed=False,
+    bint bfloat16=False,                     # IN: whether the products' factors are rounded to it
 ):
     """out = x @ weight + bias."""
     cdef Py_ssize_t N = out.shape[0], C_in = x.shape[1], C_out = out.shape[1]
+    check_bfloat16(bfloat16, sizeof(floating))
     check_matrix("x", x.shape, N, C_in)
     check_blas("x", x.shape)
     check_weight("weight", weight.shape, C_in, C_out, transposed)
@@ -96,7 +116,7 @@ def linear_forward(
     cdef floating* bias0 = vector_at(bias)
     cdef floating* out0 = matrix_at[floating](out)
     with nogil:
-        affine(x0, weight0, bias0, N, C_in, C_out, transposed, False, out0)
+        affine(x0, weight0, bias0, N, C_in, C_out, transposed, False, bfloat16, out0)
 
 
 def linear_backward(
@@ -107,9 +127,11 @@ def linear_backward(
     floating[:, ::1] dweight not None,       # IN/OUT (C_in, C_out): added to
     floating[::1] dbias,                     # IN/OUT (C_out,) or None: added to
     bint transposed=False,
+    bint bfloat16=False,                     # IN: whether the products' factors are rounded to it
 ):
     """dx = dout @ weight.T; dweight += x.T @ dout; dbias += sum of dout over the rows."""
     cdef Py_ssize_t N = dout.shape[0], C_in = x.shape[1], C_out = dout.shape[1]
+    check_bfloat16(bfloat16, sizeof(floating))
     check_matrix("x", x.shape, N, C_in)
     check_blas("x", x.shape)
     check_weight("weight", weight.shape, C_in, C_out, transposed)
@@ -125,5 +147,5 @@ def linear_backward(
     cdef floating* dweight0 = matrix_at[floating](dweight)
     cdef floating* dbias0 = vector_at[floating](dbias)
     with nogil:
-        affine_backward(dout0, x0, weight0, N, C_in, C_out, transposed, False,
+        affine_backward(dout0, x0, weight0, N, C_in, C_out, transposed, False, bfloat16,
                         dx0, dweight0, dbias0)

@@ -1,5 +1,6 @@
 """Owns a whole transformer block, in NumPy: forward, backward, and decoding with a cache."""
 
+import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -70,16 +71,20 @@ def normalised_backward(
     return dx
 
 
-def linear(x: Array, weight: Array, bias: Array | None) -> Array:  # (N, C_in) -> (N, C_out)
+def linear(
+    x: Array, weight: Array, bias: Array | None, bfloat16: bool = False
+) -> Array:  # (N, C_in) -> (N, C_out)
     out = np.empty((len(x), weight.shape[1]), x.dtype)
-    linear_forward(x, weight, bias, out)
+    linear_forward(x, weight, bias, out, bfloat16=bfloat16)
     return out
 
 
-def projected(heads: Array, p: SimpleNamespace) -> Array:  # (N, C) -> (N, C)
+def projected(
+    heads: Array, p: SimpleNamespace, bfloat16: bool = False
+) -> Array:  # (N, C) -> (N, C)
     if p.projection_weight is None:
         return heads
-    return linear(heads, p.projection_weight, p.projection_bias)
+    return linear(heads, p.projection_weight, p.projection_bias, bfloat16)
 
 
 def activated(hidden: Array, gelu: bool) -> Array:  # (N, F) -> (N, F)
@@ -103,6 +108,7 @@ def block_forward(
     out: OutMatrix,  # (N, C)
     kept: OutVector,  # (block_kept_size(...),)
     scratch: OutVector,
+    bfloat16: bool = False,  # whether the linear products round to it
 ) -> None:
     """out = norm2(h + feed_forward(h)), h = norm1(x + attention(x)); or with the norms before."""
     N, C = x.shape
@@ -110,13 +116,13 @@ def block_forward(
     k = unpacked_rows(kept, N, C, hidden_dim, n_heads)
 
     def attention(rows: Array) -> Array:  # (N, C) -> (N, C)
-        linear_forward(rows, p.qkv_weight, p.qkv_bias, k.qkv)  # (N, 3 C)
+        linear_forward(rows, p.qkv_weight, p.qkv_bias, k.qkv, bfloat16=bfloat16)  # (N, 3 C)
         attention_forward(k.qkv, offsets, n_heads, k.heads, k.lse, scratch)
-        return projected(k.heads, p)
+        return projected(k.heads, p, bfloat16)
 
     def feed_forward(rows: Array) -> Array:  # (N, C) -> (N, C)
-        linear_forward(rows, p.weight1, p.bias1, k.hidden)  # (N, F)
-        return linear(activated(k.hidden, gelu), p.weight2, p.bias2)
+        linear_forward(rows, p.weight1, p.bias1, k.hidden, bfloat16=bfloat16)  # (N, F)
+        return linear(activated(k.hidden, gelu), p.weight2, p.bias2, bfloat16)
 
     if pre_norm:
         k.sum1[...] = x + attention(normalised(x, p.norm1_weight, p.norm1_bias, epsilon1))
@@ -146,12 +152,15 @@ def block_backward(
     dx: OutMatrix,  # (N, C): overwritten
     dparameters: OutVector,  # (P,): added to
     scratch: OutVector,
+    bfloat16: bool = False,
 ) -> None:
     """The gradients of the input and of the parameters, from the gradient of the output."""
     N, C = x.shape
     p = unpacked(parameters, C, hidden_dim, projection, bias)
     d = unpacked(dparameters, C, hidden_dim, projection, bias)
     k = unpacked_rows(kept, N, C, hidden_dim, n_heads)
+
+    back = functools.partial(linear_backward, bfloat16=bfloat16)
 
     def norm1_backward(dh: Array, rows: Array) -> Array:  # (N, C) -> (N, C)
         return normalised_backward(dh, rows, p.norm1_weight, epsilon1, d.norm1_weight, d.norm1_bias)
@@ -162,20 +171,18 @@ def block_backward(
     def through_feed_forward(dsum: Array, rows: Array) -> Array:  # (N, C) -> (N, C)
         dhidden, drows = np.empty_like(k.hidden), np.empty_like(rows)
         seen = activated(k.hidden, gelu)  # (N, F)
-        linear_backward(dsum, seen, p.weight2, dhidden, d.weight2, d.bias2)  # (N, F)
+        back(dsum, seen, p.weight2, dhidden, d.weight2, d.bias2)  # (N, F)
         (gelu_backward if gelu else relu_backward)(dhidden, k.hidden, dhidden)
-        linear_backward(dhidden, rows, p.weight1, drows, d.weight1, d.bias1)  # (N, C)
+        back(dhidden, rows, p.weight1, drows, d.weight1, d.bias1)  # (N, C)
         return drows
 
     def through_attention(dsum: Array, rows: Array) -> Array:  # (N, C) -> (N, C)
         dheads, dqkv, drows = dsum, np.empty_like(k.qkv), np.empty_like(rows)
         if projection:
             dheads = np.empty_like(dsum)
-            linear_backward(
-                dsum, k.heads, p.projection_weight, dheads, d.projection_weight, d.projection_bias
-            )
+            back(dsum, k.heads, p.projection_weight, dheads, d.projection_weight, d.projection_bias)
         attention_backward(dheads, k.qkv, k.lse, offsets, n_heads, dqkv, scratch)  # (N, 3 C)
-        linear_backward(dqkv, rows, p.qkv_weight, drows, d.qkv_weight, d.qkv_bias)
+        back(dqkv, rows, p.qkv_weight, drows, d.qkv_weight, d.qkv_bias)
         return drows
 
     # A residual sum hands its gradient to both of its terms.

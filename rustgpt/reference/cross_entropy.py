@@ -50,15 +50,16 @@ def linear_cross_entropy(
     dbias: OutVector | None,  # (V,): added to; None if there is no bias
     scratch: OutMatrix,  # (R, V): R rows are done at a time
     transposed: bool = False,
+    bfloat16: bool = False,  # whether the products' factors are rounded to it
 ) -> None:
     """`cross_entropy` of logits = x @ weight + bias, and back, without all logits in memory."""
     for first in range(0, len(x), len(scratch)):
         rows = slice(first, min(first + len(scratch), len(x)))
         logits = scratch[: rows.stop - first]  # (rows, V)
-        linear_forward(x[rows], weight, bias, logits, transposed)
+        linear_forward(x[rows], weight, bias, logits, transposed, bfloat16)
         cross_entropy(logits, targets[rows], scale, max_norm, losses[rows], logits)
         if dx is not None and dweight is not None:
-            linear_backward(logits, x[rows], weight, dx[rows], dweight, dbias, transposed)
+            linear_backward(logits, x[rows], weight, dx[rows], dweight, dbias, transposed, bfloat16)
 
 
 KERNELS = (softmax, cross_entropy, linear_cross_entropy)

@@ -1,6 +1,21 @@
 """Owns the linear layer, in NumPy: out = x @ weight + bias, and its gradients."""
 
-from rustgpt.reference.arrays import Matrix, OutMatrix, OutVector, Vector
+import numpy as np
+
+from rustgpt.reference.arrays import Array, Matrix, OutMatrix, OutVector, Vector
+
+
+def rounded(x: Array) -> Array:
+    """Return x rounded to bfloat16, the upper half of a float32: to nearest, and ties to even."""
+    bits = x.astype(np.float32).view(np.uint32)
+    # A lower half above 0x8000 carries into the upper one; at 0x8000, only if that is odd.
+    upper = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+    return np.where(np.isnan(x), x, upper.view(np.float32)).astype(x.dtype)
+
+
+def product(a: Array, b: Array, bfloat16: bool) -> Array:  # (m, k), (k, n) -> (m, n)
+    """Return a @ b, or that of their rounded numbers."""
+    return rounded(a) @ rounded(b) if bfloat16 else a @ b
 
 
 def linear_forward(
@@ -9,9 +24,11 @@ def linear_forward(
     bias: Vector | None,  # (C_out,)
     out: OutMatrix,  # (N, C_out)
     transposed: bool = False,
+    bfloat16: bool = False,  # whether the products' factors are rounded to it
 ) -> None:
     """out = x @ weight + bias."""
-    out[...] = x @ (weight.T if transposed else weight)  # (N, C_in) @ (C_in, C_out)
+    # (N, C_in) @ (C_in, C_out)
+    out[...] = product(x, weight.T if transposed else weight, bfloat16)
     if bias is not None:
         out += bias
 
@@ -24,6 +41,7 @@ def linear_backward(
     dweight: OutMatrix,  # like weight: added to
     dbias: OutVector | None,  # (C_out,): added to
     transposed: bool = False,
+    bfloat16: bool = False,  # whether the products' factors are rounded to it
 ) -> None:
     """dx = dout @ weight.T; dweight += x.T @ dout; dbias += sum of dout over the rows.
 
@@ -31,8 +49,10 @@ def linear_backward(
     weight[i, j], by weight[i, j] it is x[n, i], by bias[j] it is 1.
     """
     if dx is not None:
-        dx[...] = dout @ (weight if transposed else weight.T)  # (N, C_out) @ (C_out, C_in)
-    dweight += dout.T @ x if transposed else x.T @ dout  # (C_in, N) @ (N, C_out)
+        # (N, C_out) @ (C_out, C_in)
+        dx[...] = product(dout, weight if transposed else weight.T, bfloat16)
+    a, b = (dout, x) if transposed else (x, dout)
+    dweight += product(a.T, b, bfloat16)  # (C_in, N) @ (N, C_out)
     if dbias is not None:
         dbias += dout.sum(axis=0)
 

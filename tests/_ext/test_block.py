@@ -102,6 +102,25 @@ def test_a_hidden_dim_that_cannot_be_is_refused(compiled, arguments, kernel, wro
         getattr(compiled, kernel)(**arguments(kernel, "float32") | {"hidden_dim": wrong})
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("lengths", [(1,), (3, 0, 1), (17, 5)])
+def test_all_linear_products_can_round_to_bfloat16(
+    bfloat16, reference, arguments, rng, close, variant, lengths
+):
+    given = arguments("block_forward", "float32", lengths=lengths, H=2, D=4, F=31, **variant)
+    given["bfloat16"] = True
+    wide = {
+        k: v.astype(np.float64) if isinstance(v, np.ndarray) and v.dtype != np.int32 else v
+        for k, v in given.items()
+    }
+    dout = rng.standard_normal(given["x"].shape).astype(np.float32)
+    found = there_and_back(bfloat16, given, dout)
+    expected = there_and_back(reference, wide, dout.astype(np.float64))
+    # Looser, since a last digit may decide where an intermediate result is rounded to.
+    for mine, theirs in zip(found, expected, strict=True):
+        close(mine, theirs, 100)
+
+
 # Decoding
 
 

@@ -27,10 +27,12 @@ def test_they_are_what_the_system_says():
     if {"avx2", "fma"} <= flags:
         expected.append("avx2")
     assert cpu.instruction_sets() == expected
+    assert cpu.has_bfloat16() == ("avx512" in expected and "avx512_bf16" in flags)
 
 
 def test_other_processors_have_none():
     if platform.machine().lower() not in ("x86_64", "amd64"):
         assert cpu.instruction_sets() == []
+        assert not cpu.has_bfloat16()
     else:
         assert set(cpu.instruction_sets()) <= {"avx2", "avx512"}

@@ -5,6 +5,7 @@ import pytest
 
 import rustgpt.reference
 from rustgpt.reference import kernels
+from rustgpt.reference.linear import rounded
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +204,32 @@ def test_cross_entropy_written_out(reference):
         [-0.13155617, 0.0544351, 0.02186902, 0.05525205],
     ]
     np.testing.assert_allclose(dlogits, expected, atol=1e-8)
+
+
+def test_bfloat16_written_out():
+    one = 2.0**-7  # the last digit of a bfloat16 between 1 and 2
+    cases = {
+        1 + one: 1 + one,
+        1 + 0.49 * one: 1,
+        1 + 0.51 * one: 1 + one,
+        1 + 0.5 * one: 1,  # a tie goes to the even one
+        1 + 1.5 * one: 1 + 2 * one,
+        -1 - 1.5 * one: -1 - 2 * one,
+        0.0: 0,
+        2 - 0.1 * one: 2,
+        3.4e38: np.inf,  # half a digit above the largest
+        np.inf: np.inf,
+        -np.inf: -np.inf,
+        np.nan: np.nan,
+    }
+    for dtype in (np.float32, np.float64):
+        np.testing.assert_array_equal(rounded(np.array([*cases], dtype)), [*cases.values()])
+
+
+def test_bfloat16_is_torchs(torch, rng):
+    x = rng.integers(0, 2**32, 100_000, np.uint32).view(np.float32)
+    expected = torch.tensor(x).bfloat16().float().numpy()
+    np.testing.assert_array_equal(rounded(x), expected)
 
 
 # By itself
