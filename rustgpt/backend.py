@@ -69,6 +69,26 @@ def kernels_in_use() -> str:
     return f"{name}, {instruction_set()}"
 
 
+def has_bfloat16() -> bool:
+    """Return whether the kernels in use multiply bfloat16; those in plain NumPy always do."""
+    if backend_name() != "cython":
+        return True
+    from rustgpt import _ext
+
+    return _ext.has_bfloat16()
+
+
+def check_bfloat16(dtype: str) -> None:
+    """Raise ConfigError unless the kernels in use multiply bfloat16 for a model of `dtype`."""
+    if dtype != "float32":
+        raise ConfigError(f"precision bfloat16 is for models of dtype float32, not {dtype}")
+    if not has_bfloat16():
+        raise ConfigError(
+            "precision bfloat16 needs a processor with AVX512-BF16 and its kernels, but in use are "
+            f"{kernels_in_use()}: leave it at float32"
+        )
+
+
 def explained_kernels() -> dict[str, Callable[..., Any]]:
     """Return the compiled kernels by name; an error of theirs names the kernel and the argument.
 

@@ -161,6 +161,9 @@ class TrainConfig(_Config):
         Of the order in which the texts are seen.
     threads
         Workers that share each batch; 0 for one a processor.
+    precision
+        "float32", or "bfloat16": the linear layers' products round their factors to it, about twice
+        as fast on a processor with AVX512-BF16; all else stays float32.
 
     Raises
     ------
@@ -183,6 +186,7 @@ class TrainConfig(_Config):
     warmup_steps: int = 0
     seed: int = 0
     threads: int = 0
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("pretrain_epochs", "tune_epochs", "warmup_steps"):
@@ -198,3 +202,4 @@ class TrainConfig(_Config):
         self._choose("schedule", ("constant", "cosine"))
         self._check("seed", int, 0, 2**63 - 1)
         self._check("threads", int, 0, 1024)
+        self._choose("precision", ("float32", "bfloat16"))

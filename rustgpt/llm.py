@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from rustgpt import checkpoint
-from rustgpt.backend import single_threaded_blas
+from rustgpt.backend import check_bfloat16, single_threaded_blas
 from rustgpt.config import ModelConfig
 from rustgpt.errors import CheckpointError, ConfigError, DataError
 from rustgpt.generation.chat import Chat
@@ -143,6 +143,21 @@ class LLM:
         twin.layers = [layer.replica() for layer in self.layers]
         twin._bind(None)
         return twin
+
+    def use_bfloat16(self, use: bool) -> None:
+        """Let the linear layers' products round their factors to bfloat16, or not.
+
+        A training with precision "bfloat16" does so while it lasts.
+
+        Raises
+        ------
+        ConfigError
+            If the model is not of float32, or the kernels in use cannot.
+        """
+        if use:
+            check_bfloat16(self.config.dtype)
+        for layer in self.layers:
+            layer.use_bfloat16(use)
 
     def divides_rows(self) -> bool:
         """Whether a team of replicas may divide the rows of one text."""

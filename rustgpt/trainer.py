@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from rustgpt.backend import ops, single_threaded_blas
+from rustgpt.backend import check_bfloat16, ops, single_threaded_blas
 from rustgpt.config import TrainConfig
 from rustgpt.errors import DataError, TrainingError
 from rustgpt.layers.layer import Indices
@@ -74,6 +74,11 @@ class Trainer:
         less than two tokens, which teach nothing.
     stopped : bool
         Whether `stop` was called.
+
+    Raises
+    ------
+    ConfigError
+        If the precision is bfloat16 and the kernels in use, or the model, do not have it.
     """
 
     def __init__(
@@ -89,6 +94,8 @@ class Trainer:
         self.split_texts = 0
         self.skipped_texts = 0
         self.stopped = False
+        if self.config.precision == "bfloat16":
+            check_bfloat16(model.config.dtype)
 
     def pretrain(self, texts: Sequence[str]) -> list[Epoch]:
         """Learn statements; return its epochs."""
@@ -235,6 +242,7 @@ class _Workers:
             most = max(1, config.batch_size * model.max_seq_len // TOKENS_AT_LEAST)
         self.n = min(config.threads or available_threads(), most)
         self.models = [model] + [model.replica() for _ in range(self.n - 1)]
+        self.bfloat16 = config.precision == "bfloat16"
         self.max_norm = config.max_grad_norm
         self.adam = Adam(
             model.parameters, config.beta1, config.beta2, config.epsilon, config.weight_decay,
@@ -246,10 +254,13 @@ class _Workers:
         self._pool = ThreadPoolExecutor(max(1, self.n - 1), "rustgpt")
 
     def __enter__(self) -> _Workers:
+        for model in self.models:
+            model.use_bfloat16(self.bfloat16)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
+        self.models[0].use_bfloat16(False)
 
     def _each(self, work: Callable[[int], float], n: int) -> list[float]:
         """Let each of n workers i do work(i), this thread being worker 0; return the results."""

@@ -6,6 +6,8 @@ import sys
 
 import numpy as np
 import pytest
+from rustgpt._ext.cpu import has_bfloat16 as cpu_has_bfloat16
+from rustgpt._ext.cpu import instruction_sets
 from threadpoolctl import threadpool_info
 
 import rustgpt
@@ -13,6 +15,7 @@ from rustgpt._ext import instruction_set
 from rustgpt.backend import (
     Ops,
     backend_name,
+    has_bfloat16,
     kernels_in_use,
     ops,
     single_threaded_blas,
@@ -30,6 +33,14 @@ def test_the_backend_in_use_is_known_by_name(backend):
 def test_the_kernels_in_use_are_told(backend):
     expected = "reference" if backend == "reference" else f"cython, {instruction_set()}"
     assert kernels_in_use() == expected
+
+
+@pytest.mark.parametrize("level", ["plain", *instruction_sets()])
+def test_a_lower_instruction_set_turns_bfloat16_off(switch_backend, monkeypatch, level):
+    monkeypatch.setenv("RUSTGPT_SIMD", level)
+    assert has_bfloat16() == (level == "avx512" and cpu_has_bfloat16())
+    switch_backend("reference")
+    assert has_bfloat16()
 
 
 def test_the_reference_is_plain_python(backend):

@@ -74,6 +74,7 @@ WRONG += [
 ]
 WRONG += [(TrainConfig, "final_rate", value) for value in (-0.1, 1.1, math.nan)]
 WRONG += [(TrainConfig, "schedule", "linear"), (TrainConfig, "threads", -1)]
+WRONG += [(TrainConfig, "precision", value) for value in ("float16", "bf16", "", None, True)]
 WRONG += [(TrainConfig, "threads", 1025)]
 
 

@@ -9,8 +9,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from rustgpt.backend import has_bfloat16
 from rustgpt.config import TrainConfig
-from rustgpt.errors import DataError, TrainingError
+from rustgpt.errors import ConfigError, DataError, TrainingError
 from rustgpt.llm import LLM
 from rustgpt.trainer import Trainer, available_threads, matrices
 
@@ -58,6 +59,63 @@ def rows_of(model, texts=TEXTS):
     offsets = np.cumsum([0, *(len(row) - 1 for row in rows)], dtype=np.int32)
     ids, targets = (np.concatenate([row[part] for row in rows]) for part in (np.s_[:-1], np.s_[1:]))
     return ids, targets, offsets
+
+
+# Precision
+
+
+@pytest.fixture
+def has_it(backend):
+    if not has_bfloat16():
+        pytest.skip("these kernels have no bfloat16")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bfloat16_learns_as_float32_does(has_it, model_of, threads):
+    models = [model_of(embedding_dim=24), model_of(embedding_dim=24)]
+    losses = [
+        [epoch.loss for epoch in fit(model, 30, precision=precision, threads=threads)]
+        for model, precision in zip(models, ("float32", "bfloat16"), strict=True)
+    ]
+    assert losses[0] != losses[1]
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=0.01)
+    assert max(losses[0][-1], losses[1][-1]) < 0.1 * losses[0][0]
+
+
+def test_bfloat16_gives_the_same_bits_again(has_it, model_of):
+    models = [model_of(), model_of()]
+    for model in models:
+        fit(model, precision="bfloat16", threads=2)
+    assert models[0].parameters.tobytes() == models[1].parameters.tobytes()
+
+
+def test_bfloat16_ends_with_the_training(has_it, model_of):
+    def layers(model):
+        return [model.layers[1], model.layers[1].attention, model.layers[-1]]
+
+    during = []
+    model = model_of()
+    fit(
+        model, precision="bfloat16",
+        on_epoch=lambda _: during.extend(layer.bfloat16 for layer in layers(model)),
+    )  # fmt: skip
+    assert len(during) == 9
+    assert all(during)
+    assert not any(layer.bfloat16 for layer in layers(model))
+    with pytest.raises(ZeroDivisionError):
+        fit(model, precision="bfloat16", on_epoch=lambda _: 1 / 0)
+    assert not any(layer.bfloat16 for layer in layers(model))
+    assert "precision" not in model.config.to_dict()  # what is on disk
+
+
+def test_bfloat16_where_it_cannot_be(backend, model_of, monkeypatch):
+    with pytest.raises(ConfigError, match="precision bfloat16 is for models of dtype float32"):
+        Trainer(model_of("float64"), config_of(precision="bfloat16"))
+    monkeypatch.setattr("rustgpt.backend.has_bfloat16", lambda: False)
+    with pytest.raises(ConfigError, match="precision bfloat16 needs a processor with AVX512-BF16"):
+        Trainer(model_of(), config_of(precision="bfloat16"))
+    with pytest.raises(ConfigError, match="AVX512-BF16"):
+        model_of().use_bfloat16(True)
 
 
 # The same numbers

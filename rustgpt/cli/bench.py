@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from rustgpt.benchmark import Benchmark, Profile, Speed
 
 VOCABULARY: Final = 3200  # about that of the bundled data
-OF_TRAINING: Final = ("batch_size", "threads")  # what else there is does not change the speed
+OF_TRAINING: Final = (
+    "batch_size",
+    "threads",
+    "precision",
+)  # what else there is does not change the speed
 WAYS: Final = {
     "whole_blocks": "Profile, each block one kernel, as it trains",
     "by_parts": "Profile, the same blocks part by part, each part a kernel call of its own",

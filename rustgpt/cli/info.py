@@ -37,7 +37,7 @@ def machine() -> dict[str, Any]:
     import numpy
     import scipy
 
-    from rustgpt.backend import backend_name
+    from rustgpt.backend import backend_name, has_bfloat16
     from rustgpt.trainer import available_threads
 
     backend = backend_name()
@@ -59,6 +59,7 @@ def machine() -> dict[str, Any]:
         "backend": backend,
         "instruction_set": chosen,
         "available": available,
+        "bfloat16": has_bfloat16(),
         "blas": _blas(),
     }
 
@@ -100,6 +101,8 @@ def _plain(value: Any) -> str:
         return ", ".join(f"{name} {_plain(part)}" for name, part in value.items())
     if isinstance(value, list):
         return ", ".join(map(_plain, value)) or "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "-" if value is None else str(value)
 
 

@@ -52,7 +52,9 @@ class FeedForward(Layer):
         F = len(self.bias1)
         self.x = x
         self.hidden = self.buffer("hidden", N, F)
-        ops.linear_forward(x, self.weight1, self.bias1, self.hidden)  # (N, F)
+        ops.linear_forward(
+            x, self.weight1, self.bias1, self.hidden, bfloat16=self.bfloat16
+        )  # (N, F)
         if self.activation == "relu":
             # ReLU's gradient can be told from its output, so the input need not be kept.
             self.activated = self.hidden
@@ -61,7 +63,9 @@ class FeedForward(Layer):
             self.activated = self.buffer("activated", N, F)
             ops.gelu_forward(self.hidden, self.activated)  # (N, F)
         out = self.buffer("out", N, C)
-        ops.linear_forward(self.activated, self.weight2, self.bias2, out)  # (N, C)
+        ops.linear_forward(
+            self.activated, self.weight2, self.bias2, out, bfloat16=self.bfloat16
+        )  # (N, C)
         return out
 
     def backward(self, dout: Array) -> Array:
@@ -69,14 +73,17 @@ class FeedForward(Layer):
         # forward: out = activated @ weight2 + bias2
         dhidden = self.scratch("dhidden", N, len(self.bias1))
         ops.linear_backward(
-            dout, self.activated, self.weight2, dhidden, self.dweight2, self.dbias2
-        )  # (N, F)
+            dout, self.activated, self.weight2, dhidden, self.dweight2, self.dbias2,
+            bfloat16=self.bfloat16,
+        )  # (N, F)  # fmt: skip
         # forward: activated = activation(hidden)
         activation_backward = ops.relu_backward if self.activation == "relu" else ops.gelu_backward
         activation_backward(dhidden, self.hidden, dhidden)  # (N, F)
         # forward: hidden = x @ weight1 + bias1
         dx = self.scratch("dx", N, C)
-        ops.linear_backward(dhidden, self.x, self.weight1, dx, self.dweight1, self.dbias1)  # (N, C)
+        ops.linear_backward(
+            dhidden, self.x, self.weight1, dx, self.dweight1, self.dbias1, bfloat16=self.bfloat16
+        )  # (N, C)
         return dx
 
     def describe(self) -> str:

@@ -96,11 +96,14 @@ class Layer:
 
     Attributes
     ----------
+    bfloat16 : bool
+        Whether the layer's matrix products round their factors to bfloat16, as a training may ask.
     member : Member or None
         This thread's part of a batch, when several threads take it through the layers together;
         `x` then has this thread's rows, and `offsets` those of all.
     """
 
+    bfloat16 = False
     member: Member | None = None
 
     def __init__(self, dtype: Any = np.float32) -> None:
@@ -159,6 +162,12 @@ class Layer:
     def n_parameters(self) -> int:
         """How many numbers the layer learns."""
         return sum(value.size for value in self.parameters().values())
+
+    def use_bfloat16(self, use: bool) -> None:
+        """Let this layer's and all inner layers' products round their factors, or not."""
+        self.bfloat16 = use
+        for _, child in self.children():
+            child.use_bfloat16(use)
 
     def zero_grad(self) -> None:
         """Set every gradient to zero; `backward` adds to what is there."""

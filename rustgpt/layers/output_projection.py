@@ -58,13 +58,15 @@ class OutputProjection(Layer):
     def forward(self, x: Array, offsets: Indices) -> Array:  # (N, C) -> (N, V)
         self.x = x
         logits = self.buffer("logits", len(x), self.vocab_size)
-        ops.linear_forward(x, self.weight, self.bias, logits, self.tied)
+        ops.linear_forward(x, self.weight, self.bias, logits, self.tied, self.bfloat16)
         return logits
 
     def backward(self, dout: Array) -> Array:  # (N, V) -> (N, C)
         # forward: logits = x @ weight + bias
         dx = self.scratch("dx", *self.x.shape)
-        ops.linear_backward(dout, self.x, self.weight, dx, self.dweight, self.dbias, self.tied)
+        ops.linear_backward(
+            dout, self.x, self.weight, dx, self.dweight, self.dbias, self.tied, self.bfloat16
+        )
         return dx
 
     def loss(
@@ -102,7 +104,7 @@ class OutputProjection(Layer):
         dweight, dbias = (None, None) if dx is None else (self.dweight, self.dbias)
         ops.linear_cross_entropy(
             x, self.weight, self.bias, targets, scale, max_norm, losses, dx, dweight, dbias,
-            logits, self.tied,
+            logits, self.tied, self.bfloat16,
         )  # fmt: skip
         return losses
 

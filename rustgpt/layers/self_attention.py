@@ -73,7 +73,7 @@ class SelfAttention(Layer):
         self.lse = kept.get("lse", (N, self.n_heads), self.dtype)
         # No text has more rows than all together; memory that is not written costs nothing.
         self.scores = self.scratch("scores", ops.attention_scratch_size(N, D))
-        ops.linear_forward(x, self.qkv_weight, self.qkv_bias, self.qkv[rows])  # (N, 3 C)
+        self._multiply(x, self.qkv_weight, self.qkv_bias, self.qkv[rows])  # (N, 3 C)
         self._all_heads(
             lambda *which: ops.attention_forward(
                 self.qkv, offsets, self.n_heads, self.heads, self.lse, self.scores, *which
@@ -90,11 +90,14 @@ class SelfAttention(Layer):
         attend(*self.member.heads(self.n_heads))
         self.member.team.meet()
 
+    def _multiply(self, x: Array, weight: Array, bias: Array | None, out: Array) -> None:
+        ops.linear_forward(x, weight, bias, out, bfloat16=self.bfloat16)
+
     def _project(self, heads: Array) -> Array:  # (N, C) -> (N, C)
         if not self.projection:
             return heads
         out = self.buffer("out", *heads.shape)
-        ops.linear_forward(heads, self.projection_weight, self.projection_bias, out)
+        self._multiply(heads, self.projection_weight, self.projection_bias, out)
         return out
 
     def backward(self, dout: Array) -> Array:
@@ -107,7 +110,7 @@ class SelfAttention(Layer):
         if self.projection:
             ops.linear_backward(
                 dout, self.heads[rows], self.projection_weight, dheads[rows],
-                self.dprojection_weight, self.dprojection_bias,
+                self.dprojection_weight, self.dprojection_bias, bfloat16=self.bfloat16,
             )  # (N, C)  # fmt: skip
         elif member:
             dheads[rows] = dout
@@ -122,14 +125,15 @@ class SelfAttention(Layer):
         # forward: qkv = x @ qkv_weight + qkv_bias
         dx = self.scratch("dx", *dout.shape)
         ops.linear_backward(
-            dqkv[rows], self.x, self.qkv_weight, dx, self.dqkv_weight, self.dqkv_bias
-        )  # (N, C)
+            dqkv[rows], self.x, self.qkv_weight, dx, self.dqkv_weight, self.dqkv_bias,
+            bfloat16=self.bfloat16,
+        )  # (N, C)  # fmt: skip
         return dx
 
     def decode(self, x: Array, cache: Cache) -> Array:  # (n, C) -> (n, C)
         n, C = x.shape
         qkv = self.scratch("qkv", n, 3 * C)
-        ops.linear_forward(x, self.qkv_weight, self.qkv_bias, qkv)  # (n, 3 C)
+        self._multiply(x, self.qkv_weight, self.qkv_bias, qkv)  # (n, 3 C)
         keys, values = cache.rows(self, "keys", C), cache.rows(self, "values", C)  # (S, C)
         heads = self.buffer("heads", n, C)
         # For a full cache, so that the size is the same at every token.

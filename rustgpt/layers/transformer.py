@@ -104,8 +104,9 @@ class TransformerBlock(Layer):
         self.kept = self.buffer("kept", ops.block_kept_size(N, C, F, n_heads, pre_norm, projection))
         out = self.buffer("out", N, C)
         ops.block_forward(
-            x, offsets, self._parameters, *shape, out, self.kept, self._block_scratch(N, C, F)
-        )
+            x, offsets, self._parameters, *shape, out, self.kept, self._block_scratch(N, C, F),
+            self.bfloat16,
+        )  # fmt: skip
         return out
 
     def _block_scratch(self, N: int, C: int, F: int) -> Array:
@@ -175,7 +176,7 @@ class TransformerBlock(Layer):
         dx = self.scratch("dx", N, C)
         ops.block_backward(
             dout, self.x, self.offsets, self._parameters, *shape, self.kept, dx,
-            self._gradients, self._block_scratch(N, C, shape[1]),
+            self._gradients, self._block_scratch(N, C, shape[1]), self.bfloat16,
         )  # fmt: skip
         return dx
 

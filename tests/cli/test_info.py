@@ -20,6 +20,7 @@ def test_machine(process):
     assert facts["python"] == platform.python_version()
     assert facts["backend"] in backend.BACKENDS
     assert int(facts["threads"]) > 0
+    assert facts["bfloat16"] in ("yes", "no")
 
 
 def test_machine_as_json(inside):
@@ -28,6 +29,7 @@ def test_machine_as_json(inside):
     assert (done.status, done.err) == (0, "")
     assert facts["backend"] == backend.backend_name()
     assert facts["instruction_set"] in facts["available"]
+    assert facts["bfloat16"] is backend.has_bfloat16()
     assert {*facts["blas"]} == {"name", "version", "threads"}
     assert facts["processor"]
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from rustgpt.backend import has_bfloat16
 from rustgpt.gradient_check import gradcheck
 from rustgpt.layers.layer import Cache
 from rustgpt.layers.layer_norm import LayerNorm
@@ -128,3 +129,23 @@ def test_by_parts_is_at_once(layer, x, close):
 
 def test_describe(layer):
     assert layer.describe() == f"TransformerBlock({'pre' if layer.pre_norm else 'post'}-norm)"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parts_round_to_bfloat16_as_the_whole_does(backend, rng, scrambled, small, close, variant):
+    if not has_bfloat16():
+        pytest.skip("these kernels have no bfloat16")
+    layer = scrambled(TransformerBlock(small(**VARIANTS[variant]), rng))
+    x, offsets = rng.standard_normal((8, 6)).astype(np.float32), np.array([0, 3, 8], np.int32)
+
+    def run(use, by_parts):
+        layer.by_parts = by_parts
+        layer.use_bfloat16(use)
+        layer.zero_grad()
+        out = layer.forward(x, offsets).copy()
+        return out, layer.backward(np.ones_like(x)).copy(), layer._gradients.copy()
+
+    whole, parts, exact = run(True, False), run(True, True), run(False, True)
+    for one, other, without in zip(whole, parts, exact, strict=True):
+        close(one, other, 100)
+        assert np.abs(one - without).max() > 1e-3 * np.abs(without).max()
