@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from training import SYSTEMS, Tokens
+from training import PRECISIONS, SYSTEMS, Tokens
 
 BATCH, CONTEXT = 12, 64
 N_LAYERS, N_HEADS, DIM = 4, 4, 128
@@ -91,7 +91,7 @@ def run_rustgpt(arguments: argparse.Namespace) -> float:
         batch_size=BATCH, beta1=BETAS[0], beta2=BETAS[1], weight_decay=WEIGHT_DECAY,
         max_grad_norm=MAX_NORM, schedule="cosine", final_rate=FINAL_SHARE,
         warmup_steps=warmup_steps(arguments.iterations), seed=arguments.seed,
-        threads=arguments.threads,
+        threads=arguments.threads, precision=PRECISIONS[arguments.serve],
     )  # fmt: skip
     windows = draw_windows(training, arguments.iterations, arguments.seed)
     rustgpt.Trainer(model, settings).fit(windows, 1, PEAK_RATE, "recipe")  # type: ignore[arg-type]
@@ -208,15 +208,15 @@ def compare(arguments: argparse.Namespace) -> None:
             losses[system].append(loss)
             times[system].append(seconds)
             print(
-                f"run {run}: {system:<8} loss {loss:.4f}, {seconds:.2f} s, {cpu:.2f} s of CPU",
+                f"run {run}: {system:<12} loss {loss:.4f}, {seconds:.2f} s, {cpu:.2f} s of CPU",
                 flush=True,
             )
     ours = f"{systems[0]} / it"
-    print(f"\n{'system':<8} {'validation loss':>22} {'seconds':>22} {ours:>22}")
+    print(f"\n{'system':<12} {'validation loss':>22} {'seconds':>22} {ours:>22}")
     for system in systems:
         ratios = [a / b for a, b in zip(times[systems[0]], times[system], strict=True)]
         print(
-            f"{system:<8} {middle(losses[system], 4):>22} {middle(times[system], 2):>22} "
+            f"{system:<12} {middle(losses[system], 4):>22} {middle(times[system], 2):>22} "
             f"{middle(ratios, 2):>22}"
         )
     print(f"medians (smallest-largest) of {arguments.repeat}; whoever goes first changes each run")
@@ -242,7 +242,9 @@ def main() -> None:
     if not arguments.serve:
         compare(arguments)
     else:
-        print(json.dumps((run_rustgpt if arguments.serve == "rustgpt" else run_pytorch)(arguments)))
+        print(
+            json.dumps((run_rustgpt if arguments.serve in PRECISIONS else run_pytorch)(arguments))
+        )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
-SYSTEMS = ("rustgpt", "eager", "compile", "bf16")
+SYSTEMS = ("rustgpt", "rustgpt-bf16", "eager", "compile", "bf16")
+
+PRECISIONS = {"rustgpt": "float32", "rustgpt-bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -78,15 +80,16 @@ def report(tokens_per_second: float) -> None:
     print(json.dumps([tokens_per_second, memory]), flush=True)
 
 
-def serve_rustgpt(shape: Shape, threads: int) -> None:
+def serve_rustgpt(shape: Shape, threads: int, precision: str) -> None:
     """Train; each epoch is a turn."""
     import rustgpt
     from rustgpt.trainer import Epoch
 
     ids = random_ids(shape, shape.steps)
     settings = rustgpt.TrainConfig(
-        batch_size=shape.batch, threads=threads, schedule="constant", weight_decay=0.1, beta2=0.99
-    )
+        batch_size=shape.batch, threads=threads, schedule="constant", weight_decay=0.1, beta2=0.99,
+        precision=precision,
+    )  # fmt: skip
     model = rustgpt.LLM(
         rustgpt.ModelConfig(
             embedding_dim=shape.dim, hidden_dim=4 * shape.dim, n_layers=shape.n_layers,
@@ -213,8 +216,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--serve", choices=SYSTEMS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.serve == "rustgpt":
-        serve_rustgpt(SHAPES[arguments.shapes], arguments.threads)
+    if arguments.serve in PRECISIONS:
+        precision = PRECISIONS[arguments.serve]
+        serve_rustgpt(SHAPES[arguments.shapes], arguments.threads, precision)
     elif arguments.serve:
         serve_pytorch(arguments.serve, SHAPES[arguments.shapes], arguments.threads)
     else:
@@ -225,7 +229,7 @@ def run(arguments: argparse.Namespace) -> None:
     systems = arguments.systems.split(",")
     if not arguments.json:
         print(
-            f"{'shape':<10} {'system':<8} {'tokens/s':>10} {'spread':>10} {'GFLOP/s':>8} "
+            f"{'shape':<10} {'system':<12} {'tokens/s':>10} {'spread':>10} {'GFLOP/s':>8} "
             f"{'of SGEMM':>8} {systems[0] + ' is':>10} {'spread':>10} {'memory':>8}"
         )
     for name in arguments.shapes.split(","):
@@ -234,7 +238,7 @@ def run(arguments: argparse.Namespace) -> None:
                 print(json.dumps(row), flush=True)
                 continue
             print(
-                f"{row['shape']:<10} {row['system']:<8} {row['tokens_per_second']:>10,.0f} "
+                f"{row['shape']:<10} {row['system']:<12} {row['tokens_per_second']:>10,.0f} "
                 f"{row['spread']:>10} {row['gflops']:>8.1f} {row['share_of_sgemm']:>8.0%} "
                 f"{row['ratio']:>8.2f} x {row['ratio_spread']:>10} {row['memory_mb']:>5,.0f} MB",
                 flush=True,
