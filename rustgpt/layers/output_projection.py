@@ -10,7 +10,7 @@ from rustgpt.layers.layer import Array, Indices, Layer, normal
 # The loss is computed over as many rows as give this many logits, so that the logits of a whole
 # batch are never in memory at once.
 LOGITS_AT_ONCE = 2**20
-ROWS_AT_LEAST = 64
+ROWS_AT_LEAST = 192
 
 
 class OutputProjection(Layer):
