@@ -103,6 +103,12 @@ def test_the_bundled_data(monkeypatch, inside, small):
     one_line(inside("train", *small, "--language", "zh"), 2, "--language")
 
 
+def test_bfloat16_where_it_cannot_be_stops_before_any_work(process, small, tmp_path):
+    done = process("train", *small, "--precision", "bfloat16", env={"RUSTGPT_SIMD": "plain"})
+    one_line(done, 2, "precision bfloat16 needs a processor with AVX512-BF16")
+    assert not (tmp_path / "rustgpt-model").exists()
+
+
 def test_the_bundled_question_is_there():
     assert train._example(Dataset.bundled("all").chat_training_data, None) == train.QUESTION
     assert train._example(Dataset.bundled("zh").chat_training_data, None)
