@@ -15,8 +15,9 @@ from rustgpt.errors import CheckpointError, ConfigError, DataError
 from rustgpt.generation.chat import Chat
 from rustgpt.generation.decoding import generate_ids
 from rustgpt.layers.embeddings import Embeddings
-from rustgpt.layers.layer import Array, Buffers, Cache, Indices, Layer, aligned
+from rustgpt.layers.layer import Cache, Layer
 from rustgpt.layers.layer_norm import LayerNorm
+from rustgpt.layers.memory import Array, Buffers, Indices, aligned
 from rustgpt.layers.output_projection import OutputProjection
 from rustgpt.layers.team import Member
 from rustgpt.layers.transformer import TransformerBlock

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from rustgpt.backend import backend_name, ops
-from rustgpt.layers.layer import Indices
+from rustgpt.layers.memory import Indices
 from rustgpt.reference import kernels
 
 FLOPS: Final = "GFLOP/s"

@@ -16,7 +16,7 @@ import numpy as np
 from rustgpt.backend import check_bfloat16, ops, single_threaded_blas
 from rustgpt.config import TrainConfig
 from rustgpt.errors import DataError, TrainingError
-from rustgpt.layers.layer import Indices
+from rustgpt.layers.memory import Indices
 from rustgpt.layers.team import Team
 from rustgpt.llm import LLM
 from rustgpt.optim.adam import Adam

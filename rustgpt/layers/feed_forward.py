@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from rustgpt.backend import ops
-from rustgpt.layers.layer import Array, Indices, Layer, normal
+from rustgpt.layers.layer import Layer, normal
+from rustgpt.layers.memory import Array, Indices
 
 
 class FeedForward(Layer):

@@ -4,61 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rustgpt.errors import ConfigError
-
-if TYPE_CHECKING:
-    from rustgpt.layers.team import Member
-
-Array = NDArray[Any]  # of the model's floating type
-Indices = NDArray[np.int32]
-
-
-# A vector instruction that reads across the edge of a cache line takes twice as long.
-CACHE_LINE = 64
-
-
-def aligned(size: int, dtype: np.dtype[Any]) -> Array:
-    """Return (size,) zeros that begin at the edge of a cache line.
-
-    The system gives the memory when it is first written to.
-    """
-    raw = np.zeros(size * dtype.itemsize + CACHE_LINE, np.uint8)
-    first = -raw.ctypes.data % CACHE_LINE
-    return raw[first : first + size * dtype.itemsize].view(dtype)
-
-
-# Views that a layer remembers, so that asking again for one costs a look-up only.
-VIEWS = 256
-
-
-class Buffers:
-    """Arrays that are allocated once for the largest shape asked for, and then reused."""
-
-    def __init__(self) -> None:
-        self._flat: dict[str, Array] = {}
-        self._views: dict[tuple[str, tuple[int, ...]], Array] = {}
-
-    def get(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """Return an array of this shape; its contents are what was last written under the name."""
-        view = self._views.get((name, shape))
-        return self._grow(name, shape, dtype) if view is None else view
-
-    def _grow(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        size = int(np.prod(shape))
-        if name not in self._flat or self._flat[name].size < size:
-            self._views = {key: view for key, view in self._views.items() if key[0] != name}
-            self._flat.pop(name, None)  # freed before the larger one is taken
-            self._flat[name] = aligned(size, dtype)
-        if len(self._views) >= VIEWS:  # batches have ever new numbers of rows
-            self._views.clear()
-        view = self._flat[name][:size].reshape(shape)
-        self._views[name, shape] = view
-        return view
+from rustgpt.layers.memory import Array, Buffers, Indices
+from rustgpt.layers.team import Member
 
 
 class Cache:

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from rustgpt.backend import ops
-from rustgpt.layers.layer import Array, Indices, Layer
+from rustgpt.layers.layer import Layer
+from rustgpt.layers.memory import Array, Indices
 
 
 class LayerNorm(Layer):

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from rustgpt.backend import ops
-from rustgpt.layers.layer import Array, Cache, Indices, Layer, normal
+from rustgpt.layers.layer import Cache, Layer, normal
+from rustgpt.layers.memory import Array, Indices
 from rustgpt.layers.team import Member, SharedBuffers
 
 

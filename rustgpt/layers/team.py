@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rustgpt.layers.layer import Array, Buffers, Indices
+from rustgpt.layers.memory import Array, Buffers, Indices
 
 
 class SharedBuffers(Buffers):

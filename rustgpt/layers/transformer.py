@@ -7,8 +7,9 @@ import numpy as np
 from rustgpt.backend import ops
 from rustgpt.config import ModelConfig
 from rustgpt.layers.feed_forward import FeedForward
-from rustgpt.layers.layer import Array, Buffers, Cache, Indices, Layer, aligned
+from rustgpt.layers.layer import Cache, Layer
 from rustgpt.layers.layer_norm import LayerNorm
+from rustgpt.layers.memory import Array, Buffers, Indices, aligned
 from rustgpt.layers.self_attention import SelfAttention
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from rustgpt.backend import ops
-from rustgpt.layers.layer import Array, Indices, aligned
+from rustgpt.layers.memory import Array, Indices, aligned
 
 
 class Adam:

@@ -1,12 +1,11 @@
 """Tests of what every layer is made of: parameters, memory, caches."""
 
-import tracemalloc
-
 import numpy as np
 import pytest
 
 from rustgpt.errors import ConfigError
-from rustgpt.layers.layer import Buffers, Cache, Layer, normal
+from rustgpt.layers.layer import Cache, Layer, normal
+from rustgpt.layers.memory import Buffers
 
 
 class Inner(Layer):
@@ -122,40 +121,6 @@ def test_a_replica_has_inner_replicas():
     twin.first.dweight += 1
     assert not layer.first.dweight.any()
     assert twin.first.dweight is twin.gradients()["first.weight"]
-
-
-def test_buffers_grow_for_the_largest_shape_and_are_reused():
-    buffers, float32 = Buffers(), np.dtype(np.float32)
-    first = buffers.get("a", (2, 3), float32)
-    assert first.shape == (2, 3)
-    assert first.dtype == np.float32
-    assert buffers.get("a", (2, 3), float32) is first
-    assert np.shares_memory(buffers.get("a", (3, 1), float32), first)
-    large = buffers.get("a", (5, 5), float32)
-    assert large.shape == (5, 5)
-    assert large.flags.c_contiguous
-    again = buffers.get("a", (2, 3), float32)
-    assert np.shares_memory(again, large)
-    assert not np.shares_memory(again, first)
-    assert not np.shares_memory(buffers.get("b", (5, 5), float32), large)
-
-
-def test_buffers_do_not_remember_every_shape():
-    # Training meets a new number of rows in nearly every batch.
-    buffers, float32 = Buffers(), np.dtype(np.float32)
-    buffers.get("a", (9_000, 2), float32)
-    tracemalloc.start()
-    try:
-        for n in range(1, 5_000):
-            buffers.get("a", (n, 2), float32)
-        growth, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert growth < 300_000
-
-
-def test_buffers_give_empty_arrays():
-    assert Buffers().get("a", (0, 7), np.dtype(np.float64)).shape == (0, 7)
 
 
 def test_a_cache_keeps_rows_for_each_layer_and_name(dtype):
