@@ -70,11 +70,15 @@ def has_it(backend):
         pytest.skip("these kernels have no bfloat16")
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_bfloat16_learns_as_float32_does(has_it, model_of, threads):
+# With two threads and one text a step, they divide its rows.
+@pytest.mark.parametrize(("threads", "batch_size"), [(1, 4), (2, 4), (2, 1)])
+def test_bfloat16_learns_as_float32_does(has_it, model_of, threads, batch_size):
     models = [model_of(embedding_dim=24), model_of(embedding_dim=24)]
     losses = [
-        [epoch.loss for epoch in fit(model, 30, precision=precision, threads=threads)]
+        [
+            epoch.loss
+            for epoch in fit(model, 30, precision=precision, threads=threads, batch_size=batch_size)
+        ]
         for model, precision in zip(models, ("float32", "bfloat16"), strict=True)
     ]
     assert losses[0] != losses[1]
