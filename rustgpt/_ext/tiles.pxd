@@ -275,7 +275,8 @@ cdef extern from *:
     }                                                                                             \\
     /* From scores x and the gradient dp of their softmax: x becomes the softmax p, and dp the    \\
        gradient scale * p * (dp - sum(p * dp)) of the scores. */                                  \\
-    static inline void tile_softmax_backward_##NAME(T* x, T* dp, int n, int seen, T scale, T lse) {\\
+    static inline void tile_softmax_backward_##NAME(                                              \\
+        T* x, T* dp, int n, int seen, T scale, T lse) {                                           \\
         T mean = 0;                                                                               \\
         RUSTGPT_SIMD(reduction(+ : mean))                                                         \\
         for (int j = 0; j < 16 * n; j++) {                                                        \\
@@ -339,14 +340,14 @@ cdef inline void tile_softmax_backward(
 
 
 cdef inline void transpose(
-    const floating* x, Py_ssize_t ld, Py_ssize_t rows, Py_ssize_t columns,  # IN (rows, columns)
-    floating* out, Py_ssize_t ldo,                                          # OUT (columns, rows)
+    const floating* x, Py_ssize_t ld, Py_ssize_t m, Py_ssize_t n,  # IN (m, n)
+    floating* out, Py_ssize_t ldo,                                 # OUT (n, m)
 ) noexcept nogil:
     """out = x.T."""
     if floating is float:
-        transpose_f32(x, ld, rows, columns, out, ldo)
+        transpose_f32(x, ld, m, n, out, ldo)
     else:
-        transpose_f64(x, ld, rows, columns, out, ldo)
+        transpose_f64(x, ld, m, n, out, ldo)
 
 
 cdef inline void multiply(
