@@ -3,10 +3,12 @@
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,6 +116,26 @@ def test_a_process_may_change_its_mind():
     )
     levels = str(1 + len(instruction_sets()))
     assert python(code).stdout.split() == [levels, levels]
+
+
+@pytest.mark.parametrize("level", ["plain", *instruction_sets()])
+def test_a_checkout_without_kernels_takes_the_installed_ones(tmp_path, level):
+    installed = Path(rustgpt._ext.__file__).parents[1]
+    for path in installed.rglob("*.py"):
+        copy = tmp_path / "rustgpt" / path.relative_to(installed)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    code = (
+        "import sys, rustgpt._ext as e; e.kernels()\n"
+        "print(e.__file__, e.instruction_set(), sep='\\n')\n"
+        "print(*sorted(name for name in sys.modules if name.endswith('optimizer')))"
+    )
+    environment = os.environ | {"RUSTGPT_SIMD": level, "PYTHONPATH": str(installed.parent)}
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    module = f"rustgpt._ext.{'' if level == 'plain' else level + '.'}optimizer"
+    own = str(tmp_path / "rustgpt" / "_ext" / "__init__.py")
+    assert found.stdout.splitlines() == [own, level, module], found.stderr
 
 
 def test_without_a_wish_the_best_is_taken(monkeypatch):
