@@ -146,7 +146,7 @@ def test_the_gradient_scale_is_a_factor_on_the_gradient(kernels, arguments, dtyp
         close(scaled[name], plain[name])
 
 
-def test_adam_in_pieces_is_adam_in_one(kernels, arguments, dtype):
+def test_adam_in_pieces_is_adam_in_one(kernels, arguments, dtype, close):
     whole, pieces = arguments("adam_step", dtype, P=101), arguments("adam_step", dtype, P=101)
     kernels.adam_step(**whole)
     for part in (slice(0, 1), slice(1, 64), slice(64, 101)):
@@ -154,7 +154,9 @@ def test_adam_in_pieces_is_adam_in_one(kernels, arguments, dtype):
         buffers["edges"] = np.clip(pieces["edges"], part.start, part.stop) - np.int32(part.start)
         kernels.adam_step(**buffers)
     for name in ("parameters", "m", "v"):
-        np.testing.assert_array_equal(pieces[name], whole[name])
+        # Not to the bit: a compiler may round the last numbers of a loop, which fill no register,
+        # in another order than the rest.
+        close(pieces[name], whole[name], 0.1)
 
 
 def test_decay_applies_between_its_edges(kernels, dtype):
