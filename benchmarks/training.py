@@ -152,8 +152,8 @@ def sgemm_gflops(n: int = 768) -> float:
 class System:
     """A process that trains when it is asked to."""
 
-    def __init__(self, name: str, shape: str, threads: int) -> None:
-        command = [sys.executable, __file__, "--serve", name, "--shapes", shape]
+    def __init__(self, name: str, shape: str, threads: int, script: str = __file__) -> None:
+        command = [sys.executable, script, "--serve", name, "--shapes", shape]
         environment = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
         self.process = subprocess.Popen(
             [*command, "--threads", str(threads)],
