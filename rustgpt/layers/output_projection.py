@@ -11,7 +11,7 @@ from rustgpt.layers.memory import Array, Indices
 # The loss is computed over as many rows as give this many logits, so that the logits of a whole
 # batch are never in memory at once.
 LOGITS_AT_ONCE = 2**20
-ROWS_AT_LEAST = 192
+ROWS_AT_LEAST = 96
 
 
 class OutputProjection(Layer):
