@@ -113,6 +113,7 @@ def linear_cross_entropy(
     """`cross_entropy` of logits = x @ weight + bias, and back, without all logits in memory."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], V = scratch.shape[1], R = scratch.shape[0]
     cdef Py_ssize_t r, first, n
+    cdef bint gradient = dx is not None
     check_bfloat16(bfloat16, sizeof(floating))
     check_blas("x", x.shape)
     check_weight("weight", weight.shape, C, V, transposed)
@@ -123,7 +124,7 @@ def linear_cross_entropy(
         check_vector("bias", bias.shape, V)
     if (dx is None) != (dweight is None):
         raise ValueError("dx and dweight must both be given, or both be None")
-    if dx is not None:
+    if gradient:
         check_matrix("dx", dx.shape, N, C)
         check_weight("dweight", dweight.shape, C, V, transposed)
     if dbias is not None:
@@ -144,7 +145,7 @@ def linear_cross_entropy(
             affine(x0 + first * C, weight0, bias0, n, C, V, transposed, False, bfloat16,
                    logits)                                                        # (n, V)
             losses_of(logits, &targets[first], n, V, scale, max_norm, &losses[first], logits)
-            if dx0 != NULL:
+            if gradient:
                 # forward: logits = x @ weight + bias                                   (n, C)
                 affine_backward(logits, x0 + first * C, weight0, n, C, V, transposed, False,
                                 bfloat16, dx0 + first * C, dweight0, dbias0)

@@ -188,6 +188,16 @@ def test_decode_piece_by_piece_is_forward(kernels, rng, dtype, close, pieces):
     assert np.isnan(values[T:]).all()
 
 
+@pytest.mark.parametrize(("T", "D"), [(1, 65), (48, 3), (63, 33), (64, 33), (65, 3), (130, 1)])
+def test_as_much_scratch_as_is_asked_for_is_enough(compiled, arguments, guarded, dtype, T, D):
+    scratch = guarded(np.empty(compiled.attention_scratch_size(T, D), dtype))
+    for kernel in ("attention_forward", "attention_backward"):
+        given = arguments(kernel, dtype, lengths=(T,), H=1, D=D) | {"scratch": scratch}
+        getattr(compiled, kernel)(**given)  # a step outside ends the process
+    given = arguments("attention_decode", dtype, n=T, start=0, capacity=T, H=1, D=D)
+    compiled.attention_decode(**given | {"scratch": scratch})
+
+
 def test_scratch_grows_with_the_longest_sequence(compiled):
     sizes = [compiled.attention_scratch_size(T, 32) for T in (0, 1, 64, 1000)]
     assert all(small < large for small, large in itertools.pairwise(sizes))
