@@ -16,6 +16,7 @@ from rustgpt._ext.cpu import instruction_sets
 
 import rustgpt.reference
 from rustgpt._ext import instruction_set
+from rustgpt.errors import ConfigError
 
 REFERENCE = rustgpt.reference.kernels()
 INDICES = ("ids", "positions", "targets", "offsets", "edges")
@@ -144,6 +145,17 @@ def test_without_a_wish_the_best_is_taken(monkeypatch):
         if unset is not None:
             monkeypatch.setenv("RUSTGPT_SIMD", unset)
         assert instruction_set() == [*instruction_sets(), "plain"][0]
+
+
+def test_without_the_faster_kernels_the_plain_ones_serve(monkeypatch):
+    monkeypatch.delenv("RUSTGPT_SIMD", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert instruction_set() == "plain"
+
+
+def test_kernels_that_are_not_built_are_a_config_error():
+    with pytest.raises(ConfigError, match=r"cannot be loaded \(.*no_kernel.*\): run 'pip install"):
+        rustgpt._ext._module("no_kernel")
 
 
 @pytest.mark.parametrize("wish", ["sse", "AVX2", "avx2 "])
