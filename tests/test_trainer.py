@@ -13,7 +13,7 @@ from rustgpt.backend import has_bfloat16
 from rustgpt.config import TrainConfig
 from rustgpt.errors import ConfigError, DataError, TrainingError
 from rustgpt.llm import LLM
-from rustgpt.trainer import Trainer, available_threads, matrices
+from rustgpt.trainer import Trainer, _pieces, _shares, available_threads, matrices
 
 TEXTS = ["the sun rises.", "water is wet.", "a cat naps.", "ants dig.", "no.", "rain falls."]
 # Mean losses of the epochs of one training, in float64.
@@ -146,6 +146,24 @@ def test_any_number_of_threads_gives_the_same_training(model_of, close):
     for model, threads in ((alone, 1), (shared, 2)):
         loss = fit(model, threads=threads)[-1].loss
         assert loss == pytest.approx(TRAJECTORY[2], rel=1e-3)
+
+
+def test_a_worker_without_a_share_adds_nothing(model_of, close):
+    alone, shared = model_of("float64"), model_of("float64")
+    for model, threads in ((alone, 1), (shared, 2)):
+        fit(model, 1, threads=threads, batch_size=5)  # the second batch is one text
+    close(shared.parameters, alone.parameters, 1e4)
+
+
+def test_shares_and_pieces_are_measured_in_tokens(monkeypatch):
+    def lengths(parts):
+        return [[len(row) - 1 for row in part] for part in parts]
+
+    rows = [np.zeros(tokens + 1, np.int32) for tokens in (4, 8, 4)]
+    assert lengths(_shares(rows, 2)) == [[8], [4, 4]]
+    monkeypatch.setattr("rustgpt.trainer.TOKENS_A_PIECE", 8)
+    assert lengths(_pieces(rows)) == [[4, 8], [4]]
+    assert lengths(_pieces(rows[1:2] * 2)) == [[8], [8]]
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -128,11 +128,12 @@ def test_all_linear_products_can_round_to_bfloat16(
     ("n", "start", "capacity"), [(1, 0, 1), (1, 9, 11), (3, 0, 5), (66, 2, 68)]
 )
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("F", [13, 37])  # less and more than 3 C
 def test_decoding_agrees_with_its_twin(
-    compiled, arguments, agrees, dtype, n, start, capacity, variant
+    compiled, arguments, agrees, dtype, n, start, capacity, variant, F
 ):
     given = arguments(
-        "block_decode", dtype, n=n, start=start, capacity=capacity, H=2, D=5, F=13, **variant
+        "block_decode", dtype, n=n, start=start, capacity=capacity, H=2, D=5, F=F, **variant
     )
     agrees(compiled, "block_decode", given, 10)
 
