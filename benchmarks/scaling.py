@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from training import Shape, System, serve_rustgpt
+from training import PRECISIONS, Shape, System, serve_rustgpt
 
 TOKENS = 2048  # of a step
 TURN = 3e10  # operations of a turn, if a step has fewer: about a third of a second
@@ -163,7 +163,8 @@ def main() -> None:
     if min(arguments.rounds, arguments.threads) < 1:
         parser.error("--rounds and --threads must be at least 1")
     if arguments.serve:
-        serve_rustgpt(Shape(**json.loads(arguments.shapes)), arguments.threads)
+        point = Shape(**json.loads(arguments.shapes))
+        serve_rustgpt(point, arguments.threads, PRECISIONS[arguments.serve])
     else:
         run(arguments)
 
