@@ -227,6 +227,24 @@ def available_threads() -> int:
 TOKENS_AT_LEAST = 64
 
 
+def worker_count(config: TrainConfig, max_seq_len: int, divides_rows: bool = True) -> int:
+    """Return how many workers a training has at most.
+
+    Parameters
+    ----------
+    config
+        Batch size and threads.
+    max_seq_len
+        The most tokens of a text.
+    divides_rows
+        Whether the model's layers let workers divide one text; if not, each needs a text.
+    """
+    most = max(1, config.batch_size * max_seq_len // TOKENS_AT_LEAST)
+    if not divides_rows:
+        most = min(most, config.batch_size)
+    return min(config.threads or available_threads(), most)
+
+
 class _Workers:
     """A few threads, each with a replica of the model, that make one step together.
 
@@ -237,10 +255,7 @@ class _Workers:
     """
 
     def __init__(self, model: LLM, config: TrainConfig) -> None:
-        most = config.batch_size
-        if model.divides_rows():
-            most = max(1, config.batch_size * model.max_seq_len // TOKENS_AT_LEAST)
-        self.n = min(config.threads or available_threads(), most)
+        self.n = worker_count(config, model.max_seq_len, model.divides_rows())
         self.models = [model] + [model.replica() for _ in range(self.n - 1)]
         self.bfloat16 = config.precision == "bfloat16"
         self.max_norm = config.max_grad_norm

@@ -143,8 +143,11 @@ def test_a_context_that_the_model_cannot_see(model, context):
         bench(model, context=context)
 
 
-def test_no_more_threads_than_texts(model):
-    assert bench(model, batch_size=2, threads=9).threads == 2
+def test_as_many_threads_as_the_training_has(model, monkeypatch):
+    assert bench(model, batch_size=2, threads=9).threads == 1  # 24 tokens are one thread's
+    monkeypatch.setattr("rustgpt.trainer.TOKENS_AT_LEAST", 4)
+    assert bench(model, batch_size=2, threads=9).threads == 6
+    assert bench(model, batch_size=1, threads=2).threads == 2
     assert dataclasses.asdict(bench(model).speed())["threads"] == 1
 
 

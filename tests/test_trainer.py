@@ -13,7 +13,7 @@ from rustgpt.backend import has_bfloat16
 from rustgpt.config import TrainConfig
 from rustgpt.errors import ConfigError, DataError, TrainingError
 from rustgpt.llm import LLM
-from rustgpt.trainer import Trainer, _pieces, _shares, available_threads, matrices
+from rustgpt.trainer import Trainer, _pieces, _shares, available_threads, matrices, worker_count
 
 TEXTS = ["the sun rises.", "water is wet.", "a cat naps.", "ants dig.", "no.", "rain falls."]
 # Mean losses of the epochs of one training, in float64.
@@ -464,6 +464,16 @@ def test_a_step_allocates_nothing_that_grows(model_of):
     (before, _), (after, peak) = held[10], held[50]
     assert after - before < smallest_activation / 2
     assert peak - before < smallest_activation
+
+
+def test_workers_need_tokens_and_texts_that_can_be_divided(monkeypatch):
+    monkeypatch.setattr("rustgpt.trainer.TOKENS_AT_LEAST", 64)
+
+    def count(batch, longest, divides=True):
+        return worker_count(config_of(batch_size=batch, threads=8), longest, divides)
+
+    assert [count(1, 63), count(1, 64), count(1, 200), count(1, 5000)] == [1, 1, 3, 8]
+    assert [count(2, 5000, False), count(16, 8, False), count(16, 16)] == [2, 2, 4]
 
 
 def test_threads(model_of):

@@ -373,7 +373,7 @@ cdef inline void product(
     multiply(False, m, n, k, a, row_a, step_a, b, ldb, False, <const floating*> NULL, c, ldc)
 
 
-# Numbers of the largest factor or result that is multiplied in place: about what a cache holds.
+# Numbers of the largest second factor, or result, that is made in place: about what a cache holds.
 cdef enum:
     IN_PLACE = 4194304
 

@@ -43,14 +43,14 @@ def check_folder(name: str) -> None:
 
 def check_memory(config: ModelConfig, training: TrainConfig, vocab_size: int) -> None:
     """Raise ConfigError if the parameters and what belongs to each exceed the machine's memory."""
-    from rustgpt.trainer import available_threads
+    from rustgpt.trainer import worker_count
 
     C, F, V = config.embedding_dim, config.hidden_dim, vocab_size
     block = C * ((4 if config.attention_projection else 3) * C + 2 * F)
     size = config.n_layers * block + C * (config.max_seq_len + V * (2 - config.tie_embeddings))
     if not hasattr(os, "sysconf"):  # Windows
         return
-    workers = min(training.threads or available_threads(), training.batch_size)
+    workers = worker_count(training, config.max_seq_len)
     # Parameters, two moments, and the gradients of every worker.
     needed = size * (3 + workers) * (8 if config.dtype == "float64" else 4)
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
