@@ -341,11 +341,7 @@ class _Workers:
             finally:
                 model.join(None)
 
-        try:
-            return sum(self._each(differentiate, n))
-        except BaseException:
-            self._team = None  # a team that somebody left is of no use
-            raise
+        return sum(self._each(differentiate, n))
 
     def _sum_gradients(self, i: int, n: int) -> float:
         """Add up part i of the gradients of the first n workers; return its sum of squares."""
