@@ -162,8 +162,8 @@ class TrainConfig(_Config):
     threads
         Workers that share each batch; 0 for one a processor.
     precision
-        "float32", or "bfloat16": the linear layers' products round their factors to it, half
-        as fast again on a processor with AVX512-BF16; all else stays float32.
+        "float32", or "bfloat16": the linear layers' products round their factors to it, about 1.5
+        times as fast on a processor with AVX512-BF16; all else stays float32.
 
     Raises
     ------
