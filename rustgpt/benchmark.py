@@ -21,7 +21,8 @@ from rustgpt.layers.transformer import TransformerBlock
 from rustgpt.llm import LLM
 from rustgpt.profiler import BYTES, FLOPS, Line, Profiler
 from rustgpt.text.tokenizer import WordTokenizer
-from rustgpt.trainer import Epoch, Trainer, worker_count
+from rustgpt.trainer import Epoch, Trainer
+from rustgpt.workers import worker_count
 
 WARM_UP: Final = 2  # steps that do not count: they touch their memory for the first time
 BETWEEN: Final = 0.5  # seconds of steps from one measurement of the machine's limits to the next
@@ -199,7 +200,7 @@ class Benchmark:
         self.context = context or model.max_seq_len
         self.seconds = seconds
         self.steps = steps
-        self.threads = worker_count(training, model.max_seq_len, model.divides_rows())
+        self.threads = worker_count(training, model)
         if not 1 <= self.context <= model.max_seq_len:
             raise ConfigError(
                 f"context must be from 1 to the model's max_seq_len {model.max_seq_len}, got "

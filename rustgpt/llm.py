@@ -87,6 +87,7 @@ class LLM:
             raise ConfigError("the first layer must be Embeddings and the last OutputProjection")
         size = sum(layer.n_parameters for layer in self.layers)
         self.parameters: Array = aligned(size, np.dtype(config.dtype))
+        self.gradients: Array = aligned(size, self.parameters.dtype)
         self._bind(self.parameters)
 
     @classmethod
@@ -102,10 +103,10 @@ class LLM:
         alternate between two sets of it; blocks, which read it before they write over it, all
         share a third, which then stays in the cache.
         """
-        self.gradients: Array = aligned(self.parameters.size, self.parameters.dtype)
         alternating, of_blocks = (Buffers(), Buffers()), Buffers()
         taken = 0
         for i, layer in enumerate(self.layers):
+            layer.number = i
             here = None if parameters is None else parameters[taken:]
             scratch = of_blocks if type(layer) is TransformerBlock else alternating[i % 2]
             taken += layer.bind(here, self.gradients[taken:], scratch)
@@ -138,10 +139,19 @@ class LLM:
         """Return the gradients by the names of their parameters."""
         return _numbered([layer.gradients() for layer in self.layers])
 
-    def replica(self) -> LLM:
-        """Return a model with the same parameters, and gradients and memory of its own."""
+    def replica(self, gradients: Array | None = None) -> LLM:
+        """Return a model with the same parameters, and memory of its own.
+
+        Parameters
+        ----------
+        gradients
+            (P,) where its gradients shall be, as a team shares them; without, its own.
+        """
         twin = copy.copy(self)
         twin.layers = [layer.replica() for layer in self.layers]
+        if gradients is None:
+            gradients = aligned(self.parameters.size, self.parameters.dtype)
+        twin.gradients = gradients
         twin._bind(None)
         return twin
 
@@ -160,9 +170,9 @@ class LLM:
         for layer in self.layers:
             layer.use_bfloat16(use)
 
-    def divides_rows(self) -> bool:
-        """Whether a team of replicas may divide the rows of one text."""
-        return all(layer.divides_rows() for layer in self.layers)
+    def works_in_team(self) -> bool:
+        """Whether a team of replicas may take one batch through the layers together."""
+        return all(layer.works_in_team() for layer in self.layers)
 
     def join(self, member: Member | None) -> None:
         """Take part in a team, or none any more; see `rustgpt.layers.team`."""
@@ -223,13 +233,14 @@ class LLM:
     ) -> float:
         """Return the sum of the cross-entropies; add the gradients of `scale` times it.
 
-        In a team, `ids` and `targets` are those of its own rows, `offsets` those of all rows.
+        A member of a team returns the sum of its own rows, and adds its part of the gradients.
         """
         x = self._hidden(ids, offsets)
         losses, dx = self._output.loss(x, targets, scale)
         for layer in reversed(self.layers[:-1]):
             dx = layer.backward(dx)
-        return float(losses.sum(dtype=np.float64))
+        member = self._output.member
+        return float(losses[member.rows if member else slice(None)].sum(dtype=np.float64))
 
     def decode(self, ids: Sequence[int], cache: Cache) -> Array:  # (n,) -> (V,)
         """Continue the text in `cache` by `ids`; return the scores of what may follow.

@@ -8,16 +8,22 @@ flat array, in the order of `TransformerBlock.parameters()`.
 With P parameters, T tokens a text: 2 P + 4 T C operations a row forward, twice that backward. Kept
 for the backward pass: (5 C + F) numbers a row with the norms before, (6 C + F) with the norms
 after, and a few per head; what is cheap is computed again.
+
+Several threads may call for one batch, each with its share: all arrays then have the rows of all
+threads, and each thread goes through its own, but makes its part of the weights' gradients over
+all rows. They meet once a pass back, and around attention where its heads are divided.
 """
+from cpython.object cimport PyObject
 from cython cimport floating
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from rustgpt._ext.activations cimport relu, relu_gradient
 from rustgpt._ext.attention cimport BLOCK, attend, attend_all, attend_all_backward
 from rustgpt._ext.checks cimport check_blas, check_matrix, check_offsets, check_vector
 from rustgpt._ext.layer_norm cimport normalise_again, normalise_rows, normalise_rows_backward
-from rustgpt._ext.linear cimport affine, affine_backward, check_bfloat16
+from rustgpt._ext.linear cimport add_gradients, affine, check_bfloat16
 from rustgpt._ext.rows cimport row_gelu, row_gelu_backward
+from rustgpt._ext.share cimport Share, edge_of, meet, pointer, share_of
 
 
 cdef struct Block:
@@ -61,12 +67,12 @@ cdef Py_ssize_t whole_lines(Py_ssize_t N) noexcept nogil:
     return (N + 15) // 16 * 16
 
 
-cdef Kept kept_of(const Block* b, Py_ssize_t N) noexcept nogil:
+cdef Kept kept_of(const Block* b, Py_ssize_t N, bint shared) noexcept nogil:
     cdef Kept k
     cdef Py_ssize_t M = whole_lines(N)
     k.qkv = 0                                                     # (N, 3 C)
-    k.heads = k.qkv + M * 3 * b.C                                 # (N, C), with a projection
-    k.lse = k.heads + (M * b.C if b.projection else 0)            # (N, H)
+    k.heads = k.qkv + M * 3 * b.C                                 # (N, C), if others see them
+    k.lse = k.heads + (M * b.C if b.projection or shared else 0)  # (N, H)
     k.sum1 = k.lse + M * b.H                                      # (N, C): x + attention(...)
     k.mean1 = k.sum1 + M * b.C                                    # (N,)
     k.rstd1 = k.mean1 + M                                         # (N,)
@@ -79,25 +85,66 @@ cdef Kept kept_of(const Block* b, Py_ssize_t N) noexcept nogil:
 
 
 cpdef Py_ssize_t block_kept_size(
-    Py_ssize_t N, Py_ssize_t C, Py_ssize_t F, Py_ssize_t n_heads, bint pre_norm, bint projection
+    Py_ssize_t N, Py_ssize_t C, Py_ssize_t F, Py_ssize_t n_heads, bint pre_norm, bint projection,
+    bint shared=False,
 ) except -1:
     """Numbers that `block_forward` keeps of N rows for `block_backward`."""
     cdef Block b = block_of(C, F, n_heads, pre_norm, False, projection, False, 0.0, 0.0, False)
-    return kept_of(&b, N).size
+    return kept_of(&b, N, shared).size
 
 
 cpdef Py_ssize_t block_scratch_size(
-    Py_ssize_t N, Py_ssize_t longest, Py_ssize_t C, Py_ssize_t F
+    Py_ssize_t N, Py_ssize_t longest, Py_ssize_t C, Py_ssize_t F, Py_ssize_t threads=1
 ) except -1:
     """Numbers of scratch for N rows, in texts of at most `longest` rows with those before."""
-    return whole_lines(N) * (max(F, 3 * C) + max(F, C) + 2 * C) + 2 * BLOCK * (longest + C)
+    cdef Py_ssize_t M = whole_lines(N)
+    if threads == 1:
+        return M * (max(F, 3 * C) + max(F, C) + 2 * C) + attention_size(longest, C)
+    return M * (2 * F + 8 * C) + threads * (attention_size(longest, C) + whole_lines(4 * C))
+
+
+cdef Py_ssize_t attention_size(Py_ssize_t longest, Py_ssize_t C) noexcept nogil:
+    return whole_lines(2 * BLOCK * (longest + C))
+
+
+cdef struct Scratch:
+    # Where each array begins in the scratch. What need not hold at the same time shares a place;
+    # but what the other threads see holds until they have made the gradients of the weights.
+    Py_ssize_t dhidden, activated, dqkv, dheads, normal1, normal2, dsum1, dsum2, dnormal
+    Py_ssize_t attention, dnorms
+
+
+cdef Scratch scratch_of(
+    const Block* b, const Share* s, Py_ssize_t N, Py_ssize_t longest
+) noexcept nogil:
+    cdef Scratch w
+    cdef Py_ssize_t M = whole_lines(N), C = b.C, F = b.F
+    w.dhidden = 0                                              # (N, F)
+    if s.n == 1:
+        w.activated = w.dhidden + M * max(F, 3 * C)            # (N, F)
+        w.normal1 = w.normal2 = w.activated + M * max(F, C)    # (N, C)
+        w.dnormal = w.normal1 + M * C                          # (N, C)
+        w.attention = w.dnormal + M * C
+        w.dqkv, w.dheads = w.dhidden, w.activated              # (N, 3 C), (N, C)
+        w.dsum1 = w.dsum2 = w.dnorms = 0                       # are in dx, and in the gradients
+        return w
+    w.activated = w.dhidden + M * F                            # (N, F)
+    w.dqkv = w.activated + M * F                               # (N, 3 C)
+    w.normal1 = w.dqkv + M * 3 * C                             # (N, C)
+    w.normal2 = w.normal1 + M * C                              # (N, C)
+    w.dsum1 = w.normal2 + M * C                                # (N, C)
+    w.dsum2 = w.dsum1 + M * C                                  # (N, C)
+    w.dheads = w.dnormal = w.dsum2 + M * C                     # (N, C)
+    w.dnorms = w.dnormal + M * C                               # (n, 4 C): each thread's own
+    w.attention = w.dnorms + s.n * whole_lines(4 * C) + s.index * attention_size(longest, C)
+    return w
 
 
 cdef int check_block(
     Block b, const Py_ssize_t* x, const Py_ssize_t* parameters, Py_ssize_t scratch,
-    Py_ssize_t longest,
+    Py_ssize_t longest, Py_ssize_t threads,
 ) except -1:
-    cdef Py_ssize_t needed = block_scratch_size(x[0], longest, b.C, b.F)
+    cdef Py_ssize_t needed = block_scratch_size(x[0], longest, b.C, b.F, threads)
     if b.H < 1 or b.C % b.H != 0:
         raise ValueError(f"n_heads must divide the {b.C} columns, got {b.H}")
     if b.F < 0:
@@ -108,9 +155,19 @@ cdef int check_block(
     check_vector("parameters", parameters, b.size)
     if scratch < needed:
         raise ValueError(
-            f"scratch must hold block_scratch_size({x[0]}, {longest}, {b.C}, {b.F}) = {needed} "
-            f"numbers, got {scratch}"
+            f"scratch must hold block_scratch_size({x[0]}, {longest}, {b.C}, {b.F}, {threads}) = "
+            f"{needed} numbers, got {scratch}"
         )
+    return 0
+
+
+cdef int check_texts(const Share* s, const int[::1] offsets) except -1:
+    """Raise ValueError unless the thread's rows are whole texts, or attention divides its heads."""
+    cdef Py_ssize_t b, found = s.heads
+    for b in range(offsets.shape[0]):
+        found |= (1 if offsets[b] == s.first else 0) | (2 if offsets[b] == s.stop else 0)
+    if s.n > 1 and not s.heads and found != 3:
+        raise ValueError("share must have edges between texts, unless it divides the heads")
     return 0
 
 
@@ -160,60 +217,114 @@ def block_forward(
     floating[::1] kept not None,              # OUT (block_kept_size(...),)
     floating[::1] scratch not None,           # block_scratch_size(N, longest text, C, F)
     bint bfloat16=False,                      # IN: whether the linear products round to it
+    object share=None,                        # IN: this thread's, of several
 ):
     """out = norm2(h + feed_forward(h)), h = norm1(x + attention(x)); or with the norms before."""
-    cdef Py_ssize_t N = x.shape[0], C = x.shape[1]
+    cdef Py_ssize_t N = x.shape[0], C = x.shape[1], longest = check_offsets(offsets, N)
+    cdef Share s = share_of(share, N)
     cdef Block b = block_of(C, hidden_dim, n_heads, pre_norm, gelu, projection, bias,
                             epsilon1, epsilon2, bfloat16)
-    cdef Kept k = kept_of(&b, N)
+    cdef Kept k = kept_of(&b, N, s.n > 1)
+    cdef PyObject* others = pointer(share)
     check_bfloat16(bfloat16, sizeof(floating))
-    check_block(b, x.shape, parameters.shape, scratch.shape[0], check_offsets(offsets, N))
+    check_texts(&s, offsets)
+    check_block(b, x.shape, parameters.shape, scratch.shape[0], longest, s.n)
     check_matrix("out", out.shape, N, C)
     check_vector("kept", kept.shape, k.size)
     if N == 0 or C == 0:
         return
+    cdef Scratch w = scratch_of(&b, &s, N, longest)
     with nogil:
-        forward(&b, &k, &parameters[0], &x[0, 0], &offsets[0], offsets.shape[0] - 1, N,
-                &out[0, 0], &kept[0], &scratch[0])
+        forward(&b, &k, &w, &s, others, &parameters[0], &x[0, 0], &offsets[0],
+                offsets.shape[0] - 1, &out[0, 0], &kept[0], &scratch[0])
 
 
-cdef void forward(
-    const Block* b, const Kept* k, const floating* p, const floating* x, const int* offsets,
-    Py_ssize_t B, Py_ssize_t N, floating* out, floating* kept, floating* scratch,
+cdef int attend_share(
+    const Share* s, PyObject* others, const floating* qkv, const int* offsets, Py_ssize_t B,
+    Py_ssize_t C, Py_ssize_t H, floating* heads, floating* lse, floating* scratch,
+) except -1 nogil:
+    """Attention of this thread's texts; or of its heads of all texts, between two meetings."""
+    cdef Py_ssize_t first, stop
+    if s.heads:
+        meet(others)
+        attend_all(qkv, offsets, B, C, H, edge_of(H, s.index, s.n), edge_of(H, s.index + 1, s.n),
+                   heads, lse, scratch)
+        meet(others)
+    else:
+        texts_of(s, offsets, B, &first, &stop)
+        attend_all(qkv, offsets + first, stop - first, C, H, 0, H, heads, lse, scratch)
+    return 0
+
+
+cdef int attend_share_backward(
+    const Share* s, PyObject* others, const floating* dheads, const floating* qkv,
+    const floating* lse, const int* offsets, Py_ssize_t B, Py_ssize_t C, Py_ssize_t H,
+    floating* dqkv, floating* scratch,
+) except -1 nogil:
+    cdef Py_ssize_t first, stop
+    if s.heads:
+        meet(others)
+        attend_all_backward(dheads, qkv, lse, offsets, B, C, H, edge_of(H, s.index, s.n),
+                            edge_of(H, s.index + 1, s.n), dqkv, scratch)
+        meet(others)
+    else:
+        texts_of(s, offsets, B, &first, &stop)
+        attend_all_backward(dheads, qkv, lse, offsets + first, stop - first, C, H, 0, H, dqkv,
+                            scratch)
+    return 0
+
+
+cdef void texts_of(
+    const Share* s, const int* offsets, Py_ssize_t B, Py_ssize_t* first, Py_ssize_t* stop
 ) noexcept nogil:
-    cdef Py_ssize_t C = b.C
-    cdef Py_ssize_t M = whole_lines(N)
-    cdef floating* activated = scratch                                    # (N, F)
-    cdef floating* normal = activated + M * max(b.F, C)                   # (N, C)
-    cdef floating* attention = normal + M * C                             # attention's scratch
-    cdef floating* qkv = kept + k.qkv
-    cdef floating* heads = kept + k.heads if b.projection else activated  # (N, C)
-    cdef floating* sum1 = kept + k.sum1
-    cdef floating* sum2 = out if b.pre_norm else kept + k.sum2
-    cdef const floating* inner = x
+    """The texts of a thread: those from its first row to its last."""
+    first[0] = 0
+    while first[0] < B and offsets[first[0]] < s.first:
+        first[0] += 1
+    stop[0] = first[0]
+    while stop[0] < B and offsets[stop[0] + 1] <= s.stop:
+        stop[0] += 1
+
+
+cdef int forward(
+    const Block* b, const Kept* k, const Scratch* w, const Share* s, PyObject* others,
+    const floating* p, const floating* x, const int* offsets, Py_ssize_t B, floating* out,
+    floating* kept, floating* scratch,
+) except -1 nogil:
+    cdef Py_ssize_t C = b.C, r = s.first, n = s.stop - s.first  # this thread's rows
+    cdef floating* activated = scratch + w.activated + r * b.F            # (n, F)
+    cdef floating* normal = scratch + w.normal1 + r * C                   # (n, C)
+    cdef floating* all_heads = (
+        kept + k.heads if b.projection or s.n > 1 else scratch + w.activated
+    )                                                                     # (N, C)
+    cdef floating* sum1 = kept + k.sum1 + r * C
+    cdef floating* sum2 = out + r * C if b.pre_norm else kept + k.sum2 + r * C
+    cdef const floating* inner = x + r * C
     if b.pre_norm:
-        normalise_rows(x, p + b.norm1, p + b.norm1 + C, b.epsilon1, N, C, normal,
-                       kept + k.mean1, kept + k.rstd1)
+        normalise_rows(x + r * C, p + b.norm1, p + b.norm1 + C, b.epsilon1, n, C, normal,
+                       kept + k.mean1 + r, kept + k.rstd1 + r)
         inner = normal
     # sum1 = x + attention(inner)
-    affine(inner, p + b.qkv_weight, p + b.qkv_bias if b.bias else NULL, N, C, 3 * C, False, False,
-           b.bfloat16, qkv)                                               # (N, 3 C)
-    attend_all(qkv, offsets, B, C, b.H, 0, b.H, heads, kept + k.lse, attention)   # (N, C)
-    memcpy(sum1, x, N * C * sizeof(floating))
-    project(b, p, heads, N, sum1)
+    affine(inner, p + b.qkv_weight, p + b.qkv_bias if b.bias else NULL, n, C, 3 * C, False, False,
+           b.bfloat16, kept + k.qkv + r * 3 * C)                          # (n, 3 C)
+    attend_share(s, others, kept + k.qkv, offsets, B, C, b.H, all_heads, kept + k.lse,
+                 scratch + w.attention)                                   # (n, C)
+    memcpy(sum1, x + r * C, n * C * sizeof(floating))
+    project(b, p, all_heads + r * C, n, sum1)
     # sum2 = h + feed_forward(normal), where h is sum1, or normal if the norms come after
     if b.pre_norm:
-        normalise_rows(sum1, p + b.norm2, p + b.norm2 + C, b.epsilon2, N, C, normal,
-                       kept + k.mean2, kept + k.rstd2)
-        memcpy(sum2, sum1, N * C * sizeof(floating))
+        normalise_rows(sum1, p + b.norm2, p + b.norm2 + C, b.epsilon2, n, C, normal,
+                       kept + k.mean2 + r, kept + k.rstd2 + r)
+        memcpy(sum2, sum1, n * C * sizeof(floating))
     else:
-        normalise_rows(sum1, p + b.norm1, p + b.norm1 + C, b.epsilon1, N, C, normal,
-                       kept + k.mean1, kept + k.rstd1)
-        memcpy(sum2, normal, N * C * sizeof(floating))
-    feed_forward(b, p, normal, N, kept + k.hidden, activated, sum2)
+        normalise_rows(sum1, p + b.norm1, p + b.norm1 + C, b.epsilon1, n, C, normal,
+                       kept + k.mean1 + r, kept + k.rstd1 + r)
+        memcpy(sum2, normal, n * C * sizeof(floating))
+    feed_forward(b, p, normal, n, kept + k.hidden + r * b.F, activated, sum2)
     if not b.pre_norm:
-        normalise_rows(sum2, p + b.norm2, p + b.norm2 + C, b.epsilon2, N, C, out,
-                       kept + k.mean2, kept + k.rstd2)
+        normalise_rows(sum2, p + b.norm2, p + b.norm2 + C, b.epsilon2, n, C, out + r * C,
+                       kept + k.mean2 + r, kept + k.rstd2 + r)
+    return 0
 
 
 def block_backward(
@@ -232,111 +343,186 @@ def block_backward(
     const floating[::1] kept not None,        # IN: what block_forward kept
     floating[:, ::1] dx not None,             # OUT (N, C): overwritten; may be dout itself
     floating[::1] dparameters not None,       # IN/OUT (P,): added to
-    floating[::1] scratch not None,           # block_scratch_size(N, longest text, C, F)
+    floating[::1] scratch not None,           # block_scratch_size(N, longest text, C, F, threads)
     bint bfloat16=False,                      # IN: whether the linear products round to it
+    object share=None,                        # IN: this thread's, of several
 ):
     """The gradients of the input and of the parameters, from the gradient of the output."""
-    cdef Py_ssize_t N = x.shape[0], C = x.shape[1]
+    cdef Py_ssize_t N = x.shape[0], C = x.shape[1], longest = check_offsets(offsets, N)
+    cdef Share s = share_of(share, N)
     cdef Block b = block_of(C, hidden_dim, n_heads, pre_norm, gelu, projection, bias,
                             epsilon1, epsilon2, bfloat16)
-    cdef Kept k = kept_of(&b, N)
+    cdef Kept k = kept_of(&b, N, s.n > 1)
+    cdef PyObject* others = pointer(share)
     check_bfloat16(bfloat16, sizeof(floating))
-    check_block(b, x.shape, parameters.shape, scratch.shape[0], check_offsets(offsets, N))
+    check_texts(&s, offsets)
+    check_block(b, x.shape, parameters.shape, scratch.shape[0], longest, s.n)
     check_matrix("dout", dout.shape, N, C)
     check_vector("kept", kept.shape, k.size)
     check_matrix("dx", dx.shape, N, C)
     check_vector("dparameters", dparameters.shape, b.size)
     if N == 0 or C == 0:
         return
+    cdef Scratch w = scratch_of(&b, &s, N, longest)
     with nogil:
-        backward(&b, &k, &parameters[0], &dparameters[0], &dout[0, 0], &x[0, 0], &offsets[0],
-                 offsets.shape[0] - 1, N, &kept[0], &dx[0, 0], &scratch[0])
+        backward(&b, &k, &w, &s, others, &parameters[0], &dparameters[0], &dout[0, 0], &x[0, 0],
+                 &offsets[0], offsets.shape[0] - 1, N, &kept[0], &dx[0, 0], &scratch[0])
 
 
-cdef void backward(
-    const Block* b, const Kept* k, const floating* p, floating* dp, const floating* dout,
-    const floating* x, const int* offsets, Py_ssize_t B, Py_ssize_t N, const floating* kept,
-    floating* dx, floating* scratch,
-) noexcept nogil:
-    cdef Py_ssize_t C = b.C
-    cdef Py_ssize_t M = whole_lines(N)
-    cdef floating* dhidden = scratch                         # (N, F)
-    cdef floating* activated = dhidden + M * max(b.F, 3 * C)  # (N, F)
-    cdef floating* normal = activated + M * max(b.F, C)      # (N, C)
-    cdef floating* dnormal = normal + M * C                  # (N, C)
-    cdef floating* attention = dnormal + M * C               # attention's scratch
-    # What feed_forward's and attention's arrays do not need at the same time, they share.
-    cdef floating* dqkv = dhidden                            # (N, 3 C)
-    cdef floating* dheads = activated                        # (N, C)
-    cdef const floating* sum1 = kept + k.sum1
-    cdef const floating* hidden = kept + k.hidden
-    cdef const floating* inner                               # what attention saw
-    if not b.pre_norm:
-        # forward: out = norm2(sum2); from here on the gradient of a residual sum stays in dx
-        normalise_rows_backward(dout, kept + k.sum2, p + b.norm2, kept + k.mean2, kept + k.rstd2,
-                                <const floating*> NULL, N, C, dx, dp + b.norm2, dp + b.norm2 + C)
-        dout = dx
-        normalise_again(sum1, p + b.norm1, p + b.norm1 + C, kept + k.mean1, kept + k.rstd1, N, C,
-                        normal)
-    else:
-        normalise_again(sum1, p + b.norm2, p + b.norm2 + C, kept + k.mean2, kept + k.rstd2, N, C,
-                        normal)
-    # forward: sum2 = h + activated @ weight2 + bias2
-    feed_forward_backward(b, p, dp, dout, hidden, normal, N, dhidden, activated,
-                          dnormal if b.pre_norm else dx, not b.pre_norm)
+cdef int backward(
+    const Block* b, const Kept* k, const Scratch* w, const Share* s, PyObject* others,
+    const floating* p, floating* dp, const floating* dout, const floating* x, const int* offsets,
+    Py_ssize_t B, Py_ssize_t N, const floating* kept, floating* dx, floating* scratch,
+) except -1 nogil:
+    cdef Py_ssize_t C = b.C, r = s.first, n = s.stop - s.first  # this thread's rows
+    cdef bint alone = s.n == 1
+    cdef floating* mine = dx + r * C
+    # The gradients of both residual sums: alone, they take turns in dx.
+    cdef floating* dsum1 = mine if alone else scratch + w.dsum1 + r * C
+    cdef floating* dsum2 = mine if alone else scratch + w.dsum2 + r * C
+    cdef floating* dnormal = scratch + w.dnormal + r * C
+    cdef floating* dheads = scratch + w.dheads               # (N, C)
+    cdef floating* dnorm1 = dp + b.norm1                     # (2 C,), and that of norm2
+    cdef floating* dnorm2 = dp + b.norm2
+    cdef const floating* sum1 = kept + k.sum1 + r * C
+    cdef const floating* before = sum1 if b.pre_norm else kept + k.sum2 + r * C  # norm2
+    if not alone:
+        dnorm1 = scratch + w.dnorms + s.index * whole_lines(4 * C)
+        dnorm2 = dnorm1 + 2 * C
+        memset(dnorm1, 0, 4 * C * sizeof(floating))
     if b.pre_norm:
-        # forward: normal = norm2(sum1), and sum1 went into sum2
-        normalise_rows_backward(dnormal, sum1, p + b.norm2, kept + k.mean2, kept + k.rstd2,
-                                dout, N, C, dx, dp + b.norm2, dp + b.norm2 + C)
-        normalise_again(x, p + b.norm1, p + b.norm1 + C, kept + k.mean1, kept + k.rstd1, N, C,
-                        normal)
-        inner = normal
+        if not alone:
+            memcpy(dsum2, dout + r * C, n * C * sizeof(floating))
+        elif dout != dx:
+            dsum2 = <floating*> dout  # is read only
+        normalise_again(sum1, p + b.norm2, p + b.norm2 + C, kept + k.mean2 + r, kept + k.rstd2 + r,
+                        n, C, scratch + w.normal2 + r * C)
     else:
-        # forward: h = normal = norm1(sum1)
-        normalise_rows_backward(dx, sum1, p + b.norm1, kept + k.mean1, kept + k.rstd1,
-                                <const floating*> NULL, N, C, dx, dp + b.norm1, dp + b.norm1 + C)
-        inner = x
+        # forward: out = norm2(sum2)
+        normalise_rows_backward(dout + r * C, before, p + b.norm2, kept + k.mean2 + r,
+                                kept + k.rstd2 + r, <const floating*> NULL, n, C, dsum2, dnorm2,
+                                dnorm2 + C)
+        normalise_again(sum1, p + b.norm1, p + b.norm1 + C, kept + k.mean1 + r, kept + k.rstd1 + r,
+                        n, C, scratch + w.normal2 + r * C)
+    # forward: sum2 = h + activation(normal2 @ weight1 + bias1) @ weight2 + bias2
+    through_activation(b, p, dsum2, kept + k.hidden + r * b.F, n, scratch + w.dhidden + r * b.F,
+                       scratch + w.activated + r * b.F)      # (n, F)
+    if alone:
+        feed_forward_gradients(b, k, w, s, dp, dsum2, kept, scratch, n)
+    if b.pre_norm:
+        # forward: normal2 = norm2(sum1), and sum1 went into sum2
+        back(b, p + b.weight1, scratch + w.dhidden + r * b.F, n, C, b.F, False, dnormal)
+        normalise_rows_backward(dnormal, sum1, p + b.norm2, kept + k.mean2 + r, kept + k.rstd2 + r,
+                                dsum2, n, C, dsum1, dnorm2, dnorm2 + C)
+        normalise_again(x + r * C, p + b.norm1, p + b.norm1 + C, kept + k.mean1 + r,
+                        kept + k.rstd1 + r, n, C, scratch + w.normal1 + r * C)
+    else:
+        # forward: h = normal2 = norm1(sum1)
+        copy(dsum2, mine, n * C)
+        back(b, p + b.weight1, scratch + w.dhidden + r * b.F, n, C, b.F, True, mine)
+        normalise_rows_backward(mine, sum1, p + b.norm1, kept + k.mean1 + r, kept + k.rstd1 + r,
+                                <const floating*> NULL, n, C, dsum1, dnorm1, dnorm1 + C)
     # forward: sum1 = x + heads @ projection_weight + projection_bias
     if b.projection:
-        affine_backward(dx, kept + k.heads, p + b.projection_weight, N, C, C, False, False,
-                        b.bfloat16, dheads, dp + b.projection_weight,
-                        dp + b.projection_bias if b.bias else NULL)
+        back(b, p + b.projection_weight, dsum1, n, C, C, False, dheads + r * C)
+        if alone:
+            projection_gradients(b, k, s, dp, dsum1, kept, n)
     else:
-        dheads = dx
+        dheads = dx if alone else scratch + w.dsum1
     # forward: heads = softmax(mask(q @ k.T / sqrt(D))) @ v
-    attend_all_backward(dheads, kept + k.qkv, kept + k.lse, offsets, B, C, b.H, 0, b.H, dqkv,
-                        attention)
+    attend_share_backward(s, others, dheads, kept + k.qkv, kept + k.lse, offsets, B, C, b.H,
+                          scratch + w.dqkv, scratch + w.attention)
     # forward: qkv = inner @ qkv_weight + qkv_bias
-    affine_backward(dqkv, inner, p + b.qkv_weight, N, C, 3 * C, False, not b.pre_norm, b.bfloat16,
-                    dnormal if b.pre_norm else dx,
-                    dp + b.qkv_weight, dp + b.qkv_bias if b.bias else NULL)
     if b.pre_norm:
-        # forward: normal = norm1(x), and x went into sum1
-        normalise_rows_backward(dnormal, x, p + b.norm1, kept + k.mean1, kept + k.rstd1,
-                                dx, N, C, dx, dp + b.norm1, dp + b.norm1 + C)
+        # inner = norm1(x), and x went into sum1
+        back(b, p + b.qkv_weight, scratch + w.dqkv + r * 3 * C, n, C, 3 * C, False, dnormal)
+        normalise_rows_backward(dnormal, x + r * C, p + b.norm1, kept + k.mean1 + r,
+                                kept + k.rstd1 + r, dsum1, n, C, mine, dnorm1, dnorm1 + C)
+    else:
+        copy(dsum1, mine, n * C)
+        back(b, p + b.qkv_weight, scratch + w.dqkv + r * 3 * C, n, C, 3 * C, True, mine)
+    if alone:
+        qkv_gradients(b, w, s, dp, x, scratch, n)
+        return 0
+    meet(others)
+    feed_forward_gradients(b, k, w, s, dp, scratch + w.dsum2, kept, scratch, N)
+    projection_gradients(b, k, s, dp, scratch + w.dsum1, kept, N)
+    qkv_gradients(b, w, s, dp, x, scratch, N)
+    if s.index == 0:
+        norm_gradients(b, s, dp, scratch + w.dnorms)
+    return 0
 
 
-cdef void feed_forward_backward(
-    const Block* b, const floating* p, floating* dp, const floating* dout,  # IN (n, C)
-    const floating* hidden, const floating* x, Py_ssize_t n,                # IN (n, F), (n, C)
-    floating* dhidden, floating* activated,                                 # scratch (n, F) each
-    floating* dx, bint add,                                                 # OUT, may be dout
+cdef void back(
+    const Block* b, const floating* weight, const floating* dout, Py_ssize_t n, Py_ssize_t c_in,
+    Py_ssize_t c_out, bint add, floating* dx,
 ) noexcept nogil:
-    cdef const floating* seen = hidden  # by weight2
-    # forward: out = seen @ weight2 + bias2; first the part for which `seen` is not needed
-    affine_backward(dout, NULL, p + b.weight2, n, b.F, b.C, False, False, b.bfloat16, dhidden, NULL,
-                    NULL)
-    # forward: seen = activation(hidden)
+    """dx = (dx if add) + dout @ weight.T, from out = x @ weight."""
+    affine(dout, weight, <const floating*> NULL, n, c_out, c_in, True, add, b.bfloat16, dx)
+
+
+cdef void copy(const floating* x, floating* out, Py_ssize_t size) noexcept nogil:
+    if x != out:
+        memcpy(out, x, size * sizeof(floating))
+
+
+cdef void through_activation(
+    const Block* b, const floating* p, const floating* dout,  # IN (n, C)
+    const floating* hidden, Py_ssize_t n,                     # IN (n, F)
+    floating* dhidden, floating* activated,                   # OUT (n, F); the second if GELU
+) noexcept nogil:
+    """From out = activation(hidden) @ weight2 + bias2, the gradient of hidden."""
+    back(b, p + b.weight2, dout, n, b.F, b.C, False, dhidden)
     if b.gelu:
         row_gelu_backward(dhidden, hidden, n * b.F, dhidden, activated)
-        seen = activated
     else:
         relu_gradient(dhidden, hidden, n * b.F, dhidden)
-    affine_backward(dout, seen, p + b.weight2, n, b.F, b.C, False, False, b.bfloat16, NULL,
-                    dp + b.weight2, dp + b.bias2)
-    # forward: hidden = x @ weight1 + bias1
-    affine_backward(dhidden, x, p + b.weight1, n, b.C, b.F, False, add, b.bfloat16, dx,
-                    dp + b.weight1, dp + b.bias1)
+
+
+# The gradients of the weights, a thread's part of them, over N rows.
+
+
+cdef void feed_forward_gradients(
+    const Block* b, const Kept* k, const Scratch* w, const Share* s, floating* dp,
+    const floating* dout, const floating* kept, const floating* scratch, Py_ssize_t N,
+) noexcept nogil:
+    cdef const floating* seen = scratch + w.activated if b.gelu else kept + k.hidden
+    # forward: out = seen @ weight2 + bias2; hidden = normal2 @ weight1 + bias1
+    add_gradients(dout, seen, N, b.F, b.C, False, b.bfloat16, s.index, s.n, dp + b.weight2,
+                  dp + b.bias2)
+    add_gradients(scratch + w.dhidden, scratch + w.normal2, N, b.C, b.F, False, b.bfloat16, s.index,
+                  s.n, dp + b.weight1, dp + b.bias1)
+
+
+cdef void projection_gradients(
+    const Block* b, const Kept* k, const Share* s, floating* dp, const floating* dout,
+    const floating* kept, Py_ssize_t N,
+) noexcept nogil:
+    # forward: out = heads @ projection_weight + projection_bias
+    if b.projection:
+        add_gradients(dout, kept + k.heads, N, b.C, b.C, False, b.bfloat16, s.index, s.n,
+                      dp + b.projection_weight, dp + b.projection_bias if b.bias else NULL)
+
+
+cdef void qkv_gradients(
+    const Block* b, const Scratch* w, const Share* s, floating* dp, const floating* x,
+    const floating* scratch, Py_ssize_t N,
+) noexcept nogil:
+    # forward: qkv = inner @ qkv_weight + qkv_bias, inner = norm1(x) or x
+    add_gradients(scratch + w.dqkv, scratch + w.normal1 if b.pre_norm else x, N, b.C, 3 * b.C,
+                  False, b.bfloat16, s.index, s.n, dp + b.qkv_weight,
+                  dp + b.qkv_bias if b.bias else NULL)
+
+
+cdef void norm_gradients(
+    const Block* b, const Share* s, floating* dp, const floating* dnorms
+) noexcept nogil:
+    """Add up what each thread has of the norms' gradients, in their order."""
+    cdef Py_ssize_t i, c
+    for i in range(s.n):
+        for c in range(2 * b.C):
+            dp[b.norm1 + c] += dnorms[i * whole_lines(4 * b.C) + c]
+            dp[b.norm2 + c] += dnorms[i * whole_lines(4 * b.C) + 2 * b.C + c]
 
 
 def block_decode(
@@ -363,7 +549,7 @@ def block_decode(
         raise ValueError(f"start must leave room for {n} rows in a cache of {S}, got {start}")
     check_matrix("keys", keys.shape, S, C)
     check_matrix("values", values.shape, S, C)
-    check_block(b, x.shape, parameters.shape, scratch.shape[0], start + n)
+    check_block(b, x.shape, parameters.shape, scratch.shape[0], start + n, 1)
     if n == 0 or C == 0:
         return
     with nogil:

@@ -4,14 +4,16 @@ About 4 operations and one exponential a logit; the row stays in cache between i
 `linear_cross_entropy` takes the product that makes the logits with it, 6 C operations a logit, over
 a block of rows at a time, so that the logits of a whole batch are never in memory at once.
 """
+from cpython.object cimport PyObject
 from cython cimport floating
 from libc.math cimport INFINITY, log, sqrt
 
 from rustgpt._ext.checks cimport (
     check_blas, check_indices, check_matrix, check_vector, check_weight, matrix_at, vector_at,
 )
-from rustgpt._ext.linear cimport affine, affine_backward, check_bfloat16
+from rustgpt._ext.linear cimport add_gradients, affine, check_bfloat16
 from rustgpt._ext.rows cimport row_dot, row_exp, row_max
+from rustgpt._ext.share cimport Share, meet, pointer, share_of
 
 
 def softmax(
@@ -106,46 +108,86 @@ def linear_cross_entropy(
     floating[:, ::1] dx,                     # OUT (N, C), or None if no gradient is wanted
     floating[:, ::1] dweight,                # IN/OUT like weight: added to; None as dx is
     floating[::1] dbias,                     # IN/OUT (V,): added to; None if there is no bias
-    floating[:, ::1] scratch not None,       # (R, V): R rows are done at a time
+    floating[:, ::1] scratch not None,       # (R, V): R rows are done at a time, of all threads
     bint transposed=False,
     bint bfloat16=False,                     # IN: whether the products' factors are rounded to it
+    object share=None,                       # IN: this thread's, of several
 ):
     """`cross_entropy` of logits = x @ weight + bias, and back, without all logits in memory."""
-    cdef Py_ssize_t N = x.shape[0], C = x.shape[1], V = scratch.shape[1], R = scratch.shape[0]
-    cdef Py_ssize_t r, first, n
-    cdef bint gradient = dx is not None
+    cdef Py_ssize_t N = x.shape[0], C = x.shape[1], V = scratch.shape[1]
+    cdef Share s = share_of(share, N)
+    cdef Py_ssize_t R = scratch.shape[0] // s.n
+    cdef Output o
     check_bfloat16(bfloat16, sizeof(floating))
     check_blas("x", x.shape)
     check_weight("weight", weight.shape, C, V, transposed)
     check_loss(targets, N, V, max_norm, losses.shape)
     if R < 1:
-        raise ValueError("scratch must have at least one row, got none")
+        raise ValueError("scratch must have at least one row for each thread, got fewer")
     if bias is not None:
         check_vector("bias", bias.shape, V)
     if (dx is None) != (dweight is None):
         raise ValueError("dx and dweight must both be given, or both be None")
-    if gradient:
+    if dx is not None:
         check_matrix("dx", dx.shape, N, C)
         check_weight("dweight", dweight.shape, C, V, transposed)
     if dbias is not None:
         check_vector("dbias", dbias.shape, V)
     if N == 0 or V == 0:
         return
+    o.C, o.V, o.R, o.transposed, o.bfloat16 = C, V, R, transposed, bfloat16
+    o.scale, o.max_norm = scale, max_norm
+    # Where each thread's rows begin; alone, both stand here.
+    cdef int[2] alone = [0, <int> N]
+    cdef const int[::1] edges
+    cdef const int* edges0 = alone
+    if share is not None:
+        edges = share.edges
+        edges0 = &edges[0]
+    cdef PyObject* others = pointer(share)
     cdef floating* x0 = matrix_at(x)
     cdef floating* weight0 = matrix_at(weight)
     cdef floating* bias0 = vector_at(bias)
     cdef floating* dx0 = matrix_at[floating](dx)
     cdef floating* dweight0 = matrix_at[floating](dweight)
     cdef floating* dbias0 = vector_at[floating](dbias)
-    cdef floating* logits = &scratch[0, 0]
+    cdef bint gradient = dx is not None
     with nogil:
-        for r in range((N + R - 1) // R):
-            first = r * R
-            n = min(R, N - first)
-            affine(x0 + first * C, weight0, bias0, n, C, V, transposed, False, bfloat16,
-                   logits)                                                        # (n, V)
-            losses_of(logits, &targets[first], n, V, scale, max_norm, &losses[first], logits)
-            if gradient:
-                # forward: logits = x @ weight + bias                                   (n, C)
-                affine_backward(logits, x0 + first * C, weight0, n, C, V, transposed, False,
-                                bfloat16, dx0 + first * C, dweight0, dbias0)
+        blocks_of_rows(&o, &s, others, edges0, x0, weight0, bias0, &targets[0], &losses[0],
+                       gradient, dx0, dweight0, dbias0, &scratch[0, 0])
+
+
+cdef struct Output:
+    Py_ssize_t C, V, R
+    bint transposed, bfloat16
+    double scale, max_norm
+
+
+cdef int blocks_of_rows(
+    const Output* o, const Share* s, PyObject* others, const int* edges, const floating* x,
+    const floating* weight, const floating* bias, const int* targets, floating* losses,
+    bint gradient, floating* dx, floating* dweight, floating* dbias, floating* scratch,
+) except -1 nogil:
+    cdef Py_ssize_t C = o.C, V = o.V, R = o.R, block, first, n, i
+    cdef Py_ssize_t blocks = (s.most + R - 1) // R
+    cdef floating* logits = scratch + s.index * R * V  # of this thread's rows
+    for block in range(blocks):
+        first = min(s.first + block * R, s.stop)
+        n = min(R, s.stop - first)
+        affine(x + first * C, weight, bias, n, C, V, o.transposed, False, o.bfloat16,
+               logits)                                                            # (n, V)
+        losses_of(logits, targets + first, n, V, o.scale, o.max_norm, losses + first, logits)
+        if not gradient:
+            continue
+        # forward: logits = x @ weight + bias
+        affine(logits, weight, <const floating*> NULL, n, V, C, not o.transposed, False,
+               o.bfloat16, dx + first * C)                                        # (n, C)
+        if s.n > 1:
+            meet(others)
+        for i in range(s.n):
+            first = min(<Py_ssize_t> edges[i] + block * R, <Py_ssize_t> edges[i + 1])
+            add_gradients(scratch + i * R * V, x + first * C, min(R, edges[i + 1] - first), C, V,
+                          o.transposed, o.bfloat16, s.index, s.n, dweight, dbias)
+        if s.n > 1 and block + 1 < blocks:
+            meet(others)
+    return 0

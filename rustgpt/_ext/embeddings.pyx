@@ -2,6 +2,7 @@
 from cython cimport floating
 
 from rustgpt._ext.checks cimport check_indices, check_matrix, check_vector
+from rustgpt._ext.share cimport Share, edge_of, share_of
 
 
 def embedding_forward(
@@ -31,9 +32,12 @@ def embedding_backward(
     const int[::1] positions not None,      # IN (N,)
     floating[:, ::1] dtokens not None,      # IN/OUT (V, C): added to
     floating[:, ::1] dplaces not None,      # IN/OUT (max_seq_len, C): added to
+    object share=None,                      # IN: this thread's, of several: it has some columns
 ):
     """dtokens[ids[n]] += dout[n]; dplaces[positions[n]] += dout[n], in the order of n."""
     cdef Py_ssize_t N = ids.shape[0], C = dtokens.shape[1]
+    cdef Share s = share_of(share, N)
+    cdef Py_ssize_t first = edge_of(C, s.index, s.n), stop = edge_of(C, s.index + 1, s.n)
     cdef Py_ssize_t n, c
     check_matrix("dout", dout.shape, N, C)
     check_vector("positions", positions.shape, N)
@@ -42,6 +46,6 @@ def embedding_backward(
     check_indices("positions", positions, 0, dplaces.shape[0])
     with nogil:
         for n in range(N):
-            for c in range(C):
+            for c in range(first, stop):
                 dtokens[ids[n], c] += dout[n, c]
                 dplaces[positions[n], c] += dout[n, c]

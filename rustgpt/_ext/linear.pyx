@@ -13,6 +13,7 @@ from rustgpt._ext.checks cimport (
     check_blas, check_matrix, check_vector, check_weight, matrix_at, vector_at,
 )
 from rustgpt._ext.cpu cimport multiplies_bfloat16
+from rustgpt._ext.share cimport edge_of
 from rustgpt._ext.tiles cimport in_place, multiply
 
 
@@ -62,36 +63,52 @@ cdef void affine_backward(
     floating* dx, floating* dweight, floating* dbias,  # NULL: not wanted
 ) noexcept nogil:
     """dx = (dx if add) + dout @ weight.T; dweight += x.T @ dout; dbias += sum of dout's rows."""
-    cdef Py_ssize_t i, c
     if dx != NULL:
         # From out = x @ weight                                               (n, c_in)
         affine(dout, weight, <const floating*> NULL, n, c_out, c_in, not transposed, add, bfloat16,
                dx)
-    if dweight != NULL and transposed:
-        add_outer(dout, x, n, c_out, c_in, bfloat16, dweight)  # (c_out, c_in)
-    elif dweight != NULL:
-        add_outer(x, dout, n, c_in, c_out, bfloat16, dweight)  # (c_in, c_out)
+    if dweight != NULL or dbias != NULL:
+        add_gradients(dout, x, n, c_in, c_out, transposed, bfloat16, 0, 1, dweight, dbias)
+
+
+cdef void add_gradients(
+    const floating* dout, const floating* x, Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out,
+    bint transposed, bint bfloat16,
+    Py_ssize_t part, Py_ssize_t parts,   # one of so many equal parts
+    floating* dweight, floating* dbias,  # dbias NULL: not wanted
+) noexcept nogil:
+    """dweight += x.T @ dout, a part of its rows; dbias += sum of dout's rows, a part of it."""
+    cdef Py_ssize_t i, c
+    cdef Py_ssize_t rows = c_out if transposed else c_in
+    cdef Py_ssize_t first = edge_of(rows, part, parts), stop = edge_of(rows, part + 1, parts)
+    if transposed:
+        add_outer(dout + first, c_out, x, n, stop - first, c_in, bfloat16, dweight + first * c_in)
+    else:
+        add_outer(x + first, c_in, dout, n, stop - first, c_out, bfloat16, dweight + first * c_out)
     if dbias != NULL:
+        first, stop = edge_of(c_out, part, parts), edge_of(c_out, part + 1, parts)
         for i in range(n):
-            for c in range(c_out):
+            for c in range(first, stop):
                 dbias[c] += dout[i * c_out + c]
 
 
 cdef void add_outer(
-    const floating* a, const floating* b, Py_ssize_t n, Py_ssize_t rows, Py_ssize_t columns,
-    bint bfloat16, floating* out,
+    const floating* a, Py_ssize_t lda, const floating* b, Py_ssize_t n, Py_ssize_t rows,
+    Py_ssize_t columns, bint bfloat16, floating* out,
 ) noexcept nogil:
     """out (rows, columns) += a.T @ b: the sum over n rows of the outer products."""
+    if rows == 0 or columns == 0:
+        return
     if floating is float:
         if bfloat16:
-            multiply_bf16(True, False, rows, columns, n, a, rows, b, columns, True, NULL, out,
+            multiply_bf16(True, False, rows, columns, n, a, lda, b, columns, True, NULL, out,
                           columns)
             return
     if in_place(rows, columns, n):
-        multiply(False, rows, columns, n, a, 1, rows, b, columns, True, <const floating*> NULL,
+        multiply(False, rows, columns, n, a, 1, lda, b, columns, True, <const floating*> NULL,
                  out, columns)
     else:
-        gemm(True, False, rows, columns, n, <floating> 1, a, rows, b, columns, <floating> 1,
+        gemm(True, False, rows, columns, n, <floating> 1, a, lda, b, columns, <floating> 1,
              out, columns)
 
 

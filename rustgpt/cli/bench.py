@@ -114,11 +114,11 @@ def _benchmark(args: argparse.Namespace) -> Benchmark:
 
     if args.model is None:
         numbers = Numbers(args.vocab_size or VOCABULARY)
-        check_memory(config, training, numbers.vocab_size)
+        check_memory(config, numbers.vocab_size)
         model = LLM(config, numbers)
     else:
         model = LLM.load(args.model)
-        check_memory(model.config, training, model.tokenizer.vocab_size)
+        check_memory(model.config, model.tokenizer.vocab_size)
     return Benchmark(model, training, args.context, args.seconds, args.steps)
 
 

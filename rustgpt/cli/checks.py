@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from rustgpt.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from rustgpt.config import ModelConfig, TrainConfig
+    from rustgpt.config import ModelConfig
 
 LEFT_BY_A_KILL: Final = ".new"  # how the names of files end that a first save left behind
 
@@ -41,18 +41,15 @@ def check_folder(name: str) -> None:
         ) from None
 
 
-def check_memory(config: ModelConfig, training: TrainConfig, vocab_size: int) -> None:
+def check_memory(config: ModelConfig, vocab_size: int) -> None:
     """Raise ConfigError if the parameters and what belongs to each exceed the machine's memory."""
-    from rustgpt.trainer import worker_count
-
     C, F, V = config.embedding_dim, config.hidden_dim, vocab_size
     block = C * ((4 if config.attention_projection else 3) * C + 2 * F)
     size = config.n_layers * block + C * (config.max_seq_len + V * (2 - config.tie_embeddings))
     if not hasattr(os, "sysconf"):  # Windows
         return
-    workers = worker_count(training, config.max_seq_len)
-    # Parameters, two moments, and the gradients of every worker.
-    needed = size * (3 + workers) * (8 if config.dtype == "float64" else 4)
+    # Parameters, gradients, and two moments.
+    needed = size * 4 * (8 if config.dtype == "float64" else 4)
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
         raise ConfigError(

@@ -132,14 +132,14 @@ def _new_model(dataset: Dataset, config: ModelConfig, training: TrainConfig) -> 
     from rustgpt.text.tokenizer import WordTokenizer
 
     tokenizer = WordTokenizer.train([*dataset.pretraining_data, *dataset.chat_training_data])
-    check_memory(config, training, tokenizer.vocab_size)
+    check_memory(config, tokenizer.vocab_size)
     return LLM(config, tokenizer)
 
 
 def _describe(model: LLM, dataset: Dataset, config: TrainConfig) -> None:
     """Print what is going to be trained, on what and with what."""
     from rustgpt.backend import kernels_in_use
-    from rustgpt.trainer import available_threads
+    from rustgpt.workers import available_threads
 
     say("=== MODEL INFORMATION ===")
     say(model.describe())

@@ -45,27 +45,31 @@ class Embeddings(Layer):
         # Each text begins at position 0.
         starts = np.repeat(offsets[:-1], np.diff(offsets))  # (N,)
         self.positions = np.arange(len(starts), dtype=np.int32) - starts  # (N,)
-        if self.member:
-            self.positions = self.positions[self.member.rows]
-        return self._look_up()
+        return self._look_up(self.member.rows if self.member else slice(None))
 
-    def _look_up(self) -> Array:
+    def _look_up(self, r: slice) -> Array:
         out = self.buffer("out", len(self.ids), self.tokens.shape[1])
-        ops.embedding_forward(self.ids, self.positions, self.tokens, self.places, out)  # (N, C)
+        ops.embedding_forward(
+            self.ids[r], self.positions[r], self.tokens, self.places, out[r]
+        )  # (N, C)
         return out
 
     def backward(self, dout: Array) -> Array:
         # forward: out = tokens[ids] + places[positions]; ids have no gradient
-        ops.embedding_backward(dout, self.ids, self.positions, self.dtokens, self.dplaces)
+        share = None
+        if self.member:
+            share = self.member.share
+            share.meet()  # every thread's rows of dout are needed
+        ops.embedding_backward(dout, self.ids, self.positions, self.dtokens, self.dplaces, share)
         return dout
 
     def decode(self, x: Indices, cache: Cache) -> Array:  # (n,) -> (n, C)
         self.ids = x
         self.positions = np.arange(cache.length, cache.length + len(x), dtype=np.int32)
-        return self._look_up()
+        return self._look_up(slice(None))
 
-    def divides_rows(self) -> bool:
-        return True
+    def works_in_team(self) -> bool:
+        return type(self) is Embeddings
 
     def describe(self) -> str:
         (V, C), S = self.tokens.shape, len(self.places)

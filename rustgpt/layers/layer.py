@@ -10,7 +10,7 @@ import numpy as np
 
 from rustgpt.errors import ConfigError
 from rustgpt.layers.memory import Array, Buffers, Indices
-from rustgpt.layers.team import Member
+from rustgpt.layers.team import Member, SharedBuffers
 
 
 class Cache:
@@ -52,17 +52,21 @@ class Layer:
         Whether the layer's matrix products round their factors to bfloat16, as a training may ask.
     member : Member or None
         This thread's part of a batch, when several threads take it through the layers together;
-        `x` then has this thread's rows, and `offsets` those of all.
+        see `works_in_team`.
+    number : int
+        Which of a model's layers it is, from 0.
     """
 
     bfloat16 = False
     member: Member | None = None
+    number = 0
 
     def __init__(self, dtype: Any = np.float32) -> None:
         self.dtype = np.dtype(dtype)
         self.parameter_names: list[str] = []
         self._buffers = Buffers()
         self._scratch = Buffers()
+        self._of_team = SharedBuffers()  # of all replicas
         self._role = ""
 
     def forward(self, x: Array, offsets: Indices) -> Array:  # (N, C) -> (N, C)
@@ -133,8 +137,12 @@ class Layer:
     # Memory
 
     def buffer(self, name: str, *shape: int) -> Array:
-        """Return reusable memory of this layer's own, for what `backward` will need."""
-        return self._buffers.get(name, shape, self.dtype)
+        """Return reusable memory of this layer's own, for what `backward` will need.
+
+        In a team, all of its replicas get the same.
+        """
+        buffers = self._of_team if self.member else self._buffers
+        return buffers.get(name, shape, self.dtype)
 
     def scratch(self, name: str, *shape: int) -> Array:
         """Return reusable memory that a model shares among its layers.
@@ -142,6 +150,8 @@ class Layer:
         It holds until `backward` of the layer below has returned; what must hold from `forward` to
         `backward` belongs in a `buffer`.
         """
+        if self.member:
+            return self.member.scratch(self.number, self._role + name, shape, self.dtype)
         return self._scratch.get(self._role + name, shape, self.dtype)
 
     def bind(
@@ -166,10 +176,11 @@ class Layer:
             taken += child.bind(rest, gradients[taken:], scratch, f"{role}{name}.")
         return taken
 
-    def divides_rows(self) -> bool:
-        """Whether threads may each take some rows of one text through it, as in a team.
+    def works_in_team(self) -> bool:
+        """Whether replicas in several threads may take one batch through the layer together.
 
-        True for a layer that treats each row by itself; False unless a layer says so.
+        Then `x` has the rows of all threads, of which each replica computes its member's, and the
+        replicas share the gradients too: see `rustgpt.layers.team`. False unless a layer says so.
         """
         return False
 
@@ -184,7 +195,8 @@ class Layer:
         twin = copy.copy(self)
         twin._buffers, twin._scratch = Buffers(), Buffers()
         for name in self.parameter_names:
-            setattr(twin, "d" + name, np.zeros_like(getattr(self, name)))
+            # Not zeros_like, which would write to memory that `bind` may soon give back.
+            setattr(twin, "d" + name, np.zeros(getattr(self, name).shape, self.dtype))
         for name, child in self.children():
             setattr(twin, name, child.replica())
         return twin

@@ -7,6 +7,7 @@ import numpy as np
 from rustgpt.backend import ops
 from rustgpt.layers.layer import Layer
 from rustgpt.layers.memory import Array, Indices
+from rustgpt.layers.team import Member
 
 
 class LayerNorm(Layer):
@@ -36,21 +37,40 @@ class LayerNorm(Layer):
         self.x = x
         self.mean, self.rstd = self.buffer("mean", N), self.buffer("rstd", N)
         out = self.buffer("out", N, C)
+        r = self.member.rows if self.member else slice(None)
         ops.layer_norm_forward(
-            x, self.weight, self.bias, self.epsilon, out, self.mean, self.rstd
+            x[r], self.weight, self.bias, self.epsilon, out[r], self.mean[r], self.rstd[r]
         )  # (N, C)
         return out
 
     def backward(self, dout: Array) -> Array:
         # forward: out = (x - mean) * rstd * weight + bias
         dx = self.scratch("dx", *dout.shape)
+        if self.member:
+            self._backward_in_team(dout, dx, self.member)
+            return dx
         ops.layer_norm_backward(
             dout, self.x, self.weight, self.mean, self.rstd, dx, self.dweight, self.dbias
         )  # (N, C)
         return dx
 
-    def divides_rows(self) -> bool:
-        return True
+    def _backward_in_team(self, dout: Array, dx: Array, member: Member) -> None:
+        """Fill in this thread's rows of dx; the gradients are few, and the last thread's to add."""
+        n, C = member.team.n, self.dim
+        each = self.scratch("each", n, 2, C)  # a thread's dweight and dbias
+        mine, r = each[member.share.index], member.rows
+        mine.fill(0)
+        ops.layer_norm_backward(
+            dout[r], self.x[r], self.weight, self.mean[r], self.rstd[r], dx[r], mine[0], mine[1]
+        )  # (n, C)
+        member.share.meet()
+        if member.share.index == n - 1:
+            for dweight, dbias in each:
+                self.dweight += dweight
+                self.dbias += dbias
+
+    def works_in_team(self) -> bool:
+        return type(self) is LayerNorm
 
     def describe(self) -> str:
         return f"LayerNorm({self.dim})"

@@ -99,18 +99,22 @@ class OutputProjection(Layer):
         self, x: Array, targets: Indices, scale: float, max_norm: float, dx: Array | None
     ) -> Array:  # (N, C), (N,) -> (N,)
         losses = self.buffer("losses", len(x))
-        at_once = min(len(x), max(ROWS_AT_LEAST, LOGITS_AT_ONCE // self.vocab_size))
-        logits = self.scratch("logits", max(1, at_once), self.vocab_size)  # (rows, V)
+        n, most, share = 1, len(x), None
+        if self.member and dx is not None:
+            n, share = self.member.team.n, self.member.share
+            most = share.most_rows
+        at_once = min(most, max(ROWS_AT_LEAST, LOGITS_AT_ONCE // self.vocab_size))
+        logits = self.scratch("logits", n * max(1, at_once), self.vocab_size)  # (rows, V)
         # Without dx there is no gradient at all.
         dweight, dbias = (None, None) if dx is None else (self.dweight, self.dbias)
         ops.linear_cross_entropy(
             x, self.weight, self.bias, targets, scale, max_norm, losses, dx, dweight, dbias,
-            logits, self.tied, self.bfloat16,
+            logits, self.tied, self.bfloat16, share,
         )  # fmt: skip
         return losses
 
-    def divides_rows(self) -> bool:
-        return True
+    def works_in_team(self) -> bool:
+        return type(self) is OutputProjection
 
     def describe(self) -> str:
         C = self.weight.shape[1 if self.tied else 0]

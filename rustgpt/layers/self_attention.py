@@ -1,6 +1,5 @@
 """Owns the causal multi-head self-attention layer (Vaswani et al. 2017, section 3.2)."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,6 @@ import numpy as np
 from rustgpt.backend import ops
 from rustgpt.layers.layer import Cache, Layer, normal
 from rustgpt.layers.memory import Array, Indices
-from rustgpt.layers.team import Member, SharedBuffers
 
 
 class SelfAttention(Layer):
@@ -52,8 +50,6 @@ class SelfAttention(Layer):
         self.dprojection_weight: Array
         self.projection_bias: Array | None = None
         self.dprojection_bias: Array | None = None
-        # Replicas of this layer that work in a team share the arrays of all rows.
-        self._of_team = SharedBuffers()
         std = dim**-0.5
         self.parameter("qkv_weight", normal(rng, std, (dim, 3 * dim), dtype))
         if bias:
@@ -64,32 +60,18 @@ class SelfAttention(Layer):
                 self.parameter("projection_bias", np.zeros(dim))
 
     def forward(self, x: Array, offsets: Indices) -> Array:
-        C, D, member = self.dim, self.dim // self.n_heads, self.member
+        (N, C), D = x.shape, self.dim // self.n_heads
         self.x, self.offsets = x, offsets
-        # N rows are all there are; x has those of this thread.
-        N, rows = _rows(x, member)
-        kept = self._of_team if member else self._buffers
-        self.qkv = kept.get("qkv", (N, 3 * C), self.dtype)
-        self.heads = kept.get("heads", (N, C), self.dtype)
-        self.lse = kept.get("lse", (N, self.n_heads), self.dtype)
+        self.qkv = self.buffer("qkv", N, 3 * C)
+        self.heads = self.buffer("heads", N, C)
+        self.lse = self.buffer("lse", N, self.n_heads)
         # No text has more rows than all together; memory that is not written costs nothing.
         self.scores = self.scratch("scores", ops.attention_scratch_size(N, D))
-        self._multiply(x, self.qkv_weight, self.qkv_bias, self.qkv[rows])  # (N, 3 C)
-        self._all_heads(
-            lambda *which: ops.attention_forward(
-                self.qkv, offsets, self.n_heads, self.heads, self.lse, self.scores, *which
-            )
+        self._multiply(x, self.qkv_weight, self.qkv_bias, self.qkv)  # (N, 3 C)
+        ops.attention_forward(
+            self.qkv, offsets, self.n_heads, self.heads, self.lse, self.scores
         )  # (N, C)
-        return self._project(self.heads[rows])
-
-    def _all_heads(self, attend: Callable[..., None]) -> None:
-        """Let `attend` do every head, or this thread's when all rows are there."""
-        if self.member is None:
-            attend()
-            return
-        self.member.team.meet()
-        attend(*self.member.heads(self.n_heads))
-        self.member.team.meet()
+        return self._project(self.heads)
 
     def _multiply(self, x: Array, weight: Array, bias: Array | None, out: Array) -> None:
         ops.linear_forward(x, weight, bias, out, bfloat16=self.bfloat16)
@@ -102,31 +84,24 @@ class SelfAttention(Layer):
         return out
 
     def backward(self, dout: Array) -> Array:
-        C, member = self.dim, self.member
-        N, rows = _rows(dout, member)
-        scratch = member.team.scratch if member else self._scratch
-        dheads = scratch.get(self._role + "dheads", (N, C), self.dtype)
-        dqkv = scratch.get(self._role + "dqkv", (N, 3 * C), self.dtype)
+        N, C = dout.shape
         # forward: out = heads @ projection_weight + projection_bias
+        dheads = dout
         if self.projection:
+            dheads = self.scratch("dheads", N, C)
             ops.linear_backward(
-                dout, self.heads[rows], self.projection_weight, dheads[rows],
-                self.dprojection_weight, self.dprojection_bias, bfloat16=self.bfloat16,
+                dout, self.heads, self.projection_weight, dheads, self.dprojection_weight,
+                self.dprojection_bias, bfloat16=self.bfloat16,
             )  # (N, C)  # fmt: skip
-        elif member:
-            dheads[rows] = dout
-        else:
-            dheads = dout
         # forward: heads = softmax(mask(q @ k.T / sqrt(D))) @ v
-        self._all_heads(
-            lambda *which: ops.attention_backward(
-                dheads, self.qkv, self.lse, self.offsets, self.n_heads, dqkv, self.scores, *which
-            )
+        dqkv = self.scratch("dqkv", N, 3 * C)
+        ops.attention_backward(
+            dheads, self.qkv, self.lse, self.offsets, self.n_heads, dqkv, self.scores
         )  # (N, 3 C)
         # forward: qkv = x @ qkv_weight + qkv_bias
-        dx = self.scratch("dx", *dout.shape)
+        dx = self.scratch("dx", N, C)
         ops.linear_backward(
-            dqkv[rows], self.x, self.qkv_weight, dx, self.dqkv_weight, self.dqkv_bias,
+            dqkv, self.x, self.qkv_weight, dx, self.dqkv_weight, self.dqkv_bias,
             bfloat16=self.bfloat16,
         )  # (N, C)  # fmt: skip
         return dx
@@ -147,8 +122,3 @@ class SelfAttention(Layer):
         C = len(self.qkv_weight)
         projection = "with" if self.projection else "no"
         return f"SelfAttention({C}, {self.n_heads} heads, {projection} output projection)"
-
-
-def _rows(x: Array, member: Member | None) -> tuple[int, slice]:
-    """Return how many rows the batch has, and which of them x has."""
-    return (len(x), slice(None)) if member is None else (member.total, member.rows)

@@ -1,18 +1,21 @@
-"""Owns threads that take one batch through the layers together, when it has too few texts for all.
+"""Owns threads that take one batch through the layers together, each with a share of it.
 
 Each thread has a replica of the model and rows of its own, which it takes through every layer by
-itself. Attention alone looks at other rows: there the threads meet, divide the heads among them,
-and meet again before each goes on with its rows.
+itself. The arrays have the rows of all threads, so that each can make its part of every weight's
+gradient over all rows: there is one buffer of gradients, whatever the number of threads. The
+threads meet before they make it, and where rows of one text are divided also around attention.
 """
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from rustgpt.layers.memory import Array, Buffers, Indices
+from rustgpt.reference.share import Share
 
 
 class SharedBuffers(Buffers):
@@ -52,38 +55,46 @@ class Team:
         self._barrier.wait()
 
     def leave(self) -> None:
-        """Let nobody wait for this thread any more."""
+        """Let nobody wait for this thread any more: the team is over."""
         self._barrier.abort()
 
-    def members(self, offsets: Indices) -> list[Member]:
-        """Divide the rows of a batch among the threads."""
-        total = int(offsets[-1])
-        edges = [total * i // self.n for i in range(self.n + 1)]
-        return [Member(self, i, slice(edges[i], edges[i + 1]), total) for i in range(self.n)]
+    def members(self, edges: Indices, heads: bool) -> list[Member]:
+        """Return each thread's part of a batch.
+
+        Parameters
+        ----------
+        edges
+            (n + 1,) where the rows of each begin and end.
+        heads
+            Whether attention divides its heads, because an edge lies inside a text.
+        """
+        return [Member(self, Share(i, edges, heads, self.meet)) for i in range(self.n)]
 
 
 @dataclass(frozen=True)
 class Member:
-    """One thread's part of a batch.
+    """One thread's part of a batch, and with whom it does it.
 
     Parameters
     ----------
     team
         With whom.
-    index
-        Which of its threads, from 0.
-    rows
-        Of the batch, which are this one's.
-    total
-        N, rows of the whole batch.
+    share
+        What it does, as the kernels see it.
     """
 
     team: Team
-    index: int
-    rows: slice
-    total: int
+    share: Share
 
-    def heads(self, n_heads: int) -> tuple[int, int]:
-        """Return the first of this thread's heads, and the one after its last."""
-        n = self.team.n
-        return n_heads * self.index // n, n_heads * (self.index + 1) // n
+    @property
+    def rows(self) -> slice:
+        """The rows that are this thread's."""
+        return self.share.rows
+
+    def scratch(self, layer: int, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Return memory of the whole team's, for what layer number `layer` shows to all threads.
+
+        The others may read it until this thread has met them again, which is in the layer below.
+        So neighbours take turns with two sets.
+        """
+        return self.team.scratch.get(f"{name}{layer % 2}", shape, dtype)

@@ -11,6 +11,8 @@ from rustgpt.layers.layer import Cache, Layer
 from rustgpt.layers.layer_norm import LayerNorm
 from rustgpt.layers.memory import Array, Buffers, Indices, aligned
 from rustgpt.layers.self_attention import SelfAttention
+from rustgpt.layers.team import Member
+from rustgpt.reference.share import Share
 
 
 class TransformerBlock(Layer):
@@ -71,12 +73,15 @@ class TransformerBlock(Layer):
             "feed_forward": self.feed_forward, "norm2": self.norm2,
         }  # fmt: skip
 
-    def divides_rows(self) -> bool:
-        return self._known and self._parts() == self._bound
-
     def _is_standard(self) -> bool:
         """Whether the kernels of a whole block know this one; another runs step by step."""
-        return self.member is None and not self.by_parts and self.divides_rows()
+        return self._known and not self.by_parts and self._parts() == self._bound
+
+    def works_in_team(self) -> bool:
+        return self._is_standard()
+
+    def join(self, member: Member | None) -> None:
+        self.member = member  # the kernels do what the parts would
 
     def _shape(self) -> tuple[Any, ...]:
         """Return what the kernels ask of a block's shape, in their order."""
@@ -102,17 +107,24 @@ class TransformerBlock(Layer):
         (N, C), shape = x.shape, self._shape()
         n_heads, F, pre_norm, _, projection, *_ = shape
         self.x, self.offsets = x, offsets
-        self.kept = self.buffer("kept", ops.block_kept_size(N, C, F, n_heads, pre_norm, projection))
+        size = ops.block_kept_size(N, C, F, n_heads, pre_norm, projection, self._threads() > 1)
+        self.kept = self.buffer("kept", size)
         out = self.buffer("out", N, C)
         ops.block_forward(
             x, offsets, self._parameters, *shape, out, self.kept, self._block_scratch(N, C, F),
-            self.bfloat16,
+            self.bfloat16, self._share(),
         )  # fmt: skip
         return out
 
+    def _threads(self) -> int:
+        return self.member.team.n if self.member else 1
+
+    def _share(self) -> Share | None:
+        return self.member.share if self.member else None
+
     def _block_scratch(self, N: int, C: int, F: int) -> Array:
         # No text has more rows than all together; memory that is not written costs nothing.
-        return self.scratch("block", ops.block_scratch_size(N, N, C, F))
+        return self.scratch("block", ops.block_scratch_size(N, N, C, F, self._threads()))
 
     def decode(self, x: Array, cache: Cache) -> Array:  # (n, C) -> (n, C)
         if self._is_standard():
@@ -174,10 +186,11 @@ class TransformerBlock(Layer):
 
     def _backward_at_once(self, dout: Array) -> Array:  # (N, C) -> (N, C)
         (N, C), shape = dout.shape, self._shape()
-        dx = self.scratch("dx", N, C)
+        # In a team, a thread writes its rows over those that it alone has read.
+        dx = dout if self.member else self.scratch("dx", N, C)
         ops.block_backward(
             dout, self.x, self.offsets, self._parameters, *shape, self.kept, dx,
-            self._gradients, self._block_scratch(N, C, shape[1]), self.bfloat16,
+            self._gradients, self._block_scratch(N, C, shape[1]), self.bfloat16, self._share(),
         )  # fmt: skip
         return dx
 

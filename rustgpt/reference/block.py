@@ -1,6 +1,7 @@
 """Owns a whole transformer block, in NumPy: forward, backward, and decoding with a cache."""
 
 import functools
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,17 +10,20 @@ from rustgpt.reference.activations import gelu_backward, gelu_forward, relu_back
 from rustgpt.reference.arrays import Array, Indices, Matrix, OutMatrix, OutVector, Vector
 from rustgpt.reference.attention import attention_backward, attention_decode, attention_forward
 from rustgpt.reference.layer_norm import layer_norm_backward, layer_norm_forward
-from rustgpt.reference.linear import linear_backward, linear_forward
+from rustgpt.reference.linear import add_gradients, linear_forward, product
+from rustgpt.reference.share import Share, whole
 
 
-def block_kept_size(N: int, C: int, F: int, n_heads: int, pre_norm: bool, projection: bool) -> int:
+def block_kept_size(
+    N: int, C: int, F: int, n_heads: int, pre_norm: bool, projection: bool, shared: bool = False
+) -> int:
     """Numbers that `block_forward` keeps of N rows: here qkv, heads, lse, two sums and hidden."""
     return N * (3 * C + C + n_heads + 2 * C + F)
 
 
-def block_scratch_size(N: int, longest: int, C: int, F: int) -> int:
-    """Numbers of scratch for N rows: none here."""
-    return 0
+def block_scratch_size(N: int, longest: int, C: int, F: int, threads: int = 1) -> int:
+    """Numbers of scratch for N rows: here what each thread shows the others."""
+    return 0 if threads == 1 else N * (2 * F + 8 * C) + threads * 4 * C
 
 
 def unpacked(parameters: Array, C: int, F: int, projection: bool, bias: bool) -> SimpleNamespace:
@@ -54,6 +58,20 @@ def unpacked_rows(kept: Array, N: int, C: int, F: int, n_heads: int) -> SimpleNa
     for name, width in columns.items():
         setattr(parts, name, kept[first : first + N * width].reshape(N, width))
         first += N * width
+    return parts
+
+
+def unpacked_shown(scratch: Array, N: int, C: int, F: int, threads: int) -> SimpleNamespace:
+    """Cut what the threads show each other for the backward pass into its arrays."""
+    columns = {
+        "dhidden": F, "activated": F, "dqkv": 3 * C, "dheads": C, "normal1": C, "normal2": C,
+        "dsum1": C, "dsum2": C,
+    }  # fmt: skip
+    parts, first = SimpleNamespace(), 0
+    for name, width in columns.items():
+        setattr(parts, name, scratch[first : first + N * width].reshape(N, width))
+        first += N * width
+    parts.dnorms = scratch[first : first + threads * 4 * C].reshape(threads, 4, C)
     return parts
 
 
@@ -109,30 +127,48 @@ def block_forward(
     kept: OutVector,  # (block_kept_size(...),)
     scratch: OutVector,
     bfloat16: bool = False,  # whether the linear products round to it
+    share: Share | None = None,  # this thread's, of several
 ) -> None:
     """out = norm2(h + feed_forward(h)), h = norm1(x + attention(x)); or with the norms before."""
     N, C = x.shape
     p = unpacked(parameters, C, hidden_dim, projection, bias)
     k = unpacked_rows(kept, N, C, hidden_dim, n_heads)
+    share = share or whole(N)
+    mine, x = share.rows, x[share.rows]
 
-    def attention(rows: Array) -> Array:  # (N, C) -> (N, C)
-        linear_forward(rows, p.qkv_weight, p.qkv_bias, k.qkv, bfloat16=bfloat16)  # (N, 3 C)
-        attention_forward(k.qkv, offsets, n_heads, k.heads, k.lse, scratch)
-        return projected(k.heads, p, bfloat16)
+    def attention(rows: Array) -> Array:  # (n, C) -> (n, C)
+        linear_forward(rows, p.qkv_weight, p.qkv_bias, k.qkv[mine], bfloat16=bfloat16)  # (n, 3 C)
+        for these, heads in attended(share, offsets, n_heads):
+            attention_forward(k.qkv, these, n_heads, k.heads, k.lse, scratch, *heads)
+        return projected(k.heads[mine], p, bfloat16)
 
-    def feed_forward(rows: Array) -> Array:  # (N, C) -> (N, C)
-        linear_forward(rows, p.weight1, p.bias1, k.hidden, bfloat16=bfloat16)  # (N, F)
-        return linear(activated(k.hidden, gelu), p.weight2, p.bias2, bfloat16)
+    def feed_forward(rows: Array) -> Array:  # (n, C) -> (n, C)
+        linear_forward(rows, p.weight1, p.bias1, k.hidden[mine], bfloat16=bfloat16)  # (n, F)
+        return linear(activated(k.hidden[mine], gelu), p.weight2, p.bias2, bfloat16)
 
     if pre_norm:
-        k.sum1[...] = x + attention(normalised(x, p.norm1_weight, p.norm1_bias, epsilon1))
-        normal = normalised(k.sum1, p.norm2_weight, p.norm2_bias, epsilon2)
-        out[...] = k.sum1 + feed_forward(normal)
+        k.sum1[mine] = x + attention(normalised(x, p.norm1_weight, p.norm1_bias, epsilon1))
+        normal = normalised(k.sum1[mine], p.norm2_weight, p.norm2_bias, epsilon2)
+        out[mine] = k.sum1[mine] + feed_forward(normal)
     else:
-        k.sum1[...] = x + attention(x)
-        h = normalised(k.sum1, p.norm1_weight, p.norm1_bias, epsilon1)
-        k.sum2[...] = h + feed_forward(h)
-        out[...] = normalised(k.sum2, p.norm2_weight, p.norm2_bias, epsilon2)
+        k.sum1[mine] = x + attention(x)
+        h = normalised(k.sum1[mine], p.norm1_weight, p.norm1_bias, epsilon1)
+        k.sum2[mine] = h + feed_forward(h)
+        out[mine] = normalised(k.sum2[mine], p.norm2_weight, p.norm2_bias, epsilon2)
+
+
+def attended(
+    share: Share, offsets: Indices, n_heads: int
+) -> Iterator[tuple[Indices, tuple[int, int]]]:
+    """Yield the texts and heads that a thread attends: its own texts, or its heads of all."""
+    if share.heads:
+        share.meet()
+        n = len(share.edges) - 1
+        yield offsets, (n_heads * share.index // n, n_heads * (share.index + 1) // n)
+        share.meet()
+    else:
+        rows = share.rows
+        yield offsets[(offsets >= rows.start) & (offsets <= rows.stop)], (0, n_heads)
 
 
 def block_backward(
@@ -153,51 +189,76 @@ def block_backward(
     dparameters: OutVector,  # (P,): added to
     scratch: OutVector,
     bfloat16: bool = False,
+    share: Share | None = None,  # this thread's, of several
 ) -> None:
     """The gradients of the input and of the parameters, from the gradient of the output."""
     N, C = x.shape
-    p = unpacked(parameters, C, hidden_dim, projection, bias)
-    d = unpacked(dparameters, C, hidden_dim, projection, bias)
-    k = unpacked_rows(kept, N, C, hidden_dim, n_heads)
+    F = hidden_dim
+    p = unpacked(parameters, C, F, projection, bias)
+    d = unpacked(dparameters, C, F, projection, bias)
+    k = unpacked_rows(kept, N, C, F, n_heads)
+    share = share or whole(N)
+    n = len(share.edges) - 1
+    # Each thread fills in its own rows of what is shown to all; each has a row of `dnorms`.
+    if n == 1:
+        scratch = np.zeros(block_scratch_size(N, 0, C, F, 2), x.dtype)
+    shown = unpacked_shown(scratch, N, C, F, n)
+    mine = share.rows
+    x1, sum1, hidden = x[mine], k.sum1[mine], k.hidden[mine]
+    dnorm1_weight, dnorm1_bias, dnorm2_weight, dnorm2_bias = shown.dnorms[share.index]
+    shown.dnorms[share.index] = 0
 
-    back = functools.partial(linear_backward, bfloat16=bfloat16)
+    def back(dout: Array, weight: Array) -> Array:  # (n, C_out) -> (n, C_in)
+        return product(dout, weight.T, bfloat16)
 
-    def norm1_backward(dh: Array, rows: Array) -> Array:  # (N, C) -> (N, C)
-        return normalised_backward(dh, rows, p.norm1_weight, epsilon1, d.norm1_weight, d.norm1_bias)
+    def norm1_backward(dh: Array, rows: Array) -> Array:  # (n, C) -> (n, C)
+        return normalised_backward(dh, rows, p.norm1_weight, epsilon1, dnorm1_weight, dnorm1_bias)
 
-    def norm2_backward(dh: Array, rows: Array) -> Array:  # (N, C) -> (N, C)
-        return normalised_backward(dh, rows, p.norm2_weight, epsilon2, d.norm2_weight, d.norm2_bias)
+    def norm2_backward(dh: Array, rows: Array) -> Array:  # (n, C) -> (n, C)
+        return normalised_backward(dh, rows, p.norm2_weight, epsilon2, dnorm2_weight, dnorm2_bias)
 
-    def through_feed_forward(dsum: Array, rows: Array) -> Array:  # (N, C) -> (N, C)
-        dhidden, drows = np.empty_like(k.hidden), np.empty_like(rows)
-        seen = activated(k.hidden, gelu)  # (N, F)
-        back(dsum, seen, p.weight2, dhidden, d.weight2, d.bias2)  # (N, F)
-        (gelu_backward if gelu else relu_backward)(dhidden, k.hidden, dhidden)
-        back(dhidden, rows, p.weight1, drows, d.weight1, d.bias1)  # (N, C)
-        return drows
+    def through_feed_forward(dsum: Array, rows: Array) -> Array:  # (n, C) -> (n, C)
+        dhidden = back(dsum, p.weight2)  # (n, F)
+        (gelu_backward if gelu else relu_backward)(dhidden, hidden, dhidden)
+        shown.dsum2[mine], shown.normal2[mine], shown.dhidden[mine] = dsum, rows, dhidden
+        shown.activated[mine] = activated(hidden, gelu)
+        return back(dhidden, p.weight1)
 
-    def through_attention(dsum: Array, rows: Array) -> Array:  # (N, C) -> (N, C)
-        dheads, dqkv, drows = dsum, np.empty_like(k.qkv), np.empty_like(rows)
-        if projection:
-            dheads = np.empty_like(dsum)
-            back(dsum, k.heads, p.projection_weight, dheads, d.projection_weight, d.projection_bias)
-        attention_backward(dheads, k.qkv, k.lse, offsets, n_heads, dqkv, scratch)  # (N, 3 C)
-        back(dqkv, rows, p.qkv_weight, drows, d.qkv_weight, d.qkv_bias)
-        return drows
+    def through_attention(dsum: Array, rows: Array) -> Array:  # (n, C) -> (n, C)
+        shown.dsum1[mine], shown.normal1[mine] = dsum, rows
+        shown.dheads[mine] = back(dsum, p.projection_weight) if projection else dsum
+        for these, heads in attended(share, offsets, n_heads):
+            attention_backward(
+                shown.dheads, k.qkv, k.lse, these, n_heads, shown.dqkv, scratch, *heads
+            )  # (N, 3 C)
+        return back(shown.dqkv[mine], p.qkv_weight)
 
     # A residual sum hands its gradient to both of its terms.
+    dout = dout[mine]
     if pre_norm:
         # forward: out = sum1 + feed_forward(norm2(sum1)), sum1 = x + attention(norm1(x))
-        h = normalised(k.sum1, p.norm2_weight, p.norm2_bias, epsilon2)
-        dsum1: Array = dout + norm2_backward(through_feed_forward(dout, h), k.sum1)
-        normal = normalised(x, p.norm1_weight, p.norm1_bias, epsilon1)
-        dx[...] = dsum1 + norm1_backward(through_attention(dsum1, normal), x)
+        h = normalised(sum1, p.norm2_weight, p.norm2_bias, epsilon2)
+        dsum1: Array = dout + norm2_backward(through_feed_forward(dout, h), sum1)
+        normal = normalised(x1, p.norm1_weight, p.norm1_bias, epsilon1)
+        dx[mine] = dsum1 + norm1_backward(through_attention(dsum1, normal), x1)
     else:
         # forward: out = norm2(h + feed_forward(h)), h = norm1(x + attention(x))
-        h = normalised(k.sum1, p.norm1_weight, p.norm1_bias, epsilon1)
-        dsum2 = norm2_backward(dout, k.sum2)
-        dsum1 = norm1_backward(dsum2 + through_feed_forward(dsum2, h), k.sum1)
-        dx[...] = dsum1 + through_attention(dsum1, x)
+        h = normalised(sum1, p.norm1_weight, p.norm1_bias, epsilon1)
+        dsum2 = norm2_backward(dout, k.sum2[mine])
+        dsum1 = norm1_backward(dsum2 + through_feed_forward(dsum2, h), sum1)
+        dx[mine] = dsum1 + through_attention(dsum1, x1)
+
+    # The weights' gradients: of all rows, but a thread's part of them.
+    share.meet()
+    add = functools.partial(add_gradients, share=share, bfloat16=bfloat16)
+    add(shown.dsum2, shown.activated, d.weight2, d.bias2)
+    add(shown.dhidden, shown.normal2, d.weight1, d.bias1)
+    if projection:
+        add(shown.dsum1, k.heads, d.projection_weight, d.projection_bias)
+    add(shown.dqkv, shown.normal1, d.qkv_weight, d.qkv_bias)
+    if share.index == 0:
+        for total, name in enumerate(("norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias")):
+            getattr(d, name)[...] += shown.dnorms[:, total].sum(axis=0)
 
 
 def block_decode(

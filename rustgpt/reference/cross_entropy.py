@@ -1,9 +1,12 @@
 """Owns softmax and cross-entropy, in NumPy."""
 
+import math
+
 import numpy as np
 
-from rustgpt.reference.arrays import Indices, Matrix, OutMatrix, OutVector, Vector
-from rustgpt.reference.linear import linear_backward, linear_forward
+from rustgpt.reference.arrays import Array, Indices, Matrix, OutMatrix, OutVector, Vector
+from rustgpt.reference.linear import add_gradients, linear_forward, product
+from rustgpt.reference.share import Share, whole
 
 
 def softmax(x: Matrix, out: OutMatrix) -> None:  # (N, V) -> (N, V)
@@ -48,18 +51,39 @@ def linear_cross_entropy(
     dx: OutMatrix | None,  # (N, C), or None if no gradient is wanted
     dweight: OutMatrix | None,  # like weight: added to; None as dx is
     dbias: OutVector | None,  # (V,): added to; None if there is no bias
-    scratch: OutMatrix,  # (R, V): R rows are done at a time
+    scratch: OutMatrix,  # (R, V): R rows are done at a time, of all threads
     transposed: bool = False,
     bfloat16: bool = False,  # whether the products' factors are rounded to it
+    share: Share | None = None,  # this thread's, of several
 ) -> None:
     """`cross_entropy` of logits = x @ weight + bias, and back, without all logits in memory."""
-    for first in range(0, len(x), len(scratch)):
-        rows = slice(first, min(first + len(scratch), len(x)))
-        logits = scratch[: rows.stop - first]  # (rows, V)
-        linear_forward(x[rows], weight, bias, logits, transposed, bfloat16)
-        cross_entropy(logits, targets[rows], scale, max_norm, losses[rows], logits)
-        if dx is not None and dweight is not None:
-            linear_backward(logits, x[rows], weight, dx[rows], dweight, dbias, transposed, bfloat16)
+    share = share or whole(len(x))
+    n = len(share.edges) - 1
+    at_once = len(scratch) // n
+    blocks = math.ceil(share.most_rows / at_once)
+
+    def rows_of(thread: int, block: int) -> tuple[slice, Array]:
+        """Return which rows a thread does at a time, and their logits."""
+        start, stop = (int(edge) for edge in share.edges[thread : thread + 2])
+        first = min(start + block * at_once, stop)
+        count = min(at_once, stop - first)
+        where = thread * at_once
+        return slice(first, first + count), scratch[where : where + count]
+
+    for block in range(blocks):
+        rows, logits = rows_of(share.index, block)
+        linear_forward(x[rows], weight, bias, logits, transposed, bfloat16)  # (rows, V)
+        if len(logits):
+            cross_entropy(logits, targets[rows], scale, max_norm, losses[rows], logits)
+        if dx is None or dweight is None:
+            continue
+        dx[rows] = product(logits, weight if transposed else weight.T, bfloat16)  # (rows, C)
+        share.meet()
+        for thread in range(n):
+            rows, logits = rows_of(thread, block)
+            add_gradients(logits, x[rows], dweight, dbias, share, transposed, bfloat16)
+        if block + 1 < blocks:
+            share.meet()
 
 
 KERNELS = (softmax, cross_entropy, linear_cross_entropy)

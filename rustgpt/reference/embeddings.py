@@ -3,6 +3,7 @@
 import numpy as np
 
 from rustgpt.reference.arrays import Indices, Matrix, OutMatrix
+from rustgpt.reference.share import Share, whole
 
 
 def embedding_forward(
@@ -22,10 +23,12 @@ def embedding_backward(
     positions: Indices,  # (N,)
     dtokens: OutMatrix,  # (V, C): added to
     dplaces: OutMatrix,  # (max_seq_len, C): added to
+    share: Share | None = None,  # this thread's, of several: it has some columns
 ) -> None:
     """dtokens[ids[n]] += dout[n]; dplaces[positions[n]] += dout[n]."""
-    np.add.at(dtokens, ids, dout)
-    np.add.at(dplaces, positions, dout)
+    columns = (share or whole(len(ids))).part_of(dout.shape[1])
+    np.add.at(dtokens[:, columns], ids, dout[:, columns])
+    np.add.at(dplaces[:, columns], positions, dout[:, columns])
 
 
 KERNELS = (embedding_forward, embedding_backward)

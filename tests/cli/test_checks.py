@@ -54,12 +54,12 @@ def test_the_estimate_is_close(monkeypatch, tied, projection):
     there = rustgpt.LLM(config, tokenizer).n_parameters * 4 * (3 + 2)
     training = TrainConfig(threads=2)
     monkeypatch.setattr(os, "sysconf", lambda name: there if name == "SC_PAGE_SIZE" else 1)
-    checks.check_memory(config, training, tokenizer.vocab_size)
+    checks.check_memory(config, tokenizer.vocab_size)
     there = int(there * 0.98)
     with pytest.raises(ConfigError, match="parameters needs"):
-        checks.check_memory(config, training, tokenizer.vocab_size)
+        checks.check_memory(config, tokenizer.vocab_size)
 
 
 def test_where_the_size_of_memory_is_not_known_nothing_is_refused(monkeypatch):
     monkeypatch.delattr(os, "sysconf", raising=False)
-    checks.check_memory(ModelConfig(embedding_dim=2**20), TrainConfig(), 10**9)
+    checks.check_memory(ModelConfig(embedding_dim=2**20), 10**9)

@@ -1,0 +1,54 @@
+"""Owns what a kernel does when several threads call it for one batch; see reference/share.py."""
+from cpython.object cimport PyObject
+
+
+cdef struct Share:
+    Py_ssize_t index, n     # which thread, of how many
+    Py_ssize_t first, stop  # its rows
+    Py_ssize_t most         # rows that a thread has at most
+    bint heads              # whether attention divides its heads, not its texts
+
+
+cdef inline Py_ssize_t edge_of(Py_ssize_t size, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    """Where one of so many equal parts begins."""
+    return size * part // parts
+
+
+cdef inline Share share_of(object share, Py_ssize_t N) except *:
+    """Return what `share` says of a batch of N rows; all of the work without one."""
+    cdef Share s
+    cdef const int[::1] edges
+    cdef Py_ssize_t i
+    if share is None:
+        s.index, s.n, s.first, s.stop, s.most, s.heads = 0, 1, 0, N, N, False
+        return s
+    try:
+        edges = share.edges
+        s.index, s.heads = share.index, share.heads
+    except (AttributeError, TypeError, ValueError) as error:
+        raise TypeError(f"share must be a rustgpt.reference.share.Share: {error}") from None
+    s.n = edges.shape[0] - 1
+    if not 0 <= s.index < s.n or edges[0] != 0 or edges[s.n] != N:
+        raise ValueError(
+            f"share must have edges from 0 to the {N} rows, and an index below their number less 1"
+        )
+    s.most = 0
+    for i in range(s.n):
+        if edges[i + 1] < edges[i]:
+            raise ValueError(f"share must have edges that rise, but edges[{i + 1}] is less")
+        s.most = max(s.most, edges[i + 1] - edges[i])
+    s.first, s.stop = edges[s.index], edges[s.index + 1]
+    return s
+
+
+cdef inline int meet(PyObject* share) except -1 nogil:
+    """Wait for the other threads, if there are any."""
+    if share != NULL:
+        with gil:
+            (<object> share).meet()
+    return 0
+
+
+cdef inline PyObject* pointer(object share) noexcept:
+    """Return `share` for use without Python's lock; NULL if it is None. The caller keeps it."""
+    return <PyObject*> share if share is not None else NULL

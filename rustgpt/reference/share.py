@@ -1,0 +1,54 @@
+"""Owns what one thread does when several call a kernel for one batch, each with a share of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Share:
+    """One thread's share of a batch.
+
+    The thread takes its rows through the layers, and makes its part of every weight's gradient,
+    over the rows of all: so the gradients of all threads are one array, and need no sum.
+
+    Parameters
+    ----------
+    index
+        Which of n threads, from 0.
+    edges
+        (n + 1,) thread i has the rows edges[i] to edges[i + 1] - 1.
+    heads
+        Whether attention divides its heads among the threads, since texts go over the edges.
+    meet
+        Returns when every thread has called it as often.
+    """
+
+    index: int
+    edges: NDArray[np.int32]
+    heads: bool
+    meet: Callable[[], None]
+
+    @property
+    def rows(self) -> slice:
+        """The rows that are this thread's."""
+        return slice(int(self.edges[self.index]), int(self.edges[self.index + 1]))
+
+    def part_of(self, size: int) -> slice:
+        """Return this thread's part of an axis of that size: one of n equal ones."""
+        n = len(self.edges) - 1
+        return slice(size * self.index // n, size * (self.index + 1) // n)
+
+    @property
+    def most_rows(self) -> int:
+        """The most that a thread has."""
+        return int(np.diff(self.edges).max())
+
+
+def whole(N: int) -> Share:
+    """Return the share of a thread that does everything for N rows."""
+    return Share(0, np.array([0, N], np.int32), False, lambda: None)
