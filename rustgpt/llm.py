@@ -228,6 +228,16 @@ class LLM:
         """
         return float(self._output.losses(self._hidden(ids, offsets), targets).sum(dtype=np.float64))
 
+    def begin_gradients(self) -> None:
+        """Forget the gradients: the next ones are written over them.
+
+        They are undefined until `loss_and_gradients` was called.
+        """
+        for layer in self.layers[1:]:
+            layer.begin_gradients()
+        # The output projection, which comes first on the way back, may write over a tied table's.
+        self._embeddings.begin_gradients(not (self._output.tied and self._output.overwrites()))
+
     def loss_and_gradients(
         self, ids: Indices, targets: Indices, offsets: Indices, scale: float
     ) -> float:

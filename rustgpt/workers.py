@@ -31,7 +31,7 @@ TOKENS_AT_LEAST = 64
 # Parameters from which on threads share one buffer of gradients. Smaller models' threads have
 # buffers of their own, which the caches hold: to add them up is cheaper than to read the rows of
 # others out of other cores' caches.
-SHARED_FROM = 2**22
+SHARED_FROM = 2**24
 
 # A thread may have so many times its equal part of the rows; otherwise texts are divided.
 UNEVEN = 1.1
@@ -162,7 +162,7 @@ class Workers:
         n, scale = max(1, min(self.threads, tokens // TOKENS_AT_LEAST)), 1.0 / tokens
         if not self.in_team:
             n = min(n, len(batch))
-        team = self._teams.setdefault(n, Team(n))
+        team = self._team(n)
         work = self._divide(batch, team)
         losses, squares = [0.0] * n, [0.0] * n
         self.adam.begin_step()
@@ -185,6 +185,11 @@ class Workers:
             )
         return loss, norm
 
+    def _team(self, n: int) -> Team:
+        if n not in self._teams:
+            self._teams[n] = Team(n)
+        return self._teams[n]
+
     def _each(self, work: Callable[[int], None], team: Team) -> None:
         """Let each of a team's threads i do work(i), this thread being number 0."""
 
@@ -198,7 +203,8 @@ class Workers:
         errors: list[BaseException] = []
         others = [self._pool.submit(do, i) for i in range(1, team.n)]
         do(0)
-        wait(others)  # nobody may still be at work on the buffers when an error goes up
+        if others:
+            wait(others)  # nobody may still be at work on the buffers when an error goes up
         if errors:
             self._teams.clear()  # nobody meets there again
             # Of some that gave up because another had failed, that other's error says more.
@@ -217,10 +223,10 @@ class Workers:
         model, loss = self.models[i], 0.0
         for number, piece in enumerate(pieces):
             member = piece.member
-            model.join(member)
+            if member is not model.layers[-1].member:
+                model.join(member)
             if number == 0:
-                P = model.n_parameters
-                model.gradients[member.share.part_of(P) if member else slice(P)].fill(0)
+                model.begin_gradients()
             elif member:
                 team.meet()  # what the threads showed each other is written over from here on
             loss += model.loss_and_gradients(piece.ids, piece.targets, piece.offsets, scale)

@@ -29,6 +29,7 @@ from rustgpt._ext.share cimport Share, edge_of, meet, pointer, share_of
 cdef struct Block:
     Py_ssize_t C, F, H
     bint pre_norm, gelu, projection, bias, bfloat16
+    bint overwrite  # the parameters' gradients, instead of adding to them
     double epsilon1, epsilon2
     # Where each parameter begins in the flat array; a norm's bias follows its weight.
     Py_ssize_t qkv_weight, qkv_bias, projection_weight, projection_bias, norm1
@@ -47,7 +48,7 @@ cdef Block block_of(
     cdef Block b
     b.C, b.F, b.H = C, F, H
     b.pre_norm, b.gelu, b.projection, b.bias = pre_norm, gelu, projection, bias
-    b.epsilon1, b.epsilon2, b.bfloat16 = epsilon1, epsilon2, bfloat16
+    b.epsilon1, b.epsilon2, b.bfloat16, b.overwrite = epsilon1, epsilon2, bfloat16, False
     b.qkv_weight = 0
     b.qkv_bias = 3 * C * C
     b.projection_weight = b.qkv_bias + (3 * C if bias else 0)
@@ -346,12 +347,14 @@ def block_backward(
     floating[::1] scratch not None,           # block_scratch_size(N, longest text, C, F, threads)
     bint bfloat16=False,                      # IN: whether the linear products round to it
     object share=None,                        # IN: this thread's, of several
+    bint overwrite=False,                     # IN: whether to write over dparameters instead
 ):
     """The gradients of the input and of the parameters, from the gradient of the output."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], longest = check_offsets(offsets, N)
     cdef Share s = share_of(share, N)
     cdef Block b = block_of(C, hidden_dim, n_heads, pre_norm, gelu, projection, bias,
                             epsilon1, epsilon2, bfloat16)
+    b.overwrite = overwrite
     cdef Kept k = kept_of(&b, N, s.n > 1)
     cdef PyObject* others = pointer(share)
     check_bfloat16(bfloat16, sizeof(floating))
@@ -362,6 +365,8 @@ def block_backward(
     check_matrix("dx", dx.shape, N, C)
     check_vector("dparameters", dparameters.shape, b.size)
     if N == 0 or C == 0:
+        if overwrite:
+            dparameters[:] = 0
         return
     cdef Scratch w = scratch_of(&b, &s, N, longest)
     with nogil:
@@ -386,6 +391,9 @@ cdef int backward(
     cdef floating* dnorm2 = dp + b.norm2
     cdef const floating* sum1 = kept + k.sum1 + r * C
     cdef const floating* before = sum1 if b.pre_norm else kept + k.sum2 + r * C  # norm2
+    if b.overwrite and s.index == 0:
+        memset(dnorm1, 0, 2 * C * sizeof(floating))
+        memset(dnorm2, 0, 2 * C * sizeof(floating))
     if not alone:
         dnorm1 = scratch + w.dnorms + s.index * whole_lines(4 * C)
         dnorm2 = dnorm1 + 2 * C
@@ -488,10 +496,9 @@ cdef void feed_forward_gradients(
 ) noexcept nogil:
     cdef const floating* seen = scratch + w.activated if b.gelu else kept + k.hidden
     # forward: out = seen @ weight2 + bias2; hidden = normal2 @ weight1 + bias1
-    add_gradients(dout, seen, N, b.F, b.C, False, b.bfloat16, s.index, s.n, dp + b.weight2,
-                  dp + b.bias2)
-    add_gradients(scratch + w.dhidden, scratch + w.normal2, N, b.C, b.F, False, b.bfloat16, s.index,
-                  s.n, dp + b.weight1, dp + b.bias1)
+    gradients_of(b, s, dout, seen, N, b.F, b.C, dp + b.weight2, dp + b.bias2)
+    gradients_of(b, s, scratch + w.dhidden, scratch + w.normal2, N, b.C, b.F, dp + b.weight1,
+                 dp + b.bias1)
 
 
 cdef void projection_gradients(
@@ -500,8 +507,8 @@ cdef void projection_gradients(
 ) noexcept nogil:
     # forward: out = heads @ projection_weight + projection_bias
     if b.projection:
-        add_gradients(dout, kept + k.heads, N, b.C, b.C, False, b.bfloat16, s.index, s.n,
-                      dp + b.projection_weight, dp + b.projection_bias if b.bias else NULL)
+        gradients_of(b, s, dout, kept + k.heads, N, b.C, b.C, dp + b.projection_weight,
+                     dp + b.projection_bias if b.bias else NULL)
 
 
 cdef void qkv_gradients(
@@ -509,9 +516,16 @@ cdef void qkv_gradients(
     const floating* scratch, Py_ssize_t N,
 ) noexcept nogil:
     # forward: qkv = inner @ qkv_weight + qkv_bias, inner = norm1(x) or x
-    add_gradients(scratch + w.dqkv, scratch + w.normal1 if b.pre_norm else x, N, b.C, 3 * b.C,
-                  False, b.bfloat16, s.index, s.n, dp + b.qkv_weight,
-                  dp + b.qkv_bias if b.bias else NULL)
+    gradients_of(b, s, scratch + w.dqkv, scratch + w.normal1 if b.pre_norm else x, N, b.C, 3 * b.C,
+                 dp + b.qkv_weight, dp + b.qkv_bias if b.bias else NULL)
+
+
+cdef void gradients_of(
+    const Block* b, const Share* s, const floating* dout, const floating* x, Py_ssize_t N,
+    Py_ssize_t c_in, Py_ssize_t c_out, floating* dweight, floating* dbias,
+) noexcept nogil:
+    add_gradients(dout, x, N, c_in, c_out, False, not b.overwrite, b.bfloat16, s.index, s.n,
+                  dweight, dbias)
 
 
 cdef void norm_gradients(

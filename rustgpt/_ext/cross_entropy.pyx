@@ -112,6 +112,7 @@ def linear_cross_entropy(
     bint transposed=False,
     bint bfloat16=False,                     # IN: whether the products' factors are rounded to it
     object share=None,                       # IN: this thread's, of several
+    bint overwrite=False,                    # IN: whether to write over dweight and dbias instead
 ):
     """`cross_entropy` of logits = x @ weight + bias, and back, without all logits in memory."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], V = scratch.shape[1]
@@ -134,6 +135,10 @@ def linear_cross_entropy(
     if dbias is not None:
         check_vector("dbias", dbias.shape, V)
     if N == 0 or V == 0:
+        if overwrite and dweight is not None:
+            dweight[:, :] = 0
+        if overwrite and dbias is not None:
+            dbias[:] = 0
         return
     o.C, o.V, o.R, o.transposed, o.bfloat16 = C, V, R, transposed, bfloat16
     o.scale, o.max_norm = scale, max_norm
@@ -151,22 +156,22 @@ def linear_cross_entropy(
     cdef floating* dx0 = matrix_at[floating](dx)
     cdef floating* dweight0 = matrix_at[floating](dweight)
     cdef floating* dbias0 = vector_at[floating](dbias)
-    cdef bint gradient = dx is not None
+    o.gradient, o.overwrite = dx is not None, overwrite
     with nogil:
         blocks_of_rows(&o, &s, others, edges0, x0, weight0, bias0, &targets[0], &losses[0],
-                       gradient, dx0, dweight0, dbias0, &scratch[0, 0])
+                       dx0, dweight0, dbias0, &scratch[0, 0])
 
 
 cdef struct Output:
     Py_ssize_t C, V, R
-    bint transposed, bfloat16
+    bint transposed, bfloat16, gradient, overwrite
     double scale, max_norm
 
 
 cdef int blocks_of_rows(
     const Output* o, const Share* s, PyObject* others, const int* edges, const floating* x,
     const floating* weight, const floating* bias, const int* targets, floating* losses,
-    bint gradient, floating* dx, floating* dweight, floating* dbias, floating* scratch,
+    floating* dx, floating* dweight, floating* dbias, floating* scratch,
 ) except -1 nogil:
     cdef Py_ssize_t C = o.C, V = o.V, R = o.R, block, first, n, i
     cdef Py_ssize_t blocks = (s.most + R - 1) // R
@@ -177,7 +182,7 @@ cdef int blocks_of_rows(
         affine(x + first * C, weight, bias, n, C, V, o.transposed, False, o.bfloat16,
                logits)                                                            # (n, V)
         losses_of(logits, targets + first, n, V, o.scale, o.max_norm, losses + first, logits)
-        if not gradient:
+        if not o.gradient:
             continue
         # forward: logits = x @ weight + bias
         affine(logits, weight, <const floating*> NULL, n, V, C, not o.transposed, False,
@@ -187,7 +192,8 @@ cdef int blocks_of_rows(
         for i in range(s.n):
             first = min(<Py_ssize_t> edges[i] + block * R, <Py_ssize_t> edges[i + 1])
             add_gradients(scratch + i * R * V, x + first * C, min(R, edges[i + 1] - first), C, V,
-                          o.transposed, o.bfloat16, s.index, s.n, dweight, dbias)
+                          o.transposed, block > 0 or i > 0 or not o.overwrite, o.bfloat16,
+                          s.index, s.n, dweight, dbias)
         if s.n > 1 and block + 1 < blocks:
             meet(others)
     return 0

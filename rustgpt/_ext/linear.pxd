@@ -17,6 +17,6 @@ cdef void affine_backward(
 
 cdef void add_gradients(
     const floating* dout, const floating* x, Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out,
-    bint transposed, bint bfloat16, Py_ssize_t part, Py_ssize_t parts,
+    bint transposed, bint add, bint bfloat16, Py_ssize_t part, Py_ssize_t parts,
     floating* dweight, floating* dbias,
 ) noexcept nogil

@@ -6,6 +6,7 @@ operations forward, twice that backward. With `bfloat16` the factors of the prod
 that, and sums and results stay float32.
 """
 from cython cimport floating
+from libc.string cimport memset
 
 from rustgpt._ext.bfloat16 cimport RUSTGPT_BFLOAT16, multiply_bf16
 from rustgpt._ext.blas cimport gemm
@@ -68,47 +69,54 @@ cdef void affine_backward(
         affine(dout, weight, <const floating*> NULL, n, c_out, c_in, not transposed, add, bfloat16,
                dx)
     if dweight != NULL or dbias != NULL:
-        add_gradients(dout, x, n, c_in, c_out, transposed, bfloat16, 0, 1, dweight, dbias)
+        add_gradients(dout, x, n, c_in, c_out, transposed, True, bfloat16, 0, 1, dweight, dbias)
 
 
 cdef void add_gradients(
     const floating* dout, const floating* x, Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out,
-    bint transposed, bint bfloat16,
+    bint transposed, bint add, bint bfloat16,
     Py_ssize_t part, Py_ssize_t parts,   # one of so many equal parts
     floating* dweight, floating* dbias,  # dbias NULL: not wanted
 ) noexcept nogil:
-    """dweight += x.T @ dout, a part of its rows; dbias += sum of dout's rows, a part of it."""
+    """dweight = (dweight if add) + x.T @ dout, a part of its rows; dbias likewise, of dout."""
     cdef Py_ssize_t i, c
     cdef Py_ssize_t rows = c_out if transposed else c_in
     cdef Py_ssize_t first = edge_of(rows, part, parts), stop = edge_of(rows, part + 1, parts)
     if transposed:
-        add_outer(dout + first, c_out, x, n, stop - first, c_in, bfloat16, dweight + first * c_in)
+        outer(dout + first, c_out, x, n, stop - first, c_in, add, bfloat16, dweight + first * c_in)
     else:
-        add_outer(x + first, c_in, dout, n, stop - first, c_out, bfloat16, dweight + first * c_out)
+        outer(x + first, c_in, dout, n, stop - first, c_out, add, bfloat16,
+              dweight + first * c_out)
     if dbias != NULL:
         first, stop = edge_of(c_out, part, parts), edge_of(c_out, part + 1, parts)
+        if not add:
+            memset(dbias + first, 0, (stop - first) * sizeof(floating))
         for i in range(n):
             for c in range(first, stop):
                 dbias[c] += dout[i * c_out + c]
 
 
-cdef void add_outer(
+cdef void outer(
     const floating* a, Py_ssize_t lda, const floating* b, Py_ssize_t n, Py_ssize_t rows,
-    Py_ssize_t columns, bint bfloat16, floating* out,
+    Py_ssize_t columns, bint add, bint bfloat16, floating* out,
 ) noexcept nogil:
-    """out (rows, columns) += a.T @ b: the sum over n rows of the outer products."""
+    """out (rows, columns) = (out if add) + a.T @ b: the sum over n rows of the outer products."""
     if rows == 0 or columns == 0:
+        return
+    if n == 0:
+        if not add:
+            memset(out, 0, rows * columns * sizeof(floating))
         return
     if floating is float:
         if bfloat16:
-            multiply_bf16(True, False, rows, columns, n, a, lda, b, columns, True, NULL, out,
+            multiply_bf16(True, False, rows, columns, n, a, lda, b, columns, add, NULL, out,
                           columns)
             return
     if in_place(rows, columns, n):
-        multiply(False, rows, columns, n, a, 1, lda, b, columns, True, <const floating*> NULL,
+        multiply(False, rows, columns, n, a, 1, lda, b, columns, add, <const floating*> NULL,
                  out, columns)
     else:
-        gemm(True, False, rows, columns, n, <floating> 1, a, lda, b, columns, <floating> 1,
+        gemm(True, False, rows, columns, n, <floating> 1, a, lda, b, columns, <floating> add,
              out, columns)
 
 

@@ -40,6 +40,13 @@ class Embeddings(Layer):
         self.parameter("tokens", normal(rng, 0.02, (vocab_size, dim), dtype))
         self.parameter("places", normal(rng, 0.02, (max_seq_len, dim), dtype))
 
+    def begin_gradients(self, of_tokens: bool = True) -> None:
+        """Set the gradients to zero; that of `tokens` only if nobody else will write over it."""
+        if of_tokens:
+            super().begin_gradients()
+        elif self.member is None or self.member.share.index == 0:
+            self.dplaces.fill(0)
+
     def forward(self, x: Indices, offsets: Indices) -> Array:  # (N,) -> (N, C)
         self.ids = x
         # Each text begins at position 0.

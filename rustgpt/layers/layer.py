@@ -127,8 +127,19 @@ class Layer:
 
     def zero_grad(self) -> None:
         """Set every gradient to zero; `backward` adds to what is there."""
-        for gradient in self.gradients().values():
-            gradient.fill(0)
+        for name in self.parameter_names:
+            getattr(self, "d" + name).fill(0)
+        for _, child in self.children():
+            child.zero_grad()
+
+    def begin_gradients(self) -> None:
+        """Prepare for a new sum of gradients: zero, or what the next `backward` writes over.
+
+        A layer whose `backward` can write over its gradients saves the passes over memory that
+        zeros cost. In a team, every thread's replica is asked.
+        """
+        if self.member is None or self.member.share.index == 0:
+            self.zero_grad()
 
     def describe(self) -> str:
         """Return one line for people: what the layer is, and its sizes."""

@@ -43,6 +43,7 @@ class OutputProjection(Layer):
         super().__init__(dtype)
         self.vocab_size = vocab_size
         self.tied = tied
+        self._overwrite = False  # what the gradients hold, when `loss` is next called
         self.weight: Array
         self.dweight: Array
         self.bias: Array | None = None
@@ -55,6 +56,15 @@ class OutputProjection(Layer):
     def tie(self, table: Array, dtable: Array) -> None:
         """Use the embedding table (V, C) as the weight, and add to its gradient."""
         self.weight, self.dweight = table, dtable
+
+    def begin_gradients(self) -> None:
+        self._overwrite = self.overwrites()
+        if not self._overwrite:
+            super().begin_gradients()
+
+    def overwrites(self) -> bool:
+        """Whether the first `loss` after `begin_gradients` writes over the weight's gradient."""
+        return type(self) is OutputProjection
 
     def forward(self, x: Array, offsets: Indices) -> Array:  # (N, C) -> (N, V)
         self.x = x
@@ -109,8 +119,10 @@ class OutputProjection(Layer):
         dweight, dbias = (None, None) if dx is None else (self.dweight, self.dbias)
         ops.linear_cross_entropy(
             x, self.weight, self.bias, targets, scale, max_norm, losses, dx, dweight, dbias,
-            logits, self.tied, self.bfloat16, share,
+            logits, self.tied, self.bfloat16, share, self._overwrite and dx is not None,
         )  # fmt: skip
+        if dx is not None:
+            self._overwrite = False
         return losses
 
     def works_in_team(self) -> bool:

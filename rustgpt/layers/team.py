@@ -52,7 +52,8 @@ class Team:
         threading.BrokenBarrierError
             If one of them never will be, because it called `leave`.
         """
-        self._barrier.wait()
+        if self.n > 1:
+            self._barrier.wait()
 
     def leave(self) -> None:
         """Let nobody wait for this thread any more: the team is over."""

@@ -36,6 +36,7 @@ class TransformerBlock(Layer):
     """
 
     by_parts = False
+    _overwrite = False  # what the gradients hold, when `backward` is next called
 
     def __init__(self, config: ModelConfig, rng: np.random.Generator | None) -> None:
         super().__init__(config.dtype)
@@ -166,9 +167,17 @@ class TransformerBlock(Layer):
             out = self.norm2.forward(out, offsets)
         return out  # type: ignore[no-any-return]
 
+    def begin_gradients(self) -> None:
+        self._overwrite = type(self) is TransformerBlock
+        if not self._overwrite:
+            super().begin_gradients()
+
     def backward(self, dout: Array) -> Array:  # (N, C) -> (N, C)
         if self._at_once:
             return self._backward_at_once(dout)
+        if self._overwrite:
+            self.zero_grad()
+            self._overwrite = False
         # A residual sum hands its gradient to both of its terms.
         if self.pre_norm:
             dh = self.norm2.backward(self.feed_forward.backward(dout))
@@ -191,7 +200,9 @@ class TransformerBlock(Layer):
         ops.block_backward(
             dout, self.x, self.offsets, self._parameters, *shape, self.kept, dx,
             self._gradients, self._block_scratch(N, C, shape[1]), self.bfloat16, self._share(),
+            self._overwrite,
         )  # fmt: skip
+        self._overwrite = False
         return dx
 
     def describe(self) -> str:

@@ -190,6 +190,7 @@ def block_backward(
     scratch: OutVector,
     bfloat16: bool = False,
     share: Share | None = None,  # this thread's, of several
+    overwrite: bool = False,  # whether to write over dparameters instead
 ) -> None:
     """The gradients of the input and of the parameters, from the gradient of the output."""
     N, C = x.shape
@@ -199,6 +200,8 @@ def block_backward(
     k = unpacked_rows(kept, N, C, F, n_heads)
     share = share or whole(N)
     n = len(share.edges) - 1
+    if overwrite and share.index == 0:
+        dparameters[...] = 0
     # Each thread fills in its own rows of what is shown to all; each has a row of `dnorms`.
     if n == 1:
         scratch = np.zeros(block_scratch_size(N, 0, C, F, 2), x.dtype)

@@ -55,11 +55,16 @@ def linear_cross_entropy(
     transposed: bool = False,
     bfloat16: bool = False,  # whether the products' factors are rounded to it
     share: Share | None = None,  # this thread's, of several
+    overwrite: bool = False,  # whether to write over dweight and dbias instead
 ) -> None:
     """`cross_entropy` of logits = x @ weight + bias, and back, without all logits in memory."""
     share = share or whole(len(x))
     n = len(share.edges) - 1
     at_once = len(scratch) // n
+    if overwrite and share.index == 0:
+        for gradient in (dweight, dbias):
+            if gradient is not None:
+                gradient[...] = 0
     blocks = math.ceil(share.most_rows / at_once)
 
     def rows_of(thread: int, block: int) -> tuple[slice, Array]:
