@@ -177,7 +177,7 @@ class Workers:
                 self.adam.update(self.models[0].gradients, rate, factor, self._part(i, n))
 
         self._each(make, team)
-        loss, norm = sum(losses), math.sqrt(sum(squares))
+        loss, (norm, _) = sum(losses), clip_factor(sum(squares), self.max_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(
                 f"training diverged at {where}: the loss is {loss * scale:g}, the gradient's norm "

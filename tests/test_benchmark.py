@@ -103,7 +103,7 @@ PARTS = {
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_profile(backend, model, monkeypatch, threads):
-    monkeypatch.setattr("rustgpt.trainer.TOKENS_AT_LEAST", 1)
+    monkeypatch.setattr("rustgpt.workers.TOKENS_AT_LEAST", 1)
     kernels = dict(vars(ops))
     measured = bench(model, threads=threads)
     whole, parts = measured.profile(), measured.profile(by_parts=True)
@@ -145,7 +145,7 @@ def test_a_context_that_the_model_cannot_see(model, context):
 
 def test_as_many_threads_as_the_training_has(model, monkeypatch):
     assert bench(model, batch_size=2, threads=9).threads == 1  # 24 tokens are one thread's
-    monkeypatch.setattr("rustgpt.trainer.TOKENS_AT_LEAST", 4)
+    monkeypatch.setattr("rustgpt.workers.TOKENS_AT_LEAST", 4)
     assert bench(model, batch_size=2, threads=9).threads == 6
     assert bench(model, batch_size=1, threads=2).threads == 2
     assert dataclasses.asdict(bench(model).speed())["threads"] == 1

@@ -13,7 +13,8 @@ from rustgpt.backend import has_bfloat16
 from rustgpt.config import TrainConfig
 from rustgpt.errors import ConfigError, DataError, TrainingError
 from rustgpt.llm import LLM
-from rustgpt.trainer import Trainer, _pieces, _shares, available_threads, matrices, worker_count
+from rustgpt.trainer import Trainer
+from rustgpt.workers import available_threads, matrices
 
 TEXTS = ["the sun rises.", "water is wet.", "a cat naps.", "ants dig.", "no.", "rain falls."]
 # Mean losses of the epochs of one training, in float64.
@@ -37,7 +38,7 @@ def model_of(letters, small):
 @pytest.fixture(autouse=True)
 def no_batch_is_too_small(monkeypatch):
     """Let the few tokens of these texts be shared among several workers."""
-    monkeypatch.setattr("rustgpt.trainer.TOKENS_AT_LEAST", 1)
+    monkeypatch.setattr("rustgpt.workers.TOKENS_AT_LEAST", 1)
 
 
 def config_of(**changes):
@@ -146,24 +147,6 @@ def test_any_number_of_threads_gives_the_same_training(model_of, close):
     for model, threads in ((alone, 1), (shared, 2)):
         loss = fit(model, threads=threads)[-1].loss
         assert loss == pytest.approx(TRAJECTORY[2], rel=1e-3)
-
-
-def test_a_worker_without_a_share_adds_nothing(model_of, close):
-    alone, shared = model_of("float64"), model_of("float64")
-    for model, threads in ((alone, 1), (shared, 2)):
-        fit(model, 1, threads=threads, batch_size=5)  # the second batch is one text
-    close(shared.parameters, alone.parameters, 1e4)
-
-
-def test_shares_and_pieces_are_measured_in_tokens(monkeypatch):
-    def lengths(parts):
-        return [[len(row) - 1 for row in part] for part in parts]
-
-    rows = [np.zeros(tokens + 1, np.int32) for tokens in (4, 8, 4)]
-    assert lengths(_shares(rows, 2)) == [[8], [4, 4]]
-    monkeypatch.setattr("rustgpt.trainer.TOKENS_A_PIECE", 8)
-    assert lengths(_pieces(rows)) == [[4, 8], [4]]
-    assert lengths(_pieces(rows[1:2] * 2)) == [[8], [8]]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -330,88 +313,6 @@ def test_damaged_parameters_stop_the_first_step(model_of, wrong):
     np.testing.assert_array_equal(model.parameters, before)
 
 
-def test_few_tokens_are_not_shared(model_of, monkeypatch):
-    monkeypatch.setattr("rustgpt.trainer.TOKENS_AT_LEAST", 64)
-    models = [model_of(), model_of()]
-    for model, threads in zip(models, (1, 3), strict=True):
-        fit(model, threads=threads, batch_size=6)
-    np.testing.assert_array_equal(models[0].gradients, models[1].gradients)
-
-
-@pytest.mark.parametrize(("least", "expected"), [(1, 6), (20, 2), (10**6, 1)])
-def test_a_share_goes_through_the_model_in_pieces(model_of, monkeypatch, least, expected):
-    monkeypatch.setattr("rustgpt.trainer.TOKENS_A_PIECE", least)
-    model, whole, seen = model_of("float64"), model_of("float64"), []
-    original = model.loss_and_gradients
-
-    def spy(ids, targets, offsets, scale):
-        seen.append(len(ids))
-        return original(ids, targets, offsets, scale)
-
-    model.loss_and_gradients = spy
-    losses = [epoch.loss for epoch in fit(model, 1, batch_size=6)]
-    ids, targets, offsets = rows_of(whole)  # 57 tokens in 6 texts
-    expected_loss = whole.loss_and_gradients(ids, targets, offsets, 1 / len(ids))
-    assert len(seen) == expected
-    assert sum(seen) == len(ids)
-    assert losses == [pytest.approx(expected_loss / len(ids), rel=1e-12)]
-    np.testing.assert_allclose(model.gradients, whole.gradients, rtol=1e-9, atol=1e-14)
-
-
-@pytest.mark.parametrize("texts", [TEXTS[:1], TEXTS[:2]])
-def test_fewer_texts_than_threads_are_divided_by_rows(model_of, monkeypatch, close, texts):
-    alone, together = model_of("float64"), model_of("float64")
-    joined = []
-    join = LLM.join
-
-    def noted(self, member):
-        joined.append(member)
-        join(self, member)
-
-    fit(alone, texts=texts, epochs=5)
-    monkeypatch.setattr(LLM, "join", noted)
-    fit(together, texts=texts, epochs=5, threads=3)
-    close(together.parameters, alone.parameters)
-    members = [member for member in joined if member]
-    assert sorted(m.index for m in members) == sorted([0, 1, 2] * 5)
-    assert {m.team for m in members} == {members[0].team}
-    again = model_of("float64")
-    fit(again, texts=texts, epochs=5, threads=3)
-    np.testing.assert_array_equal(again.parameters, together.parameters)
-
-
-def test_an_error_in_a_team_reaches_the_caller_and_nobody_hangs(model_of, monkeypatch):
-    model = model_of()
-    losses = model.layers[-1].__class__.loss
-
-    def fail(self, *given):
-        if self is not model.layers[-1]:
-            raise MemoryError("no more")
-        return losses(self, *given)
-
-    monkeypatch.setattr(model.layers[-1].__class__, "loss", fail)
-    with pytest.raises(MemoryError, match="no more"):
-        fit(model, texts=TEXTS[:1], threads=2)
-    monkeypatch.undo()
-    monkeypatch.setattr("rustgpt.trainer.TOKENS_AT_LEAST", 1)
-    assert len(fit(model, texts=TEXTS[:1], threads=2)) == 3
-
-
-def test_an_error_in_a_worker_reaches_the_caller(model_of, monkeypatch):
-    model = model_of()
-    original = LLM.loss_and_gradients
-
-    def broken(self, *args):
-        if threading.current_thread() is not threading.main_thread():
-            raise MemoryError("in a worker")
-        return original(self, *args)
-
-    monkeypatch.setattr(LLM, "loss_and_gradients", broken)
-    with pytest.raises(MemoryError, match="in a worker"):
-        fit(model, threads=2)
-    assert not [t for t in threading.enumerate() if t.name.startswith("rustgpt")]
-
-
 def test_stop_ends_after_the_step_that_runs(model_of):
     model, steps = model_of(), []
     trainer = Trainer(model, config_of(batch_size=2))
@@ -464,16 +365,6 @@ def test_a_step_allocates_nothing_that_grows(model_of):
     (before, _), (after, peak) = held[10], held[50]
     assert after - before < smallest_activation / 2
     assert peak - before < smallest_activation
-
-
-def test_workers_need_tokens_and_texts_that_can_be_divided(monkeypatch):
-    monkeypatch.setattr("rustgpt.trainer.TOKENS_AT_LEAST", 64)
-
-    def count(batch, longest, divides=True):
-        return worker_count(config_of(batch_size=batch, threads=8), longest, divides)
-
-    assert [count(1, 63), count(1, 64), count(1, 200), count(1, 5000)] == [1, 1, 3, 8]
-    assert [count(2, 5000, False), count(16, 8, False), count(16, 16)] == [2, 2, 4]
 
 
 def test_threads(model_of):

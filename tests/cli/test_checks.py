@@ -4,7 +4,7 @@ import pytest
 
 import rustgpt
 from rustgpt.cli import checks
-from rustgpt.config import ModelConfig, TrainConfig
+from rustgpt.config import ModelConfig
 from rustgpt.errors import ConfigError
 
 from .conftest import one_line
@@ -51,8 +51,7 @@ def test_a_model_too_large_for_memory_is_refused(inside, tmp_path, small):
 def test_the_estimate_is_close(monkeypatch, tied, projection):
     config = ModelConfig(tie_embeddings=tied, attention_projection=projection, max_seq_len=300)
     tokenizer = rustgpt.WordTokenizer.train(["some words"])
-    there = rustgpt.LLM(config, tokenizer).n_parameters * 4 * (3 + 2)
-    training = TrainConfig(threads=2)
+    there = rustgpt.LLM(config, tokenizer).n_parameters * 4 * 4
     monkeypatch.setattr(os, "sysconf", lambda name: there if name == "SC_PAGE_SIZE" else 1)
     checks.check_memory(config, tokenizer.vocab_size)
     there = int(there * 0.98)

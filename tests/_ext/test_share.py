@@ -1,0 +1,151 @@
+"""Tests of kernels that several threads call for one batch, each with a share of it."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from rustgpt.reference.share import Share
+
+LENGTHS = (3, 0, 5, 4)
+EDGES = {"texts": [0, 8, 12], "heads": [0, 5, 12], "one has all": [0, 12, 12]}
+NONE = "share must be a rustgpt.reference.share.Share"
+
+
+def shares_of(edges, heads=False):
+    """Return one share a thread; they meet at a barrier."""
+    meet = threading.Barrier(len(edges) - 1, timeout=60).wait
+    edges = np.array(edges, np.int32)
+    return [Share(i, edges, heads, meet) for i in range(len(edges) - 1)]
+
+
+def together(kernel, shares, given):
+    """Let as many threads as there are shares call the kernel with the same arrays."""
+    with ThreadPoolExecutor(len(shares)) as pool:
+        list(pool.map(lambda share: kernel(**given, share=share), shares))
+
+
+def guarded_all(guarded, given):
+    """Return the arguments in arrays of their own, between pages that nobody may touch."""
+    return {k: guarded(v) if isinstance(v, np.ndarray) else v for k, v in given.items()}
+
+
+@pytest.fixture(params=EDGES)
+def shares(request):
+    return shares_of(EDGES[request.param], request.param == "heads")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("projection", [True, False])
+def test_threads_do_of_a_block_what_one_does(
+    kernels, arguments, guarded, close, rng, dtype, shares, overwrite, norm, projection
+):
+    changes = {"pre_norm": norm == "pre", "projection": projection, "gelu": norm == "pre"}
+    given = arguments("block_forward", dtype, lengths=LENGTHS, F=13, **changes)
+    H, (N, C) = given["n_heads"], given["x"].shape
+    sizes = (N, C, 13, H, norm == "pre", projection)
+
+    def there_and_back(run, kept, scratch, shared_dx):
+        mine = {**given, "kept": np.full(kept, np.nan, dtype)}
+        mine["scratch"] = np.full(scratch, np.nan, dtype)
+        mine = guarded_all(guarded, mine)
+        run(kernels.block_forward, mine)
+        out = mine.pop("out").copy()
+        dout = np.random.default_rng(1).standard_normal((N, C)).astype(dtype)
+        first = np.ones_like(given["parameters"])
+        back = guarded_all(guarded, {"dout": dout, "dparameters": first, "dx": np.zeros_like(dout)})
+        if shared_dx:
+            back["dx"] = back["dout"]  # each thread writes over its own rows alone
+        run(kernels.block_backward, {**mine, **back, "overwrite": overwrite})
+        return out, back["dx"], back["dparameters"]
+
+    longest = max(LENGTHS)
+    alone = there_and_back(
+        lambda kernel, arrays: kernel(**arrays),
+        kernels.block_kept_size(*sizes),
+        kernels.block_scratch_size(N, longest, C, 13),
+        False,
+    )
+    found = there_and_back(
+        lambda kernel, arrays: together(kernel, shares, arrays),
+        kernels.block_kept_size(*sizes, shared=True),
+        kernels.block_scratch_size(N, longest, C, 13, len(shares)),
+        True,
+    )
+    for mine, theirs in zip(found, alone, strict=True):
+        close(mine, theirs, 10)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("rows", [2, 6, 24])  # of logits, for both threads
+@pytest.mark.parametrize("transposed", [False, True])
+def test_threads_find_the_loss_that_one_finds(
+    kernels, arguments, guarded, close, dtype, shares, overwrite, rows, transposed
+):
+    given = arguments(
+        "linear_cross_entropy", dtype, N=12, C=5, V=7, R=rows, transposed=transposed
+    ) | {"overwrite": overwrite}
+    alone, mine = guarded_all(guarded, given), guarded_all(guarded, given)
+    kernels.linear_cross_entropy(**alone)
+    together(kernels.linear_cross_entropy, shares, mine)
+    for name in ("losses", "dx", "dweight", "dbias"):
+        close(mine[name], alone[name], 3)
+
+
+def test_threads_add_up_the_embeddings_that_one_does(
+    kernels, arguments, guarded, close, dtype, shares
+):
+    given = arguments("embedding_backward", dtype, N=12, C=7)
+    alone, mine = guarded_all(guarded, given), guarded_all(guarded, given)
+    kernels.embedding_backward(**alone)
+    together(kernels.embedding_backward, shares, mine)
+    for name in ("dtokens", "dplaces"):
+        np.testing.assert_array_equal(mine[name], alone[name])
+
+
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [
+        (3, NONE),
+        ("all", NONE),
+        (Share(0, [0, 4], False, None), NONE),
+        (Share("first", np.array([0, 4], np.int32), False, None), NONE),
+        (Share(0, np.array([0, 4], np.int64), False, None), NONE),
+        (Share(0, np.array([0, 3], np.int32), False, None), "edges from 0 to the 4 rows"),
+        (Share(0, np.array([1, 4], np.int32), False, None), "edges from 0 to the 4 rows"),
+        (Share(0, np.array([0], np.int32), False, None), "edges from 0 to the 4 rows"),
+        (Share(0, np.array([], np.int32), False, None), "edges from 0 to the 4 rows"),
+        (Share(1, np.array([0, 4], np.int32), False, None), "an index below"),
+        (Share(-1, np.array([0, 4], np.int32), False, None), "an index below"),
+        (Share(0, np.array([0, 5, 4], np.int32), False, None), r"rise, but edges\[2\] is less"),
+        (Share(0, np.array([0, -1, 4], np.int32), False, None), r"rise, but edges\[1\] is less"),
+    ],
+)
+@pytest.mark.parametrize("kernel", ["block_forward", "linear_cross_entropy", "embedding_backward"])
+def test_a_wrong_share_is_refused(compiled, arguments, kernel, share, message):
+    sizes = {"N": 4} if kernel == "linear_cross_entropy" else {}
+    with pytest.raises((TypeError, ValueError), match=f"{kernel}: .*{message}"):
+        getattr(compiled, kernel)(**arguments(kernel, "float32", **sizes), share=share)
+
+
+@pytest.mark.parametrize("kernel", ["block_forward", "block_backward"])
+def test_a_text_is_divided_only_with_the_heads(compiled, arguments, kernel):
+    given = arguments(kernel, "float32", lengths=(3, 1))
+    share = Share(0, np.array([0, 2, 4], np.int32), False, lambda: None)
+    with pytest.raises(ValueError, match=f"{kernel}: share must have edges between texts"):
+        getattr(compiled, kernel)(**given, share=share)
+
+
+def test_each_thread_needs_a_row_of_logits(compiled, arguments):
+    given = arguments("linear_cross_entropy", "float32", N=4, R=1)
+    with pytest.raises(ValueError, match="at least one row for each thread"):
+        compiled.linear_cross_entropy(**given, share=shares_of([0, 2, 4])[0])
+
+
+def test_an_error_in_a_meeting_ends_the_kernel(compiled, arguments):
+    given = arguments("linear_cross_entropy", "float32", N=4, R=2)
+    share = Share(0, np.array([0, 2, 4], np.int32), False, lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        compiled.linear_cross_entropy(**given, share=share)

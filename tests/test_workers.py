@@ -1,0 +1,259 @@
+"""Tests of one step of training, made by several threads."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from rustgpt.config import TrainConfig
+from rustgpt.errors import TrainingError
+from rustgpt.layers.layer import Layer
+from rustgpt.llm import LLM, build_layers
+from rustgpt.workers import Workers, _pieces, _shares, worker_count
+
+LENGTHS = (9, 3, 14, 1, 7, 11)
+RATE = 0.01
+
+
+@pytest.fixture(params=["own gradients", "shared gradients"], autouse=True)
+def shared(request, monkeypatch):
+    """Let small models have gradients for each thread, or one buffer for all as large ones do."""
+    found = request.param == "shared gradients"
+    monkeypatch.setattr("rustgpt.workers.TOKENS_AT_LEAST", 1)
+    monkeypatch.setattr("rustgpt.workers.SHARED_FROM", 0 if found else 10**9)
+    return found
+
+
+@pytest.fixture(params=["norms after", "GPT-2"])
+def model_of(request, letters, small):
+    """model_of(**changes): an untrained model in float64."""
+    gpt2 = {
+        "norm": "pre", "activation": "gelu", "attention_bias": True, "tie_embeddings": True,
+        "output_bias": False,
+    }  # fmt: skip
+
+    def make(**changes):
+        settings = {"dtype": "float64", "max_seq_len": 16, "seed": 3}
+        variant = gpt2 if request.param == "GPT-2" else {}
+        return LLM(small(**settings | variant | changes), letters)
+
+    return make
+
+
+@pytest.fixture
+def batch(rng):
+    """Texts of 1 to 14 tokens and one that follows."""
+    return [rng.integers(0, 28, length + 1).astype(np.int32) for length in LENGTHS]
+
+
+def steps(model, batch, n=3, **settings):
+    """Make n steps; return the loss and the norm of each."""
+    config = TrainConfig(
+        **{"batch_size": len(batch), "max_grad_norm": 0.5, "epsilon": 1e-3} | settings
+    )
+    with Workers(model, config) as workers:
+        return [workers.step(batch, RATE, "here") for _ in range(n)]
+
+
+@pytest.mark.parametrize("threads", [2, 3, 6])
+@pytest.mark.parametrize("texts", [6, 2, 1])
+def test_any_number_of_threads_makes_the_same_step(backend, model_of, batch, close, threads, texts):
+    alone, together = model_of(), model_of()
+    expected = steps(alone, batch[:texts], threads=1)
+    found = steps(together, batch[:texts], threads=threads)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    close(together.parameters, alone.parameters, 1e3)
+
+
+def test_the_gradient_is_that_of_the_mean(model_of, batch):
+    model, before = model_of(), model_of()
+    before.gradients.fill(0)
+    ids, targets = (
+        np.concatenate([row[part] for row in batch]) for part in (np.s_[:-1], np.s_[1:])
+    )
+    loss = before.loss_and_gradients(
+        ids, targets, np.cumsum([0, *LENGTHS], dtype=np.int32), 1 / len(ids)
+    )
+    model.gradients.fill(np.nan)  # what was there before does not matter
+    ((found, norm),) = steps(model, batch, 1, threads=2)
+    assert found == pytest.approx(loss, rel=1e-12)
+    assert norm == pytest.approx(np.linalg.norm(before.gradients), rel=1e-10)
+    np.testing.assert_allclose(model.gradients, before.gradients, rtol=1e-8, atol=1e-13)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_batch_goes_through_the_model_in_pieces(model_of, batch, monkeypatch, close, threads):
+    whole, cut, seen = model_of(), model_of(), []
+    expected = steps(whole, batch, threads=1)
+    monkeypatch.setattr("rustgpt.workers.TOKENS_A_PIECE", 5)
+    original = LLM.loss_and_gradients
+
+    def spy(self, ids, targets, offsets, scale):
+        seen.append(len(ids))
+        return original(self, ids, targets, offsets, scale)
+
+    monkeypatch.setattr(LLM, "loss_and_gradients", spy)
+    found = steps(cut, batch, threads=threads)
+    assert len(seen) > 3 * threads
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    close(cut.parameters, whole.parameters, 1e3)
+
+
+def test_the_same_number_of_threads_gives_the_same_bits(model_of, batch):
+    models = [model_of(dtype="float32") for _ in range(3)]
+    for model in models:
+        steps(model, batch, 5, threads=3)
+    assert len({model.parameters.tobytes() for model in models}) == 1
+
+
+def test_shared_gradients_are_one_buffer(model_of, shared):
+    config = TrainConfig(threads=3, batch_size=9)
+    with Workers(model_of(), config) as workers:
+        first, *others = workers.models
+        assert len(others) == 2
+        assert all((other.gradients is first.gradients) == shared for other in others)
+
+
+def test_a_step_that_diverged_is_not_applied(model_of, batch):
+    model = model_of()
+    model.parameters[7] = np.nan
+    before = model.parameters.copy()
+    with pytest.raises(TrainingError, match="diverged at here: the loss is nan"):
+        steps(model, batch, threads=2)
+    np.testing.assert_array_equal(model.parameters, before)
+
+
+@pytest.mark.parametrize("texts", [6, 1])
+@pytest.mark.parametrize("thread", [0, 1])
+def test_an_error_in_one_thread_reaches_the_caller_and_nobody_hangs(
+    model_of, batch, monkeypatch, texts, thread
+):
+    model = model_of()
+    original = LLM.loss_and_gradients
+
+    def fail(self, *given):
+        if (self is model) == (thread == 0):
+            raise MemoryError("no more")
+        return original(self, *given)
+
+    monkeypatch.setattr(LLM, "loss_and_gradients", fail)
+    with pytest.raises(MemoryError, match="no more"):
+        steps(model, batch[:texts], threads=2)
+    assert not [t for t in threading.enumerate() if t.name.startswith("rustgpt")]
+    monkeypatch.setattr(LLM, "loss_and_gradients", original)
+    assert len(steps(model, batch[:texts], threads=2)) == 3
+
+
+def test_an_error_ends_a_step_but_not_the_workers(model_of, batch, monkeypatch):
+    model = model_of()
+    original = LLM.loss_and_gradients
+    with Workers(model, TrainConfig(threads=2, batch_size=6)) as workers:
+        monkeypatch.setattr(LLM, "loss_and_gradients", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            workers.step(batch, RATE, "here")
+        monkeypatch.setattr(LLM, "loss_and_gradients", original)
+        assert np.isfinite(workers.step(batch, RATE, "here")).all()
+
+
+def test_after_a_training_the_model_is_alone(model_of, batch):
+    model = model_of()
+    steps(model, batch[:1], threads=2)
+    assert all(layer.member is None for layer in model.layers)
+
+
+class Twice(Layer):
+    """A layer of one's own, with a parameter."""
+
+    def __init__(self):
+        super().__init__("float64")
+        self.parameter("factor", np.full(1, 2.0))
+
+    def forward(self, x, offsets):
+        self.x = x
+        return self.factor * x
+
+    def backward(self, dout):
+        self.dfactor += (dout * self.x).sum()
+        return self.factor * dout
+
+
+def test_a_layer_of_ones_own_trains_on_several_threads(model_of, batch, letters, close):
+    def model():
+        config = model_of().config
+        layers = build_layers(config, letters.vocab_size)
+        layers.insert(2, Twice())
+        return LLM(config, letters, layers)
+
+    alone, together = model(), model()
+    expected, found = steps(alone, batch, threads=1), steps(together, batch, threads=3)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    close(together.parameters, alone.parameters, 1e3)
+    assert together.layers[2].factor[0] != 2
+
+
+def test_a_block_that_runs_by_parts_trains_on_several_threads(model_of, batch, close):
+    alone, together = model_of(), model_of()
+    for layer in together.layers[1:3]:
+        layer.by_parts = True
+    expected, found = steps(alone, batch, threads=1), steps(together, batch, threads=2)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    close(together.parameters, alone.parameters, 1e3)
+
+
+# How a batch is divided
+
+
+def test_shares_and_pieces_are_measured_in_tokens():
+    def lengths(parts):
+        return [[len(row) - 1 for row in part] for part in parts]
+
+    rows = [np.zeros(tokens + 1, np.int32) for tokens in (4, 8, 4)]
+    assert lengths(_shares(rows, 2)) == [[8], [4, 4]]
+    assert lengths(_pieces(rows, 8)) == [[4, 8], [4]]
+    assert lengths(_pieces(rows[1:2] * 2, 8)) == [[8], [8]]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "edges", "heads"),
+    [
+        ((8, 4, 4), [0, 8, 16], False),
+        ((4, 4, 8), [0, 8, 16], False),  # the longest text first
+        ((11, 5, 4), [0, 11, 20], False),  # uneven by a tenth
+        ((12, 4, 4), [0, 10, 20], True),
+        ((7,), [0, 3, 7], True),
+    ],
+)
+def test_texts_are_divided_only_if_whole_ones_come_out_uneven(
+    model_of, rng, shared, lengths, edges, heads
+):
+    if not shared:
+        return
+    rows = [rng.integers(0, 28, n + 1).astype(np.int32) for n in lengths]
+    with Workers(model_of(), TrainConfig(threads=2)) as workers:
+        ((one,), (two,)) = workers._divide(rows, workers._team(2))
+    assert [one.member.share.edges.tolist(), two.member.share.edges.tolist()] == [edges, edges]
+    assert (one.member.share.heads, two.member.share.heads) == (heads, heads)
+    np.testing.assert_array_equal(one.ids, two.ids)
+    assert one.offsets[-1] == sum(lengths) == len(one.targets)
+
+
+def test_few_tokens_are_not_divided(model_of, batch, monkeypatch):
+    monkeypatch.setattr("rustgpt.workers.TOKENS_AT_LEAST", 64)
+    models = [model_of(), model_of()]
+    for model, threads in zip(models, (1, 3), strict=True):
+        steps(model, batch, threads=threads)
+    np.testing.assert_array_equal(models[0].gradients, models[1].gradients)
+
+
+def test_threads_need_tokens_and_texts_that_can_be_divided(model_of, monkeypatch, shared):
+    monkeypatch.setattr("rustgpt.workers.TOKENS_AT_LEAST", 64)
+
+    def count(batch, longest, threads=8):
+        config = TrainConfig(batch_size=batch, threads=threads)
+        return worker_count(config, model_of(max_seq_len=longest))
+
+    assert [count(1, 63), count(1, 64), count(1, 200), count(1, 5000)] == [1, 1, 3, 8]
+    assert [count(2, 5000), count(16, 8), count(16, 16), count(16, 512)] == [8, 2, 4, 8]
+    by_parts = model_of(max_seq_len=5000)
+    by_parts.layers[1].by_parts = True
+    assert worker_count(TrainConfig(batch_size=2, threads=8), by_parts) == 2
