@@ -200,12 +200,16 @@ class Benchmark:
         self.context = context or model.max_seq_len
         self.seconds = seconds
         self.steps = steps
-        self.threads = worker_count(training, model)
         if not 1 <= self.context <= model.max_seq_len:
             raise ConfigError(
                 f"context must be from 1 to the model's max_seq_len {model.max_seq_len}, got "
                 f"{context}"
             )
+
+    @property
+    def threads(self) -> int:
+        """How many make a step."""
+        return worker_count(self.training, self.model)
 
     @property
     def tokens(self) -> int:
@@ -258,14 +262,16 @@ class Benchmark:
             Whether each part of a block runs as a kernel of its own, rather than the whole block
             in one, as it otherwise trains.
         """
-        limits = Limits(self.threads, self.model.config.dtype, with_copy=True)
-        with _blocks(self.model, by_parts), Profiler() as profiler:
-            taken = self._train(limits, profiler)
+        with _blocks(self.model, by_parts):
+            threads = self.threads  # blocks by parts may allow fewer
+            limits = Limits(threads, self.model.config.dtype, with_copy=True)
+            with Profiler() as profiler:
+                taken = self._train(limits, profiler)
         steps, total = len(taken), sum(taken)
-        lines = profiler.lines(steps, total * self.threads, limits.of_one())
+        lines = profiler.lines(steps, total * threads, limits.of_one())
         return Profile(
             steps=steps,
-            threads=self.threads,
+            threads=threads,
             milliseconds_a_step=1e3 * total / steps,
             limits=limits.of_one(),
             lines=lines,

@@ -112,6 +112,8 @@ class LLM:
             taken += layer.bind(here, self.gradients[taken:], scratch)
         if self._output.tied:
             self._output.tie(self._embeddings.tokens, self._embeddings.dtokens)
+            # It comes first on the way back.
+            self._embeddings.written_over = self._output.overwrites()
 
     @property
     def _embeddings(self) -> Embeddings:
@@ -233,10 +235,8 @@ class LLM:
 
         They are undefined until `loss_and_gradients` was called.
         """
-        for layer in self.layers[1:]:
+        for layer in self.layers:
             layer.begin_gradients()
-        # The output projection, which comes first on the way back, may write over a tied table's.
-        self._embeddings.begin_gradients(not (self._output.tied and self._output.overwrites()))
 
     def loss_and_gradients(
         self, ids: Indices, targets: Indices, offsets: Indices, scale: float

@@ -77,7 +77,7 @@ class Line:
     kernel, part
         Its name, and "forward", "backward", "both" or "update".
     calls, milliseconds
-        Of one step; of all threads together.
+        Of one step; of all threads together, with what they wait for each other in the kernel.
     share
         Of the threads' time.
     rate, unit
@@ -149,7 +149,10 @@ class Profiler:
             amount_of = OPERATIONS.get(name) or TRAFFIC.get(name)
             if amount_of:
                 given = dict(zip(_names(name), args, strict=False)) | kwargs
-                total.amount += amount_of(SimpleNamespace(**given))
+                # The arrays have the rows of all threads that share the work.
+                share = given.get("share")
+                threads = len(share.edges) - 1 if share else 1
+                total.amount += amount_of(SimpleNamespace(**given)) // threads
         self._calls.clear()
 
     def lines(self, steps: int, seconds: float, limits: Mapping[str, float]) -> list[Line]:

@@ -120,7 +120,7 @@ class Trainer:
         config = self.config
         rng = np.random.default_rng((config.seed, len(self.epochs)))
         steps = math.ceil(len(rows) / config.batch_size) * epochs
-        with single_threaded_blas(), Workers(self.model, config) as workers:
+        with single_threaded_blas(), Workers(self.model, config, len(rows)) as workers:
             began, step = time.perf_counter(), 0
             for number in range(1, epochs + 1):
                 epoch_began, loss, tokens, largest = time.perf_counter(), 0.0, 0, 0.0

@@ -6,7 +6,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import chain
 
@@ -44,18 +44,24 @@ def available_threads() -> int:
     return os.cpu_count() or 1
 
 
-def works_in_team(config: TrainConfig, model: LLM) -> bool:
-    """Return whether the threads of a training share one batch and one buffer of gradients."""
+def shares_gradients(config: TrainConfig, model: LLM, texts: int) -> bool:
+    """Return whether the threads of a training with so many texts a step work in a team."""
     threads = config.threads or available_threads()
-    wanted = model.n_parameters >= SHARED_FROM or config.batch_size < threads
-    return wanted and model.works_in_team()
+    return (model.n_parameters >= SHARED_FROM or texts < threads) and model.works_in_team()
 
 
-def worker_count(config: TrainConfig, model: LLM) -> int:
-    """Return how many threads a training has at most."""
-    most = max(1, config.batch_size * model.max_seq_len // TOKENS_AT_LEAST)
-    if not works_in_team(config, model):
-        most = min(most, config.batch_size)  # each takes whole texts
+def worker_count(config: TrainConfig, model: LLM, texts: int | None = None) -> int:
+    """Return how many threads a training has at most.
+
+    Parameters
+    ----------
+    texts
+        Of a step, if there are fewer than `config.batch_size`.
+    """
+    texts = min(config.batch_size, texts or config.batch_size)
+    most = max(1, texts * model.max_seq_len // TOKENS_AT_LEAST)
+    if not shares_gradients(config, model, texts):
+        most = min(most, texts)  # each takes whole texts
     return min(config.threads or available_threads(), most)
 
 
@@ -132,9 +138,9 @@ class Workers:
     same seed and number of threads give the same bits.
     """
 
-    def __init__(self, model: LLM, config: TrainConfig) -> None:
-        self.threads = worker_count(config, model)
-        self.in_team = works_in_team(config, model)
+    def __init__(self, model: LLM, config: TrainConfig, texts: int | None = None) -> None:
+        self.threads = worker_count(config, model, texts)
+        self.in_team = shares_gradients(config, model, texts or config.batch_size)
         gradients = model.gradients if self.in_team else None
         self.models = [model] + [model.replica(gradients) for _ in range(self.threads - 1)]
         self.bfloat16 = config.precision == "bfloat16"
@@ -154,7 +160,6 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
         self.models[0].use_bfloat16(False)
-        self.models[0].join(None)
 
     def step(self, batch: list[Indices], rate: float, where: str) -> tuple[float, float]:
         """Make one step; return the sum of the losses, and the norm of their mean's gradient."""
@@ -201,7 +206,13 @@ class Workers:
                 team.leave()
 
         errors: list[BaseException] = []
-        others = [self._pool.submit(do, i) for i in range(1, team.n)]
+        others: list[Future[None]] = []
+        try:
+            for i in range(1, team.n):
+                others.append(self._pool.submit(do, i))
+        except BaseException as error:  # a thread that cannot be started
+            errors.append(error)
+            team.leave()
         do(0)
         if others:
             wait(others)  # nobody may still be at work on the buffers when an error goes up
@@ -221,15 +232,16 @@ class Workers:
     def _differentiate(self, i: int, team: Team, pieces: list[_Piece], scale: float) -> float:
         """Fill in worker i's gradients, or its part of the team's; return the sum of the losses."""
         model, loss = self.models[i], 0.0
-        for number, piece in enumerate(pieces):
-            member = piece.member
-            if member is not model.layers[-1].member:
-                model.join(member)
-            if number == 0:
-                model.begin_gradients()
-            elif member:
-                team.meet()  # what the threads showed each other is written over from here on
-            loss += model.loss_and_gradients(piece.ids, piece.targets, piece.offsets, scale)
+        model.join(pieces[0].member if pieces else None)
+        model.begin_gradients()
+        try:
+            for number, piece in enumerate(pieces):
+                model.join(piece.member)
+                if number > 0 and piece.member:
+                    team.meet()  # what the threads showed each other is written over now
+                loss += model.loss_and_gradients(piece.ids, piece.targets, piece.offsets, scale)
+        finally:
+            model.join(None)
         return loss
 
     def _part(self, i: int, n: int) -> slice:

@@ -147,7 +147,10 @@ def test_as_many_threads_as_the_training_has(model, monkeypatch):
     assert bench(model, batch_size=2, threads=9).threads == 1  # 24 tokens are one thread's
     monkeypatch.setattr("rustgpt.workers.TOKENS_AT_LEAST", 4)
     assert bench(model, batch_size=2, threads=9).threads == 6
-    assert bench(model, batch_size=1, threads=2).threads == 2
+    measured = bench(model, batch_size=1, threads=2)
+    assert measured.threads == 2
+    assert measured.profile().threads == 2
+    assert measured.profile(by_parts=True).threads == 1  # which cannot divide a text
     assert dataclasses.asdict(bench(model).speed())["threads"] == 1
 
 

@@ -8,6 +8,7 @@ from rustgpt.backend import ops
 from rustgpt.layers.transformer import TransformerBlock
 from rustgpt.profiler import Profiler
 from rustgpt.reference import kernels
+from rustgpt.reference.share import Share
 
 LIMITS = {"GFLOP/s": 10.0, "GB/s": 5.0}
 
@@ -48,6 +49,17 @@ EXPECTED = {
     "add_into": 3 * 7 * 4,
     "adam_step": 7 * 7 * 4,
 }
+
+
+def test_work_that_threads_share_counts_once(arguments):
+    given = arguments("embedding_backward", "float32")
+    edges = np.array([0, 1, 4], np.int32)
+    with Profiler() as profiled:
+        for i in range(2):
+            ops.embedding_backward(**given, share=Share(i, edges, False, lambda: None))
+    assert amounts(profiled) == {
+        "embedding_backward": pytest.approx(EXPECTED["embedding_backward"])
+    }
 
 
 def test_what_a_call_does_is_known_of_every_kernel_that_is_counted():

@@ -1,13 +1,18 @@
 """Tests of one step of training, made by several threads."""
 
+import dataclasses
+import itertools
 import threading
 
 import numpy as np
 import pytest
 
+from rustgpt.backend import ops
 from rustgpt.config import TrainConfig
 from rustgpt.errors import TrainingError
+from rustgpt.layers.embeddings import Embeddings
 from rustgpt.layers.layer import Layer
+from rustgpt.layers.output_projection import OutputProjection
 from rustgpt.llm import LLM, build_layers
 from rustgpt.workers import Workers, _pieces, _shares, worker_count
 
@@ -155,10 +160,99 @@ def test_an_error_ends_a_step_but_not_the_workers(model_of, batch, monkeypatch):
         assert np.isfinite(workers.step(batch, RATE, "here")).all()
 
 
-def test_after_a_training_the_model_is_alone(model_of, batch):
+def test_a_thread_that_cannot_be_started_is_an_error(model_of, batch, monkeypatch):
+    with Workers(model_of(), TrainConfig(threads=3, batch_size=6)) as workers:
+        submit, calls = workers._pool.submit, []
+
+        def fail(*given):
+            calls.append(given)
+            if len(calls) == 2:
+                raise RuntimeError("can't start new thread")
+            return submit(*given)
+
+        monkeypatch.setattr(workers._pool, "submit", fail)
+        with pytest.raises(RuntimeError, match="can't start"):
+            workers.step(batch, RATE, "here")
+        assert np.isfinite(workers.step(batch, RATE, "here")).all()
+
+
+def test_between_two_steps_the_model_is_alone(model_of, batch):
     model = model_of()
-    steps(model, batch[:1], threads=2)
+    ids = batch[2][:-1]
+    with Workers(model, TrainConfig(threads=2, batch_size=6)) as workers:
+        for texts in (batch, batch[:1]):
+            workers.step(texts, RATE, "here")
+            found, made = model.logits(ids).copy(), list(model.stream(ids[:5].tolist(), 6))
+            twin = model.replica()
+            np.testing.assert_array_equal(found, twin.logits(ids))
+            assert made == list(twin.stream(ids[:5].tolist(), 6))
     assert all(layer.member is None for layer in model.layers)
+
+
+def test_blocks_of_different_sizes_do_not_write_over_each_other(
+    model_of, batch, monkeypatch, close
+):
+    def model():
+        config, layers = model_of().config, []
+        for hidden_dim in (7, 10, 40):
+            given = build_layers(dataclasses.replace(config, hidden_dim=hidden_dim), 28)
+            layers = [*layers[:-1], given[1], *given[-1:]] if layers else given[:2] + given[-1:]
+        return LLM(config, model_of().tokenizer, layers)
+
+    scratch = []
+    original = ops.block_forward
+
+    def spy(*given):
+        scratch.append((threading.get_ident(), given[-3]))
+        return original(*given)
+
+    alone, together = model(), model()
+    expected = steps(alone, batch, threads=1)
+    monkeypatch.setitem(vars(ops), "block_forward", spy)
+    found = steps(together, batch, threads=2)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    for (one, mine), (other, theirs) in itertools.product(scratch, scratch):
+        assert one == other or not np.shares_memory(mine, theirs)
+
+
+class Scaled(Embeddings):
+    """A change to the embeddings, with a parameter."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.parameter("scale", np.ones(self.tokens.shape[1]))
+
+    def forward(self, x, offsets):
+        self.looked_up = super().forward(x, offsets)
+        return self.looked_up * self.scale
+
+    def backward(self, dout):
+        self.dscale += (dout * self.looked_up).sum(axis=0)
+        return super().backward(dout * self.scale)
+
+
+class Biased(OutputProjection):
+    """A change to the output projection, which computes its loss as the original does."""
+
+
+@pytest.mark.parametrize("changed", [Scaled, Biased])
+def test_gradients_begin_anew_in_changed_layers(model_of, batch, letters, changed):
+    config, V = model_of().config, letters.vocab_size
+    layers, rng = build_layers(config, V), np.random.default_rng(0)
+    if changed is Scaled:
+        layers[0] = Scaled(V, config.max_seq_len, config.embedding_dim, rng, "float64")
+    else:
+        shape = (config.embedding_dim, V, rng, config.output_bias, config.tie_embeddings)
+        layers[-1] = Biased(*shape, "float64")
+    model = LLM(config, letters, layers)
+    given = batch[0][:-1], batch[0][1:], np.array([0, LENGTHS[0]], np.int32), 1.0
+    model.gradients.fill(0)
+    model.loss_and_gradients(*given)
+    expected = model.gradients.copy()
+    for _ in range(2):
+        model.begin_gradients()
+        model.loss_and_gradients(*given)
+        np.testing.assert_allclose(model.gradients, expected, rtol=1e-10, atol=1e-13)
 
 
 class Twice(Layer):
@@ -254,6 +348,8 @@ def test_threads_need_tokens_and_texts_that_can_be_divided(model_of, monkeypatch
 
     assert [count(1, 63), count(1, 64), count(1, 200), count(1, 5000)] == [1, 1, 3, 8]
     assert [count(2, 5000), count(16, 8), count(16, 16), count(16, 512)] == [8, 2, 4, 8]
+    config = TrainConfig(batch_size=16, threads=8)
+    assert worker_count(config, model_of(max_seq_len=512), texts=1) == 8
     by_parts = model_of(max_seq_len=5000)
     by_parts.layers[1].by_parts = True
     assert worker_count(TrainConfig(batch_size=2, threads=8), by_parts) == 2

@@ -23,7 +23,7 @@ from rustgpt._ext.checks cimport check_blas, check_matrix, check_offsets, check_
 from rustgpt._ext.layer_norm cimport normalise_again, normalise_rows, normalise_rows_backward
 from rustgpt._ext.linear cimport add_gradients, affine, check_bfloat16
 from rustgpt._ext.rows cimport row_gelu, row_gelu_backward
-from rustgpt._ext.share cimport Share, edge_of, meet, pointer, share_of
+from rustgpt._ext.share cimport Share, edge_of, edges_of, meet, pointer, share_of
 
 
 cdef struct Block:
@@ -72,7 +72,7 @@ cdef Kept kept_of(const Block* b, Py_ssize_t N, bint shared) noexcept nogil:
     cdef Kept k
     cdef Py_ssize_t M = whole_lines(N)
     k.qkv = 0                                                     # (N, 3 C)
-    k.heads = k.qkv + M * 3 * b.C                                 # (N, C), if others see them
+    k.heads = k.qkv + M * 3 * b.C                                 # (N, C), if read again or by others
     k.lse = k.heads + (M * b.C if b.projection or shared else 0)  # (N, H)
     k.sum1 = k.lse + M * b.H                                      # (N, C): x + attention(...)
     k.mean1 = k.sum1 + M * b.C                                    # (N,)
@@ -216,13 +216,14 @@ def block_forward(
     double epsilon2,                          # IN: of norm2
     floating[:, ::1] out not None,            # OUT (N, C)
     floating[::1] kept not None,              # OUT (block_kept_size(...),)
-    floating[::1] scratch not None,           # block_scratch_size(N, longest text, C, F)
+    floating[::1] scratch not None,           # block_scratch_size(N, longest text, C, F, threads)
     bint bfloat16=False,                      # IN: whether the linear products round to it
     object share=None,                        # IN: this thread's, of several
 ):
     """out = norm2(h + feed_forward(h)), h = norm1(x + attention(x)); or with the norms before."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], longest = check_offsets(offsets, N)
-    cdef Share s = share_of(share, N)
+    cdef const int[::1] edges = edges_of(share)
+    cdef Share s = share_of(share, edges, N)
     cdef Block b = block_of(C, hidden_dim, n_heads, pre_norm, gelu, projection, bias,
                             epsilon1, epsilon2, bfloat16)
     cdef Kept k = kept_of(&b, N, s.n > 1)
@@ -351,7 +352,8 @@ def block_backward(
 ):
     """The gradients of the input and of the parameters, from the gradient of the output."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], longest = check_offsets(offsets, N)
-    cdef Share s = share_of(share, N)
+    cdef const int[::1] edges = edges_of(share)
+    cdef Share s = share_of(share, edges, N)
     cdef Block b = block_of(C, hidden_dim, n_heads, pre_norm, gelu, projection, bias,
                             epsilon1, epsilon2, bfloat16)
     b.overwrite = overwrite
@@ -390,7 +392,6 @@ cdef int backward(
     cdef floating* dnorm1 = dp + b.norm1                     # (2 C,), and that of norm2
     cdef floating* dnorm2 = dp + b.norm2
     cdef const floating* sum1 = kept + k.sum1 + r * C
-    cdef const floating* before = sum1 if b.pre_norm else kept + k.sum2 + r * C  # norm2
     if b.overwrite and s.index == 0:
         memset(dnorm1, 0, 2 * C * sizeof(floating))
         memset(dnorm2, 0, 2 * C * sizeof(floating))
@@ -407,7 +408,7 @@ cdef int backward(
                         n, C, scratch + w.normal2 + r * C)
     else:
         # forward: out = norm2(sum2)
-        normalise_rows_backward(dout + r * C, before, p + b.norm2, kept + k.mean2 + r,
+        normalise_rows_backward(dout + r * C, kept + k.sum2 + r * C, p + b.norm2, kept + k.mean2 + r,
                                 kept + k.rstd2 + r, <const floating*> NULL, n, C, dsum2, dnorm2,
                                 dnorm2 + C)
         normalise_again(sum1, p + b.norm1, p + b.norm1 + C, kept + k.mean1 + r, kept + k.rstd1 + r,

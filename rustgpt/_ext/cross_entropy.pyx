@@ -13,7 +13,7 @@ from rustgpt._ext.checks cimport (
 )
 from rustgpt._ext.linear cimport add_gradients, affine, check_bfloat16
 from rustgpt._ext.rows cimport row_dot, row_exp, row_max
-from rustgpt._ext.share cimport Share, meet, pointer, share_of
+from rustgpt._ext.share cimport Share, edges_of, meet, pointer, share_of
 
 
 def softmax(
@@ -116,7 +116,8 @@ def linear_cross_entropy(
 ):
     """`cross_entropy` of logits = x @ weight + bias, and back, without all logits in memory."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], V = scratch.shape[1]
-    cdef Share s = share_of(share, N)
+    cdef const int[::1] edges = edges_of(share)
+    cdef Share s = share_of(share, edges, N)
     cdef Py_ssize_t R = scratch.shape[0] // s.n
     cdef Output o
     check_bfloat16(bfloat16, sizeof(floating))
@@ -144,10 +145,8 @@ def linear_cross_entropy(
     o.scale, o.max_norm = scale, max_norm
     # Where each thread's rows begin; alone, both stand here.
     cdef int[2] alone = [0, <int> N]
-    cdef const int[::1] edges
     cdef const int* edges0 = alone
     if share is not None:
-        edges = share.edges
         edges0 = &edges[0]
     cdef PyObject* others = pointer(share)
     cdef floating* x0 = matrix_at(x)

@@ -2,7 +2,7 @@
 from cython cimport floating
 
 from rustgpt._ext.checks cimport check_indices, check_matrix, check_vector
-from rustgpt._ext.share cimport Share, edge_of, share_of
+from rustgpt._ext.share cimport Share, edge_of, edges_of, share_of
 
 
 def embedding_forward(
@@ -36,7 +36,8 @@ def embedding_backward(
 ):
     """dtokens[ids[n]] += dout[n]; dplaces[positions[n]] += dout[n], in the order of n."""
     cdef Py_ssize_t N = ids.shape[0], C = dtokens.shape[1]
-    cdef Share s = share_of(share, N)
+    cdef const int[::1] edges = edges_of(share)
+    cdef Share s = share_of(share, edges, N)
     cdef Py_ssize_t first = edge_of(C, s.index, s.n), stop = edge_of(C, s.index + 1, s.n)
     cdef Py_ssize_t n, c
     check_matrix("dout", dout.shape, N, C)

@@ -9,12 +9,6 @@ cdef void affine(
     bint bfloat16, floating* out,
 ) noexcept nogil
 
-cdef void affine_backward(
-    const floating* dout, const floating* x, const floating* weight,
-    Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out, bint transposed,
-    bint add, bint bfloat16, floating* dx, floating* dweight, floating* dbias,
-) noexcept nogil
-
 cdef void add_gradients(
     const floating* dout, const floating* x, Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out,
     bint transposed, bint add, bint bfloat16, Py_ssize_t part, Py_ssize_t parts,

@@ -57,21 +57,6 @@ cdef void affine(
          <floating> (add or bias != NULL), out, c_out)
 
 
-cdef void affine_backward(
-    const floating* dout, const floating* x, const floating* weight,
-    Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out, bint transposed,
-    bint add, bint bfloat16,
-    floating* dx, floating* dweight, floating* dbias,  # NULL: not wanted
-) noexcept nogil:
-    """dx = (dx if add) + dout @ weight.T; dweight += x.T @ dout; dbias += sum of dout's rows."""
-    if dx != NULL:
-        # From out = x @ weight                                               (n, c_in)
-        affine(dout, weight, <const floating*> NULL, n, c_out, c_in, not transposed, add, bfloat16,
-               dx)
-    if dweight != NULL or dbias != NULL:
-        add_gradients(dout, x, n, c_in, c_out, transposed, True, bfloat16, 0, 1, dweight, dbias)
-
-
 cdef void add_gradients(
     const floating* dout, const floating* x, Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out,
     bint transposed, bint add, bint bfloat16,
@@ -172,5 +157,9 @@ def linear_backward(
     cdef floating* dweight0 = matrix_at[floating](dweight)
     cdef floating* dbias0 = vector_at[floating](dbias)
     with nogil:
-        affine_backward(dout0, x0, weight0, N, C_in, C_out, transposed, False, bfloat16,
-                        dx0, dweight0, dbias0)
+        if dx0 != NULL:
+            # From out = x @ weight                                           (N, C_in)
+            affine(dout0, weight0, <const floating*> NULL, N, C_out, C_in, not transposed, False,
+                   bfloat16, dx0)
+        add_gradients(dout0, x0, N, C_in, C_out, transposed, True, bfloat16, 0, 1, dweight0,
+                      dbias0)

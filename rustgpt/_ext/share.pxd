@@ -14,16 +14,22 @@ cdef inline Py_ssize_t edge_of(Py_ssize_t size, Py_ssize_t part, Py_ssize_t part
     return size * part // parts
 
 
-cdef inline Share share_of(object share, Py_ssize_t N) except *:
+cdef inline const int[::1] edges_of(object share) except *:
+    """Return where the rows of each thread begin and end; None without a share."""
+    try:
+        return None if share is None else share.edges
+    except (AttributeError, TypeError, ValueError) as error:
+        raise TypeError(f"share must be a rustgpt.reference.share.Share: {error}") from None
+
+
+cdef inline Share share_of(object share, const int[::1] edges, Py_ssize_t N) except *:
     """Return what `share` says of a batch of N rows; all of the work without one."""
     cdef Share s
-    cdef const int[::1] edges
     cdef Py_ssize_t i
     if share is None:
         s.index, s.n, s.first, s.stop, s.most, s.heads = 0, 1, 0, N, N, False
         return s
     try:
-        edges = share.edges
         s.index, s.heads = share.index, share.heads
     except (AttributeError, TypeError, ValueError) as error:
         raise TypeError(f"share must be a rustgpt.reference.share.Share: {error}") from None

@@ -33,6 +33,7 @@ class Embeddings(Layer):
         dtype: Any = np.float32,
     ) -> None:
         super().__init__(dtype)
+        self.written_over = False  # whether another layer does so to dtokens, before `backward`
         self.tokens: Array
         self.dtokens: Array
         self.places: Array
@@ -40,9 +41,8 @@ class Embeddings(Layer):
         self.parameter("tokens", normal(rng, 0.02, (vocab_size, dim), dtype))
         self.parameter("places", normal(rng, 0.02, (max_seq_len, dim), dtype))
 
-    def begin_gradients(self, of_tokens: bool = True) -> None:
-        """Set the gradients to zero; that of `tokens` only if nobody else will write over it."""
-        if of_tokens:
+    def begin_gradients(self) -> None:
+        if not self.written_over or type(self) is not Embeddings:
             super().begin_gradients()
         elif self.member is None or self.member.share.index == 0:
             self.dplaces.fill(0)

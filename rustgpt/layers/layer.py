@@ -190,8 +190,9 @@ class Layer:
     def works_in_team(self) -> bool:
         """Whether replicas in several threads may take one batch through the layer together.
 
-        Then `x` has the rows of all threads, of which each replica computes its member's, and the
-        replicas share the gradients too: see `rustgpt.layers.team`. False unless a layer says so.
+        Then `x` and the output have the rows of all threads, and each replica reads and writes its
+        member's alone; the replicas share the gradients too, of which each makes a part, after
+        all have met once in `backward`. See `rustgpt.layers.team`. False unless a layer says so.
         """
         return False
 

@@ -25,6 +25,9 @@ class SharedBuffers(Buffers):
         super().__init__()
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[type[SharedBuffers], tuple[()]]:
+        return SharedBuffers, ()  # a copy of a layer is in no team, and has arrays of its own
+
     def get(self, name: str, shape: tuple[int, ...], dtype: np.dtype[np.floating]) -> Array:
         with self._lock:
             return super().get(name, shape, dtype)
@@ -93,9 +96,10 @@ class Member:
         return self.share.rows
 
     def scratch(self, layer: int, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """Return memory of the whole team's, for what layer number `layer` shows to all threads.
+        """Return memory of the team's, for what layer number `layer` shows to all threads on the
+        way back.
 
-        The others may read it until this thread has met them again, which is in the layer below.
-        So neighbours take turns with two sets.
+        The others may read it until this thread has met them again, which is in the backward pass
+        of the layer below. So neighbours take turns with two sets.
         """
         return self.team.scratch.get(f"{name}{layer % 2}", shape, dtype)

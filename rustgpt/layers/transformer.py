@@ -111,9 +111,11 @@ class TransformerBlock(Layer):
         size = ops.block_kept_size(N, C, F, n_heads, pre_norm, projection, self._threads() > 1)
         self.kept = self.buffer("kept", size)
         out = self.buffer("out", N, C)
+        # In a team too, forward shows the others nothing but what is kept.
+        scratch = self._scratch.get("block", (self._scratch_size(N, C, F),), self.dtype)
         ops.block_forward(
-            x, offsets, self._parameters, *shape, out, self.kept, self._block_scratch(N, C, F),
-            self.bfloat16, self._share(),
+            x, offsets, self._parameters, *shape, out, self.kept, scratch, self.bfloat16,
+            self._share(),
         )  # fmt: skip
         return out
 
@@ -123,9 +125,9 @@ class TransformerBlock(Layer):
     def _share(self) -> Share | None:
         return self.member.share if self.member else None
 
-    def _block_scratch(self, N: int, C: int, F: int) -> Array:
+    def _scratch_size(self, N: int, C: int, F: int) -> int:
         # No text has more rows than all together; memory that is not written costs nothing.
-        return self.scratch("block", ops.block_scratch_size(N, N, C, F, self._threads()))
+        return int(ops.block_scratch_size(N, N, C, F, self._threads()))
 
     def decode(self, x: Array, cache: Cache) -> Array:  # (n, C) -> (n, C)
         if self._is_standard():
@@ -197,10 +199,10 @@ class TransformerBlock(Layer):
         (N, C), shape = dout.shape, self._shape()
         # In a team, a thread writes its rows over those that it alone has read.
         dx = dout if self.member else self.scratch("dx", N, C)
+        scratch = self.scratch("block", self._scratch_size(N, C, shape[1]))
         ops.block_backward(
-            dout, self.x, self.offsets, self._parameters, *shape, self.kept, dx,
-            self._gradients, self._block_scratch(N, C, shape[1]), self.bfloat16, self._share(),
-            self._overwrite,
+            dout, self.x, self.offsets, self._parameters, *shape, self.kept, dx, self._gradients,
+            scratch, self.bfloat16, self._share(), self._overwrite,
         )  # fmt: skip
         self._overwrite = False
         return dx

@@ -1,10 +1,14 @@
 """Tests of what every layer is made of: parameters, memory, caches."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
 from rustgpt.errors import ConfigError
 from rustgpt.layers.layer import Cache, Layer, normal
+from rustgpt.layers.layer_norm import LayerNorm
 from rustgpt.layers.memory import Buffers
 
 
@@ -111,6 +115,17 @@ def test_bound_layers_share_scratch_under_names_of_their_own():
     other.bind(np.zeros(14, np.float32), np.zeros(14, np.float32), shared)
     assert np.shares_memory(other.first.scratch("dx", 4), arrays[1])
     assert not np.shares_memory(other.buffer("dx", 4), layer.buffer("dx", 4))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_a_layer_can_be_copied(copied, rng):
+    layer, offsets = LayerNorm(4), np.array([0, 3], np.int32)
+    x = rng.standard_normal((3, 4)).astype(np.float32)
+    expected = layer.forward(x, offsets)
+    twin = copied(layer)
+    twin.weight[0] = 2
+    assert layer.weight[0] == 1
+    np.testing.assert_array_equal(twin.forward(x, offsets)[:, 1:], expected[:, 1:])
 
 
 def test_a_replica_has_inner_replicas():
