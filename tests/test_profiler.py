@@ -57,9 +57,8 @@ def test_work_that_threads_share_counts_once(arguments):
     with Profiler() as profiled:
         for i in range(2):
             ops.embedding_backward(**given, share=Share(i, edges, False, lambda: None))
-    assert amounts(profiled) == {
-        "embedding_backward": pytest.approx(EXPECTED["embedding_backward"])
-    }
+    expected = EXPECTED["embedding_backward"]
+    assert amounts(profiled) == {"embedding_backward": pytest.approx(expected)}
 
 
 def test_what_a_call_does_is_known_of_every_kernel_that_is_counted():
