@@ -72,7 +72,7 @@ cdef Kept kept_of(const Block* b, Py_ssize_t N, bint shared) noexcept nogil:
     cdef Kept k
     cdef Py_ssize_t M = whole_lines(N)
     k.qkv = 0                                                     # (N, 3 C)
-    k.heads = k.qkv + M * 3 * b.C                                 # (N, C), if read again or by others
+    k.heads = k.qkv + M * 3 * b.C                                 # (N, C), if it is read again
     k.lse = k.heads + (M * b.C if b.projection or shared else 0)  # (N, H)
     k.sum1 = k.lse + M * b.H                                      # (N, C): x + attention(...)
     k.mean1 = k.sum1 + M * b.C                                    # (N,)
@@ -408,9 +408,9 @@ cdef int backward(
                         n, C, scratch + w.normal2 + r * C)
     else:
         # forward: out = norm2(sum2)
-        normalise_rows_backward(dout + r * C, kept + k.sum2 + r * C, p + b.norm2, kept + k.mean2 + r,
-                                kept + k.rstd2 + r, <const floating*> NULL, n, C, dsum2, dnorm2,
-                                dnorm2 + C)
+        normalise_rows_backward(dout + r * C, kept + k.sum2 + r * C, p + b.norm2,
+                                kept + k.mean2 + r, kept + k.rstd2 + r, <const floating*> NULL, n,
+                                C, dsum2, dnorm2, dnorm2 + C)
         normalise_again(sum1, p + b.norm1, p + b.norm1 + C, kept + k.mean1 + r, kept + k.rstd1 + r,
                         n, C, scratch + w.normal2 + r * C)
     # forward: sum2 = h + activation(normal2 @ weight1 + bias1) @ weight2 + bias2
