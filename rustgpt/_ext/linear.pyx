@@ -15,7 +15,7 @@ from rustgpt._ext.checks cimport (
 )
 from rustgpt._ext.cpu cimport multiplies_bfloat16
 from rustgpt._ext.share cimport edge_of
-from rustgpt._ext.tiles cimport in_place, multiply
+from rustgpt._ext.tiles cimport ask_for, in_place, in_slices, multiply, rows_a_slice
 
 
 cdef int check_bfloat16(bint bfloat16, Py_ssize_t itemsize) except -1:
@@ -43,6 +43,9 @@ cdef void affine(
     if in_place(n, c_out, c_in):
         multiply(transposed, n, c_out, c_in, x, c_in, 1, weight, ldw, add, bias, out, c_out)
         return
+    if in_slices(n, ldw):
+        affine_in_slices(x, weight, bias, n, c_in, c_out, transposed, add, out)
+        return
     if bias != NULL:
         # The product adds to what is written here.
         for i in range(n):
@@ -55,6 +58,25 @@ cdef void affine(
                     row[c] = bias[c]
     gemm(False, transposed, n, c_out, c_in, <floating> 1, x, c_in, weight, ldw,
          <floating> (add or bias != NULL), out, c_out)
+
+
+cdef void affine_in_slices(
+    const floating* x, const floating* weight, const floating* bias,
+    Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out, bint transposed, bint add, floating* out,
+) noexcept nogil:
+    """`affine`, with some of the weight's stored rows at a time."""
+    cdef Py_ssize_t width = c_in if transposed else c_out, stored = c_out if transposed else c_in
+    cdef Py_ssize_t step = rows_a_slice(width), i, first, rows
+    for i in range((stored + step - 1) // step):
+        first = i * step
+        rows = min(step, stored - first)
+        ask_for(weight + first * width, rows * width)
+        if transposed:  # out's columns, a slice at a time
+            multiply(True, n, rows, c_in, x, c_in, 1, weight + first * width, width, add,
+                     bias + first if bias != NULL else NULL, out + first, c_out)
+        else:  # a sum of the slices' products
+            multiply(False, n, c_out, rows, x + first, c_in, 1, weight + first * width, width,
+                     add or i > 0, bias if i == 0 else NULL, out, c_out)
 
 
 cdef void add_gradients(
@@ -86,6 +108,7 @@ cdef void outer(
     Py_ssize_t columns, bint add, bint bfloat16, floating* out,
 ) noexcept nogil:
     """out (rows, columns) = (out if add) + a.T @ b: the sum over n rows of the outer products."""
+    cdef Py_ssize_t i, first, some, step
     if rows == 0 or columns == 0:
         return
     if n == 0:
@@ -100,6 +123,14 @@ cdef void outer(
     if in_place(rows, columns, n):
         multiply(False, rows, columns, n, a, 1, lda, b, columns, add, <const floating*> NULL,
                  out, columns)
+    elif in_slices(n, columns):
+        step = rows_a_slice(columns)
+        for i in range((rows + step - 1) // step):
+            first = i * step
+            some = min(step, rows - first)
+            ask_for(out + first * columns, some * columns)
+            multiply(False, some, columns, n, a + first, 1, lda, b, columns, add,
+                     <const floating*> NULL, out + first * columns, columns)
     else:
         gemm(True, False, rows, columns, n, <floating> 1, a, lda, b, columns, <floating> add,
              out, columns)

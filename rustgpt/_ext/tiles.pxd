@@ -36,6 +36,11 @@ cdef extern from *:
     #define RUSTGPT_TILE_ROWS 2
     #endif
     #endif
+    #if defined(__GNUC__)
+    #define RUSTGPT_PREFETCH(p) __builtin_prefetch(p, 0, 2)
+    #else
+    #define RUSTGPT_PREFETCH(p) ((void)(p))
+    #endif
     /* Rows of B that are copied at a time where it cannot be read in place: 64 KB with AVX-512. */
     #define RUSTGPT_DEPTH 256
 
@@ -298,6 +303,7 @@ cdef extern from *:
     #endif
     """
     enum: RUSTGPT_TILE_ROWS
+    void RUSTGPT_PREFETCH(const void* p) nogil
     enum: RUSTGPT_VECTOR
     void transpose_f32(const float* x, Py_ssize_t ld, Py_ssize_t rows, Py_ssize_t columns,
                        float* out, Py_ssize_t ldo) noexcept nogil
@@ -381,3 +387,27 @@ cdef enum:
 cdef inline bint in_place(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
     """Whether a product (m, k) @ (k, n) is better made in place than by BLAS."""
     return RUSTGPT_VECTOR == 64 and m > 1 and n * k <= IN_PLACE and m * n <= IN_PLACE
+
+
+# Of a larger matrix, whose rows lie one after another, the second-level cache holds so many
+# numbers: a slice of its rows, which is asked for before it is multiplied, so that memory is read
+# in order and not by the columns of a tile.
+cdef enum:
+    SLICE = 98304
+
+
+cdef inline bint in_slices(Py_ssize_t m, Py_ssize_t width) noexcept nogil:
+    """Whether m rows are better multiplied with a matrix of this width in slices than by BLAS."""
+    return RUSTGPT_VECTOR == 64 and m > 1 and max(m, 64) * width <= SLICE
+
+
+cdef inline Py_ssize_t rows_a_slice(Py_ssize_t width) noexcept nogil:
+    """Whole tiles of 64 rows; no fewer than one number a row."""
+    return SLICE // max(1, width) // 64 * 64
+
+
+cdef inline void ask_for(const floating* x, Py_ssize_t size) noexcept nogil:
+    """Let the processor read numbers from memory that will soon be needed."""
+    cdef Py_ssize_t line
+    for line in range((size * <Py_ssize_t> sizeof(floating) + 63) // 64):
+        RUSTGPT_PREFETCH(<const char*> x + 64 * line)

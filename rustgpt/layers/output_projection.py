@@ -1,5 +1,6 @@
 """Owns the output projection: from a token's vector to a score for every token that may follow."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from rustgpt.layers.memory import Array, Indices
 # The loss is computed over as many rows as give this many logits, so that the logits of a whole
 # batch are never in memory at once.
 LOGITS_AT_ONCE = 2**20
-ROWS_AT_LEAST = 96
+ROWS_AT_LEAST = 128
 
 
 class OutputProjection(Layer):
@@ -113,7 +114,8 @@ class OutputProjection(Layer):
         if self.member and dx is not None:
             n, share = self.member.team.n, self.member.share
             most = share.most_rows
-        at_once = min(most, max(ROWS_AT_LEAST, LOGITS_AT_ONCE // self.vocab_size))
+        at_once = max(ROWS_AT_LEAST, LOGITS_AT_ONCE // self.vocab_size)
+        at_once = math.ceil(most / max(1, math.ceil(most / at_once)))  # blocks of one size
         logits = self.scratch("logits", n * max(1, at_once), self.vocab_size)  # (rows, V)
         # Without dx there is no gradient at all.
         dweight, dbias = (None, None) if dx is None else (self.dweight, self.dbias)
