@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -218,8 +217,7 @@ class Workers:
             wait(others)  # nobody may still be at work on the buffers when an error goes up
         if errors:
             self._teams.clear()  # nobody meets there again
-            # Of some that gave up because another had failed, that other's error says more.
-            raise min(errors, key=lambda e: isinstance(e, threading.BrokenBarrierError))
+            raise errors[0]  # the others gave up because of it
 
     def _divide(self, batch: list[Indices], team: Team) -> list[list[_Piece]]:
         """Return each thread's pieces of a batch."""

@@ -4,6 +4,8 @@ import ctypes
 import mmap
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -167,6 +169,26 @@ def guarded() -> Callable[..., Any]:
         return twin
 
     return copy
+
+
+@pytest.fixture(autouse=True)
+def nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a test fail whose threads do not meet, instead of waiting for ever."""
+    limit, broken = 60.0, []
+
+    class Barrier(threading.Barrier):
+        def wait(self, timeout: float | None = None) -> int:
+            began = time.monotonic()
+            try:
+                return super().wait(limit)
+            except threading.BrokenBarrierError:
+                if time.monotonic() - began >= limit:
+                    broken.append(self)
+                raise
+
+    monkeypatch.setattr(threading, "Barrier", Barrier)
+    yield
+    assert not broken, "a thread waited for one that never came"
 
 
 # A call of every kernel

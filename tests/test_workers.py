@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from rustgpt.errors import TrainingError
 from rustgpt.layers.embeddings import Embeddings
 from rustgpt.layers.layer import Layer
 from rustgpt.layers.output_projection import OutputProjection
+from rustgpt.layers.team import Team
 from rustgpt.llm import LLM, build_layers
 from rustgpt.workers import Workers, _pieces, _shares, worker_count
 
@@ -353,3 +355,83 @@ def test_threads_need_tokens_and_texts_that_can_be_divided(model_of, monkeypatch
     by_parts = model_of(max_seq_len=5000)
     by_parts.layers[1].by_parts = True
     assert worker_count(TrainConfig(batch_size=2, threads=8), by_parts) == 2
+
+
+def test_a_batch_may_have_fewer_texts_than_the_threads(model_of, batch, close):
+    alone, together = model_of(), model_of()
+    for model, threads in ((alone, 1), (together, 3)):
+        config = TrainConfig(threads=threads, batch_size=6, epsilon=1e-3)
+        with Workers(model, config) as workers:
+            for texts in (batch, batch[:1], batch[1:3]):
+                workers.step(texts, RATE, "here")
+    close(together.parameters, alone.parameters, 1e3)
+
+
+def test_few_texts_in_all_are_shared_whatever_the_size_of_a_batch(model_of, batch):
+    with Workers(model_of(), TrainConfig(threads=3, batch_size=6), texts=1) as workers:
+        assert workers.in_team
+        assert workers.threads == 3
+
+
+def test_a_team_takes_larger_pieces(model_of, batch, shared, monkeypatch):
+    monkeypatch.setattr("rustgpt.workers.TOKENS_A_PIECE", 10)
+    with Workers(model_of(), TrainConfig(threads=2, batch_size=6)) as workers:
+        work = workers._divide(batch, workers._team(2))
+    tokens = [[len(piece.ids) for piece in pieces] for pieces in work]
+    if shared:
+        assert tokens == [[26, 19]] * 2  # 20 and more for both, where each has half
+
+
+def test_no_thread_begins_a_piece_before_all_have_ended_the_last(
+    model_of, batch, monkeypatch, close, shared
+):
+    whole, cut = model_of(), model_of()
+    batch = [batch[2][:6] + i for i in range(8)]  # equal, so that no text is divided
+    batch = [row % 28 for row in batch]
+    expected = steps(whole, batch, 1, threads=1)
+    monkeypatch.setattr("rustgpt.workers.TOKENS_A_PIECE", 5)
+    original = ops.embedding_backward
+
+    def late(*given):
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.1)
+        return original(*given)
+
+    monkeypatch.setitem(vars(ops), "embedding_backward", late)
+    found = steps(cut, batch, 1, threads=2)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    close(cut.parameters, whole.parameters, 1e3)
+
+
+@pytest.mark.parametrize("texts", [6, 1])
+def test_when_an_error_goes_up_nobody_is_at_work(model_of, batch, monkeypatch, texts):
+    model, ended = model_of(), []
+
+    def work(self, *given):
+        if self is model:
+            raise MemoryError("no more")
+        time.sleep(0.3)
+        ended.append(self)
+        return 0.0
+
+    monkeypatch.setattr(LLM, "loss_and_gradients", work)
+    with Workers(model, TrainConfig(threads=2, batch_size=texts)) as workers:
+        with pytest.raises(MemoryError):
+            workers.step(batch[:texts], RATE, "here")
+        assert len(ended) == 1
+
+
+def test_threads_of_a_model_without_blocks_meet_before_the_embeddings(model_of, batch, monkeypatch):
+    tied = {"n_layers": 0, "norm": "post", "tie_embeddings": True}
+    alone, together = model_of(**tied), model_of(**tied)
+    expected = steps(alone, batch, 1, threads=1)
+    original = Team.meet
+
+    def late(self):
+        original(self)
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.1)
+
+    monkeypatch.setattr(Team, "meet", late)
+    found = steps(together, batch, 1, threads=2)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)

@@ -66,7 +66,7 @@ class Embeddings(Layer):
         share = None
         if self.member:
             share = self.member.share
-            share.meet()  # every thread's rows of dout are needed
+            share.meet()  # the output projection may still write over a tied table's gradient
         ops.embedding_backward(dout, self.ids, self.positions, self.dtokens, self.dplaces, share)
         return dout
 

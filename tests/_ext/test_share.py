@@ -94,6 +94,68 @@ def test_threads_find_the_loss_that_one_finds(
         close(mine[name], alone[name], 3)
 
 
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_long_texts_need_no_more_scratch_than_the_threads_ask_for(
+    compiled, arguments, guarded, close, dtype, norm
+):
+    lengths, pre = (3, 0, 192, 7), norm == "pre"  # more rows than attention takes at a time
+    given = arguments("block_forward", dtype, lengths=lengths, H=2, D=3, F=13, pre_norm=pre)
+    N, C = given["x"].shape
+    dout = np.random.default_rng(1).standard_normal((N, C)).astype(dtype)
+    found = []
+    for shares in (shares_of([0, N]), shares_of([0, N // 2, N], True), shares_of([0, 3, N])):
+        n = len(shares)
+        kept = compiled.block_kept_size(N, C, 13, 2, pre, True, shared=n > 1)
+        scratch = compiled.block_scratch_size(N, max(lengths), C, 13, n)
+        sizes = {"kept": kept, "scratch": scratch}
+        arrays = {name: np.full(size, np.nan, dtype) for name, size in sizes.items()}
+        mine = guarded_all(guarded, given | arrays)
+        together(compiled.block_forward, shares, mine)
+        mine.pop("out")
+        dparameters = np.zeros_like(given["parameters"])
+        back = guarded_all(guarded, {"dout": dout, "dx": dout, "dparameters": dparameters})
+        together(compiled.block_backward, shares, mine | back)
+        found.append((back["dx"], back["dparameters"]))
+    for others in found[1:]:
+        for one, other in zip(others, found[0], strict=True):
+            close(one, other, 30)
+
+
+def test_overwritten_gradients_of_no_rows_are_zero(kernels, arguments):
+    given = arguments("block_backward", "float32", lengths=(0,)) | {"overwrite": True}
+    kernels.block_backward(**given)
+    assert not given["dparameters"].any()
+    given = arguments("linear_cross_entropy", "float32", N=0) | {"overwrite": True}
+    kernels.linear_cross_entropy(**given)
+    assert not given["dweight"].any()
+    assert not given["dbias"].any()
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_overwriting_forgets_what_was_there(kernels, arguments, close, dtype, norm):
+    pre = norm == "pre"
+    given = arguments("block_backward", dtype, pre_norm=pre)
+    size = arguments("block_forward", dtype, pre_norm=pre)["kept"].size
+    given["kept"] = np.random.default_rng(2).standard_normal(size).astype(dtype)
+    was, dx = given["dparameters"], given["dx"]
+    zero = given | {"dparameters": np.zeros_like(was), "dx": dx.copy()}
+    over = given | {"dparameters": np.full_like(was, np.nan), "dx": dx.copy()}
+    kernels.block_backward(**zero)
+    kernels.block_backward(**over, overwrite=True)
+    close(over["dparameters"], zero["dparameters"])
+
+
+@pytest.mark.parametrize("rows", [3, 5])  # which the two threads cannot halve
+@pytest.mark.parametrize("edges", [[0, 6, 12], [0, 12, 12], [0, 0, 12]])
+def test_logits_that_cannot_be_halved(kernels, arguments, guarded, close, dtype, rows, edges):
+    given = arguments("linear_cross_entropy", dtype, N=12, C=5, V=7, R=rows) | {"overwrite": True}
+    alone, mine = guarded_all(guarded, given), guarded_all(guarded, given)
+    kernels.linear_cross_entropy(**alone)
+    together(kernels.linear_cross_entropy, shares_of(edges), mine)
+    for name in ("losses", "dx", "dweight", "dbias"):
+        close(mine[name], alone[name], 3)
+
+
 def test_threads_add_up_the_embeddings_that_one_does(
     kernels, arguments, guarded, close, dtype, shares
 ):
@@ -149,3 +211,16 @@ def test_an_error_in_a_meeting_ends_the_kernel(compiled, arguments):
     share = Share(0, np.array([0, 2, 4], np.int32), False, lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         compiled.linear_cross_entropy(**given, share=share)
+
+
+@pytest.mark.parametrize("kernel", ["block_forward", "block_backward"])
+def test_an_error_in_a_meeting_of_a_block_ends_it(kernels, arguments, kernel):
+    heads = kernel == "block_forward"
+    given = arguments(kernel, "float32", lengths=(2, 2))
+    N, C = given["x"].shape
+    sizes = N, C, 7, 2, False, True
+    given["kept"] = np.zeros(kernels.block_kept_size(*sizes, shared=True), "float32")
+    given["scratch"] = np.zeros(kernels.block_scratch_size(N, 2, C, 7, 2), "float32")
+    share = Share(0, np.array([0, 2, 4], np.int32), heads, lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        getattr(kernels, kernel)(**given, share=share)
