@@ -7,7 +7,8 @@ import csv
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import count, repeat
 from pathlib import Path
@@ -142,7 +143,7 @@ def _ended(text: str) -> str:
     return text if text.endswith(END) else f"{text} {END}"
 
 
-def _lines(file: Path, name: str) -> Iterator[str]:
+def _lines(file: Path, name: str) -> Generator[str, None, None]:
     r"""Read lines with their ends. Only "\n" ends a line: U+2028 and the like are text."""
     with file.open("rb") as lines:
         # Not a loop: its variables would keep the line, which may be as large as the file.
@@ -173,12 +174,14 @@ def _column(line: bytes, index: int) -> int:
 
 
 def _read_csv(file: Path, name: str) -> Iterator[str]:
-    records = csv.reader(_lines(file, name), strict=True)
     start = 1
     try:
-        for record in records:
-            yield ",".join(record)
-            start = records.line_num + 1
+        # The reader's own errors do not reach the lines, whose file would stay open.
+        with closing(_lines(file, name)) as lines:
+            records = csv.reader(lines, strict=True)
+            for record in records:
+                yield ",".join(record)
+                start = records.line_num + 1
     except csv.Error as error:
         raise DataError(
             f"{name}, record from line {start} on: {error}; close every quote, double those inside "

@@ -163,6 +163,21 @@ def test_bad_files(save, name, content, message):
     assert len(str(caught.value)) < len(str(path)) + 250
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.json"])
+@pytest.mark.parametrize("content", ['"a"b\nmore\n', b'"\xff"', b"good\nbad\0"])
+def test_a_bad_file_is_closed_at_once(save, monkeypatch, name, content):
+    path, opened, original = save(name, content), [], Path.open
+
+    def noted(self, *mode):
+        opened.append(original(self, *mode))
+        return opened[-1]
+
+    monkeypatch.setattr(Path, "open", noted)
+    with pytest.raises(DataError) as caught:  # which keeps alive what its traceback sees
+        load_texts(path)
+    assert [file.closed for file in opened] == [True], caught
+
+
 def test_longest_csv_field(save):
     assert [len(text) for text in load_texts(save("a.csv", "x" * 131_072))] == [131_077]
 
