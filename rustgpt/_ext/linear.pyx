@@ -15,6 +15,7 @@ from rustgpt._ext.checks cimport (
 )
 from rustgpt._ext.cpu cimport multiplies_bfloat16
 from rustgpt._ext.share cimport edge_of
+from rustgpt._ext.strips cimport in_strips, multiply_strips, sum_in_strips
 from rustgpt._ext.tiles cimport ask_for, in_place, in_slices, multiply, rows_a_slice
 
 
@@ -42,6 +43,10 @@ cdef void affine(
             return
     if in_place(n, c_out, c_in):
         multiply(transposed, n, c_out, c_in, x, c_in, 1, weight, ldw, add, bias, out, c_out)
+        return
+    if in_strips(n):
+        multiply_strips(False, transposed, n, c_out, c_in, x, c_in, weight, ldw, add, bias, out,
+                        c_out)
         return
     if in_slices(n, ldw):
         affine_in_slices(x, weight, bias, n, c_in, c_out, transposed, add, out)
@@ -123,6 +128,9 @@ cdef void outer(
     if in_place(rows, columns, n):
         multiply(False, rows, columns, n, a, 1, lda, b, columns, add, <const floating*> NULL,
                  out, columns)
+    elif sum_in_strips(rows, columns, n):
+        multiply_strips(True, False, rows, columns, n, a, lda, b, columns, add,
+                        <const floating*> NULL, out, columns)
     elif in_slices(n, columns):
         step = rows_a_slice(columns)
         for i in range((rows + step - 1) // step):

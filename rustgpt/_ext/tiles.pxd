@@ -18,15 +18,26 @@ cdef extern from *:
     #include <string.h>
 
     /* A tile has up to ROWS rows of VECTORS registers. 6 x 4 fill 24 of the 32 registers of
-       AVX-512; the factors need the rest. */
+       AVX-512, 6 x 2 fill 12 of the 16 of AVX2; the factors need the rest. With so few to spare a
+       compiler must not load the next row's factor early, or sums go to memory and back. */
+    #define RUSTGPT_UNROLL _Pragma("GCC unroll 2")
+    #define RUSTGPT_IN_ORDER
+    /* Whether C is asked for first and added when the sums are made, which need not wait for it. */
+    #define RUSTGPT_ADD_LAST (RUSTGPT_VECTOR == 32)
     #if defined(__AVX512F__)
     #define RUSTGPT_VECTOR 64
     #define RUSTGPT_TILE_ROWS 6
     #define RUSTGPT_VECTORS 4
     #elif defined(__AVX__)
     #define RUSTGPT_VECTOR 32
-    #define RUSTGPT_TILE_ROWS 4
+    #define RUSTGPT_TILE_ROWS 6
     #define RUSTGPT_VECTORS 2
+    #if defined(__GNUC__)
+    #undef RUSTGPT_UNROLL
+    #undef RUSTGPT_IN_ORDER
+    #define RUSTGPT_UNROLL _Pragma("GCC unroll 4")
+    #define RUSTGPT_IN_ORDER __asm__ volatile("" ::: "memory");
+    #endif
     #else
     #define RUSTGPT_VECTOR 16
     #define RUSTGPT_VECTORS 4
@@ -38,8 +49,10 @@ cdef extern from *:
     #endif
     #if defined(__GNUC__)
     #define RUSTGPT_PREFETCH(p) __builtin_prefetch(p, 0, 2)
+    #define RUSTGPT_PREFETCH_OUT(p) __builtin_prefetch(p, 1, 3)
     #else
     #define RUSTGPT_PREFETCH(p) ((void)(p))
+    #define RUSTGPT_PREFETCH_OUT(p) ((void)(p))
     #endif
     /* Rows of B that are copied at a time where it cannot be read in place: 64 KB with AVX-512. */
     #define RUSTGPT_DEPTH 256
@@ -125,20 +138,27 @@ cdef extern from *:
             for (int v = 0; v < vectors; v++) {                                                   \\
                 sums[i][v] = (vector_##NAME){0};                                                  \\
                 if (bias) sums[i][v] = *(const vector_##NAME*)(bias + v * LANES_##NAME);          \\
-                if (add) sums[i][v] += *(vector_##NAME*)(c + i * ldc + v * LANES_##NAME);         \\
+                if (add && !RUSTGPT_ADD_LAST)                                                     \\
+                    sums[i][v] += *(vector_##NAME*)(c + i * ldc + v * LANES_##NAME);              \\
+                if (RUSTGPT_ADD_LAST) RUSTGPT_PREFETCH_OUT(c + i * ldc + v * LANES_##NAME);       \\
             }                                                                                     \\
-        _Pragma("GCC unroll 2")                                                                   \\
+        RUSTGPT_UNROLL                                                                            \\
         for (Py_ssize_t l = 0; l < k; l++) {                                                      \\
             vector_##NAME row[RUSTGPT_VECTORS];                                                   \\
             for (int v = 0; v < vectors; v++)                                                     \\
                 row[v] = *(const vector_##NAME*)(b + l * ldb + v * LANES_##NAME);                 \\
-            for (int i = 0; i < rows; i++)                                                        \\
+            for (int i = 0; i < rows; i++) {                                                      \\
                 for (int v = 0; v < vectors; v++)                                                 \\
                     sums[i][v] += a[i * row_a + l * step_a] * row[v];                             \\
+                RUSTGPT_IN_ORDER                                                                  \\
+            }                                                                                     \\
         }                                                                                         \\
         for (int i = 0; i < rows; i++)                                                            \\
-            for (int v = 0; v < vectors; v++)                                                     \\
+            for (int v = 0; v < vectors; v++) {                                                   \\
+                if (add && RUSTGPT_ADD_LAST)                                                      \\
+                    sums[i][v] += *(vector_##NAME*)(c + i * ldc + v * LANES_##NAME);              \\
                 *(vector_##NAME*)(c + i * ldc + v * LANES_##NAME) = sums[i][v];                   \\
+            }                                                                                     \\
     }
     #else
     #define RUSTGPT_TILE(T, NAME)                                                                 \\

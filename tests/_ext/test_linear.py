@@ -6,7 +6,7 @@ import pytest
 SHAPES = [
     (1, 1, 1), (1, 5, 3), (3, 1, 5), (3, 5, 1), (7, 4, 6), (65, 13, 31), (130, 67, 201),
     # Whole tiles; every sum longer than what is copied at once; too large to be made in place.
-    (48, 64, 128), (521, 263, 259), (3, 2053, 2063),
+    (48, 64, 128), (521, 263, 259), (3, 2053, 2063), (300, 30, 601), (7, 601, 607),
     # Too large for a cache, but of few columns or rows: multiplied in slices.
     (5, 61, 70_001), (2, 70_001, 61),
 ]  # fmt: skip
