@@ -11,7 +11,7 @@ from cython cimport floating
 
 # For its C code: the tiles.
 from rustgpt._ext cimport tiles
-from rustgpt._ext.tiles cimport RUSTGPT_VECTOR
+from rustgpt._ext.tiles cimport RUSTGPT_FAST_TILES, RUSTGPT_VECTOR
 
 cdef extern from *:
     """
@@ -147,7 +147,7 @@ cdef inline void multiply_strips(
 
 cdef inline bint in_strips(Py_ssize_t m) noexcept nogil:
     """Whether a product of m rows, read where they lie, is better made in strips than by BLAS."""
-    return RUSTGPT_VECTOR == 32 and m > 1
+    return RUSTGPT_FAST_TILES and RUSTGPT_VECTOR == 32 and m > 1
 
 
 cdef inline bint sum_in_strips(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
@@ -155,4 +155,4 @@ cdef inline bint sum_in_strips(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k) noexcep
 
     Many rows of a large result are BLAS's, whose copies of both factors are then read more often.
     """
-    return RUSTGPT_VECTOR == 32 and m > 1 and (k <= 128 or m * n <= 262144)
+    return in_strips(m) and (k <= 128 or m * n <= 262144)

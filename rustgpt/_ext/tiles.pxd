@@ -4,7 +4,8 @@ sums are made, and the factors are read where they lie.
 BLAS copies both factors into an order of its own before it multiplies. For products of a few dozen
 rows that costs more than the sums, and it cannot leave out the part of a causal attention that a
 mask would delete. With the 32 registers of AVX-512 a tile is so large that reading the factors in
-place is no slower than reading copies, at any size whose factors stay in the cache.
+place is no slower than reading copies, at any size whose factors stay in the cache. With the 16 of
+AVX2 one factor is copied after all: see `strips.pxd`.
 """
 from cython cimport floating
 
@@ -47,10 +48,13 @@ cdef extern from *:
     #define RUSTGPT_TILE_ROWS 2
     #endif
     #endif
+    /* Whether a tile is written in vectors, below; or else in loops, slower than BLAS. */
     #if defined(__GNUC__)
+    #define RUSTGPT_FAST_TILES 1
     #define RUSTGPT_PREFETCH(p) __builtin_prefetch(p, 0, 2)
     #define RUSTGPT_PREFETCH_OUT(p) __builtin_prefetch(p, 1, 3)
     #else
+    #define RUSTGPT_FAST_TILES 0
     #define RUSTGPT_PREFETCH(p) ((void)(p))
     #define RUSTGPT_PREFETCH_OUT(p) ((void)(p))
     #endif
@@ -322,6 +326,7 @@ cdef extern from *:
     RUSTGPT_MULTIPLY(double, f64)
     #endif
     """
+    enum: RUSTGPT_FAST_TILES
     enum: RUSTGPT_TILE_ROWS
     void RUSTGPT_PREFETCH(const void* p) nogil
     enum: RUSTGPT_VECTOR
@@ -406,7 +411,10 @@ cdef enum:
 
 cdef inline bint in_place(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
     """Whether a product (m, k) @ (k, n) is better made in place than by BLAS."""
-    return RUSTGPT_VECTOR == 64 and m > 1 and n * k <= IN_PLACE and m * n <= IN_PLACE
+    return (
+        RUSTGPT_FAST_TILES and RUSTGPT_VECTOR == 64 and m > 1
+        and n * k <= IN_PLACE and m * n <= IN_PLACE
+    )
 
 
 # Of a larger matrix, whose rows lie one after another, the second-level cache holds so many
@@ -418,7 +426,9 @@ cdef enum:
 
 cdef inline bint in_slices(Py_ssize_t m, Py_ssize_t width) noexcept nogil:
     """Whether m rows are better multiplied with a matrix of this width in slices than by BLAS."""
-    return RUSTGPT_VECTOR == 64 and m > 1 and max(m, 64) * width <= SLICE
+    return (
+        RUSTGPT_FAST_TILES and RUSTGPT_VECTOR == 64 and m > 1 and max(m, 64) * width <= SLICE
+    )
 
 
 cdef inline Py_ssize_t rows_a_slice(Py_ssize_t width) noexcept nogil:
