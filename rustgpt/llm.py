@@ -88,6 +88,7 @@ class LLM:
         size = sum(layer.n_parameters for layer in self.layers)
         self.parameters: Array = aligned(size, np.dtype(config.dtype))
         self.gradients: Array = aligned(size, self.parameters.dtype)
+        self._member: Member | None = None
         self._bind(self.parameters)
 
     @classmethod
@@ -178,8 +179,10 @@ class LLM:
 
     def join(self, member: Member | None) -> None:
         """Take part in a team, or none any more; see `rustgpt.layers.team`."""
-        for layer in self.layers:
-            layer.join(member)
+        if member is not self._member:
+            for layer in self.layers:
+                layer.join(member)
+            self._member = member
 
     def describe(self) -> str:
         """Return the layers with their sizes, for people."""

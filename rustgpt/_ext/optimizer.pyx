@@ -3,7 +3,7 @@ from cython cimport floating
 from libc.math cimport sqrt
 
 from rustgpt._ext.checks cimport check_vector
-from rustgpt._ext.rows cimport row_dot
+from rustgpt._ext.rows cimport row_squares
 
 cdef enum:
     # Numbers that are summed up and squared before the next: 16 KB of float32.
@@ -16,7 +16,7 @@ def sum_of_squares(const floating[::1] x not None):  # IN (P,)
     if x.shape[0] == 0:
         return 0.0
     with nogil:
-        total = row_dot(&x[0], &x[0], x.shape[0])
+        total = row_squares(&x[0], x.shape[0])
     return total
 
 
@@ -33,7 +33,7 @@ def clip_by_global_norm(
     if P == 0:
         return 0.0
     with nogil:
-        norm = sqrt(row_dot(&gradients[0], &gradients[0], P))
+        norm = sqrt(row_squares(&gradients[0], P))
         if norm > max_norm:
             factor = <floating> (max_norm / norm)
             for i in range(P):
@@ -55,7 +55,7 @@ def add_into(
             stop = min(start + AT_ONCE, P)
             for i in range(start, stop):
                 out[i] += x[i]
-            total += row_dot(&out[start], &out[start], stop - start)
+            total += row_squares(&out[start], stop - start)
     return total
 
 

@@ -68,6 +68,20 @@ cdef extern from *:
         for (Py_ssize_t i = 0; i < n; i++) sum += (double)x[i] * (double)y[i];                    \\
         return sum;                                                                               \\
     }                                                                                             \\
+    /* Sum of squares of a long row: four sums at a time, since one would wait for itself. */     \\
+    static inline double row_squares_##NAME(const T* x, Py_ssize_t n) {                           \\
+        Py_ssize_t m = n / 4;                                                                     \\
+        const T *x1 = x + m, *x2 = x1 + m, *x3 = x2 + m;                                          \\
+        double s0 = 0.0, s1 = 0.0, s2 = 0.0, s3 = 0.0;                                            \\
+        RUSTGPT_SIMD(reduction(+ : s0, s1, s2, s3))                                               \\
+        for (Py_ssize_t i = 0; i < m; i++) {                                                      \\
+            s0 += (double)x[i] * (double)x[i];                                                    \\
+            s1 += (double)x1[i] * (double)x1[i];                                                  \\
+            s2 += (double)x2[i] * (double)x2[i];                                                  \\
+            s3 += (double)x3[i] * (double)x3[i];                                                  \\
+        }                                                                                         \\
+        return s0 + s1 + s2 + s3 + row_dot_##NAME(x + 4 * m, x + 4 * m, n - 4 * m);               \\
+    }                                                                                             \\
     static inline double row_square_deviations_##NAME(const T* x, T mean, Py_ssize_t n) {         \\
         double sum = 0.0;                                                                         \\
         RUSTGPT_SIMD(reduction(+ : sum))                                                          \\
@@ -208,6 +222,8 @@ cdef extern from *:
     double row_sum_f64(const double* x, Py_ssize_t n) noexcept nogil
     double row_dot_f32(const float* x, const float* y, Py_ssize_t n) noexcept nogil
     double row_dot_f64(const double* x, const double* y, Py_ssize_t n) noexcept nogil
+    double row_squares_f32(const float* x, Py_ssize_t n) noexcept nogil
+    double row_squares_f64(const double* x, Py_ssize_t n) noexcept nogil
     double row_square_deviations_f32(const float* x, float mean, Py_ssize_t n) noexcept nogil
     double row_square_deviations_f64(const double* x, double mean, Py_ssize_t n) noexcept nogil
     void row_norm_sums_f32(const float* y, const float* w, const float* x, float mean,
@@ -260,6 +276,13 @@ cdef inline double row_dot(const floating* x, const floating* y, Py_ssize_t n) n
         return row_dot_f32(x, y, n)
     else:
         return row_dot_f64(x, y, n)
+
+
+cdef inline double row_squares(const floating* x, Py_ssize_t n) noexcept nogil:
+    if floating is float:
+        return row_squares_f32(x, n)
+    else:
+        return row_squares_f64(x, n)
 
 
 cdef inline double row_square_deviations(
