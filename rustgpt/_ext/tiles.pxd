@@ -19,12 +19,8 @@ cdef extern from *:
     #include <string.h>
 
     /* A tile has up to ROWS rows of VECTORS registers. 6 x 4 fill 24 of the 32 registers of
-       AVX-512, 6 x 2 fill 12 of the 16 of AVX2; the factors need the rest. With so few to spare a
-       compiler must not load the next row's factor early, or sums go to memory and back. */
-    #define RUSTGPT_UNROLL _Pragma("GCC unroll 2")
-    #define RUSTGPT_IN_ORDER
-    /* Whether C is asked for first and added when the sums are made, which need not wait for it. */
-    #define RUSTGPT_ADD_LAST (RUSTGPT_VECTOR == 32)
+       AVX-512, 6 x 2 fill 12 of the 16 of AVX2; the factors need the rest. With so few to spare the
+       compiler must keep the rows IN_ORDER: factors loaded early send sums to memory and back. */
     #if defined(__AVX512F__)
     #define RUSTGPT_VECTOR 64
     #define RUSTGPT_TILE_ROWS 6
@@ -33,12 +29,6 @@ cdef extern from *:
     #define RUSTGPT_VECTOR 32
     #define RUSTGPT_TILE_ROWS 6
     #define RUSTGPT_VECTORS 2
-    #if defined(__GNUC__)
-    #undef RUSTGPT_UNROLL
-    #undef RUSTGPT_IN_ORDER
-    #define RUSTGPT_UNROLL _Pragma("GCC unroll 4")
-    #define RUSTGPT_IN_ORDER __asm__ volatile("" ::: "memory");
-    #endif
     #else
     #define RUSTGPT_VECTOR 16
     #define RUSTGPT_VECTORS 4
@@ -48,6 +38,15 @@ cdef extern from *:
     #define RUSTGPT_TILE_ROWS 2
     #endif
     #endif
+    #if RUSTGPT_VECTOR == 32
+    #define RUSTGPT_UNROLL _Pragma("GCC unroll 4")
+    #define RUSTGPT_IN_ORDER __asm__ volatile("" ::: "memory");
+    #else
+    #define RUSTGPT_UNROLL _Pragma("GCC unroll 2")
+    #define RUSTGPT_IN_ORDER
+    #endif
+    /* Whether C is asked for first and added when the sums are made, which need not wait for it. */
+    #define RUSTGPT_ADD_LAST (RUSTGPT_VECTOR == 32)
     /* Whether a tile is written in vectors, below; or else in loops, slower than BLAS. */
     #if defined(__GNUC__)
     #define RUSTGPT_FAST_TILES 1
