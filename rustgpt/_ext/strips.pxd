@@ -8,7 +8,7 @@ copies both factors, in pieces for products of thousands of rows. With the few d
 hundred of a small model, it needs up to twice the time of this.
 
 A product (m, k) @ (k, n) is 2 m n k operations. The second factor is read, written and read again
-from the cache once; the first is read once for some 150 columns of the second, and so is the result.
+from the cache once; the first and the result are read once for some 150 columns of the second.
 """
 from cython cimport floating
 
