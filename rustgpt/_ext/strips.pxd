@@ -12,8 +12,6 @@ from the cache once; the first and the result are read once for some 150 columns
 """
 from cython cimport floating
 
-# For its C code: the tiles.
-from rustgpt._ext cimport tiles
 from rustgpt._ext.tiles cimport RUSTGPT_FAST_TILES, RUSTGPT_VECTOR
 
 cdef extern from *:
