@@ -231,7 +231,8 @@ class LLM:
         offsets
             (B + 1,) where each text begins and ends.
         """
-        return float(self._output.losses(self._hidden(ids, offsets), targets).sum(dtype=np.float64))
+        losses = self._output.losses(self._hidden(ids, offsets), targets)
+        return float(losses.sum(dtype=np.float64))
 
     def begin_gradients(self) -> None:
         """Forget the gradients: the next ones are written over them.
@@ -249,11 +250,10 @@ class LLM:
         A member of a team returns the sum of its own rows, and adds its part of the gradients.
         """
         x = self._hidden(ids, offsets)
-        losses, dx = self._output.loss(x, targets, scale)
+        loss, dx = self._output.loss(x, targets, scale)
         for layer in reversed(self.layers[:-1]):
             dx = layer.backward(dx)
-        member = self._output.member
-        return float(losses[member.rows if member else slice(None)].sum(dtype=np.float64))
+        return loss
 
     def decode(self, ids: Sequence[int], cache: Cache) -> Array:  # (n,) -> (V,)
         """Continue the text in `cache` by `ids`; return the scores of what may follow.

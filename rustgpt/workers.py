@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
+from itertools import accumulate, chain
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from rustgpt.backend import ops
 from rustgpt.config import TrainConfig
 from rustgpt.errors import TrainingError
 from rustgpt.layers.memory import Indices
-from rustgpt.layers.team import Member, Team
+from rustgpt.layers.team import Member, Team, barrier
 from rustgpt.llm import LLM
 from rustgpt.optim.adam import Adam
 from rustgpt.optim.clipping import clip_factor
@@ -107,11 +108,11 @@ class _Piece:
 
 
 def _joined(rows: list[Indices]) -> _Piece:
-    ids = np.concatenate([row[:-1] for row in rows])  # (N,)
-    targets = np.concatenate([row[1:] for row in rows])  # (N,)
-    offsets = np.zeros(len(rows) + 1, np.int32)  # (B + 1,)
-    np.cumsum([len(row) - 1 for row in rows], out=offsets[1:])
-    return _Piece(ids, targets, offsets)
+    ids, targets = [row[:-1] for row in rows], [row[1:] for row in rows]
+    offsets = np.array([0, *accumulate(map(len, ids))], np.int32)  # (B + 1,)
+    if len(rows) == 1:  # of which a copy would take long, if a step is short
+        return _Piece(ids[0], targets[0], offsets)
+    return _Piece(np.concatenate(ids), np.concatenate(targets), offsets)
 
 
 def _divided(rows: list[Indices], team: Team) -> list[_Piece]:
@@ -128,6 +129,45 @@ def _divided(rows: list[Indices], team: Team) -> list[_Piece]:
     return [_Piece(piece.ids, piece.targets, piece.offsets, member) for member in members]
 
 
+class _Helper:
+    """A thread that does one piece of work after the other, and sleeps in between."""
+
+    def __init__(self) -> None:
+        self.at_work = False
+        self._barrier = barrier(2)
+        self._work: Callable[[], None] | None = None
+        self._thread = threading.Thread(target=self._run, name="rustgpt", daemon=True)
+        self._thread.start()
+
+    def begin(self, work: Callable[[], None]) -> None:
+        """Let the thread call `work`, which must not raise, until `end` waits for it."""
+        self._work = work
+        self._meet(at_work=True)
+
+    def end(self) -> None:
+        self._meet(at_work=False)
+
+    def stop(self) -> None:
+        if self.at_work:
+            self.end()
+        self._work = None
+        self._barrier.wait()
+        self._thread.join()
+
+    def _meet(self, at_work: bool) -> None:
+        # Nothing comes between these two, not even Ctrl-C.
+        self.at_work = at_work
+        self._barrier.wait()
+
+    def _run(self) -> None:
+        while True:
+            self._barrier.wait()
+            if self._work is None:
+                return
+            self._work()
+            self._barrier.wait()
+
+
 class Workers:
     """A few threads, each with a replica of the model, that make one step together.
 
@@ -138,8 +178,9 @@ class Workers:
     """
 
     def __init__(self, model: LLM, config: TrainConfig, texts: int | None = None) -> None:
+        texts = min(config.batch_size, texts or config.batch_size)  # of a step
         self.threads = worker_count(config, model, texts)
-        self.in_team = shares_gradients(config, model, texts or config.batch_size)
+        self.in_team = shares_gradients(config, model, texts)
         gradients = model.gradients if self.in_team else None
         self.models = [model] + [model.replica(gradients) for _ in range(self.threads - 1)]
         self.bfloat16 = config.precision == "bfloat16"
@@ -149,7 +190,7 @@ class Workers:
             matrices(model),
         )  # fmt: skip
         self._teams: dict[int, Team] = {}
-        self._pool = ThreadPoolExecutor(max(1, self.threads - 1), "rustgpt")
+        self._helpers: list[_Helper] = []
 
     def __enter__(self) -> Workers:
         for model in self.models:
@@ -157,7 +198,8 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
+        for helper in self._helpers:
+            helper.stop()
         self.models[0].use_bfloat16(False)
 
     def step(self, batch: list[Indices], rate: float, where: str) -> tuple[float, float]:
@@ -173,9 +215,9 @@ class Workers:
 
         def make(i: int) -> None:
             losses[i] = self._differentiate(i, team, work[i], scale)
-            team.meet()
+            team.barrier.wait()
             squares[i] = self._sum_gradients(i, n)
-            team.meet()
+            team.barrier.wait()
             norm, factor = clip_factor(sum(squares), self.max_norm)
             if math.isfinite(sum(losses)) and math.isfinite(norm):
                 self.adam.update(self.models[0].gradients, rate, factor, self._part(i, n))
@@ -202,19 +244,21 @@ class Workers:
                 work(i)
             except BaseException as error:
                 errors.append(error)
-                team.leave()
+                team.barrier.abort()
 
         errors: list[BaseException] = []
-        others: list[Future[None]] = []
         try:
+            while len(self._helpers) < team.n - 1:
+                self._helpers.append(_Helper())
             for i in range(1, team.n):
-                others.append(self._pool.submit(do, i))
+                self._helpers[i - 1].begin(partial(do, i))
         except BaseException as error:  # a thread that cannot be started
             errors.append(error)
-            team.leave()
+            team.barrier.abort()
         do(0)
-        if others:
-            wait(others)  # nobody may still be at work on the buffers when an error goes up
+        for helper in self._helpers:
+            if helper.at_work:  # nobody may be when an error goes up
+                helper.end()
         if errors:
             self._teams.clear()  # nobody meets there again
             raise errors[0]  # the others gave up because of it
@@ -236,7 +280,7 @@ class Workers:
             for number, piece in enumerate(pieces):
                 model.join(piece.member)
                 if number > 0 and piece.member:
-                    team.meet()  # what the threads showed each other is written over now
+                    team.barrier.wait()  # what the threads showed each other is written over now
                 loss += model.loss_and_gradients(piece.ids, piece.targets, piece.offsets, scale)
         finally:
             model.join(None)

@@ -16,10 +16,13 @@ import rustgpt._ext.cpu
 
 import rustgpt._ext
 import rustgpt.reference
+from rustgpt import workers
 from rustgpt._ext import block
 from rustgpt.backend import BACKENDS, backend_name, explained_kernels, use_backend
 from rustgpt.config import ModelConfig
+from rustgpt.layers import team
 from rustgpt.layers.layer import Cache
+from rustgpt.reference.share import Barrier
 
 # What rounding may cost, as a share of the largest number of an array (and of 1 at least).
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
@@ -176,7 +179,7 @@ def nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let a test fail whose threads do not meet, instead of waiting for ever."""
     limit, broken = 60.0, []
 
-    class Barrier(threading.Barrier):
+    class Limited(threading.Barrier):
         def wait(self, timeout: float | None = None) -> int:
             began = time.monotonic()
             try:
@@ -186,8 +189,24 @@ def nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
                     broken.append(self)
                 raise
 
-    monkeypatch.setattr(threading, "Barrier", Barrier)
+    def barrier(n: int) -> Barrier:
+        made.append(original(n))
+        if len(made) == 1:
+            timer.start()
+        return made[-1]
+
+    def give_up() -> None:
+        broken.extend(made)
+        for barrier in made:
+            barrier.abort()
+
+    original, made = team.barrier, []
+    timer = threading.Timer(limit, give_up)
+    monkeypatch.setattr(threading, "Barrier", Limited)
+    for module in (team, workers):
+        monkeypatch.setattr(module, "barrier", barrier)
     yield
+    timer.cancel()
     assert not broken, "a thread waited for one that never came"
 
 
@@ -484,10 +503,17 @@ class Maker:
             "transposed": transposed,
         }
 
-    def embedding_forward(self, N: int = 4, V: int = 5, S: int = 6, C: int = 3) -> Arguments:
+    def texts(self, N: int, longest: int) -> np.ndarray:
+        """Return the edges of texts, the first of them empty, that have N rows."""
+        return np.array([0, *range(0, N, longest), N], np.int32)
+
+    def embedding_forward(
+        self, N: int = 4, V: int = 5, S: int = 6, C: int = 3, start: int = 0
+    ) -> Arguments:
         return {
             "ids": self.indices(V, N),
-            "positions": self.indices(S, N),
+            "offsets": self.texts(N, S - start),
+            "start": start,
             "tokens": self.normal(V, C),
             "places": self.normal(S, C),
             "out": self.blank(N, C),
@@ -497,7 +523,7 @@ class Maker:
         return {
             "dout": self.normal(N, C),
             "ids": self.indices(V, N),
-            "positions": self.indices(S, N),
+            "offsets": self.texts(N, S),
             "dtokens": self.normal(V, C),
             "dplaces": self.normal(S, C),
         }

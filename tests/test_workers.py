@@ -14,7 +14,6 @@ from rustgpt.errors import TrainingError
 from rustgpt.layers.embeddings import Embeddings
 from rustgpt.layers.layer import Layer
 from rustgpt.layers.output_projection import OutputProjection
-from rustgpt.layers.team import Team
 from rustgpt.llm import LLM, build_layers
 from rustgpt.workers import Workers, _pieces, _shares, worker_count
 
@@ -164,15 +163,15 @@ def test_an_error_ends_a_step_but_not_the_workers(model_of, batch, monkeypatch):
 
 def test_a_thread_that_cannot_be_started_is_an_error(model_of, batch, monkeypatch):
     with Workers(model_of(), TrainConfig(threads=3, batch_size=6)) as workers:
-        submit, calls = workers._pool.submit, []
+        start, calls = threading.Thread.start, []
 
-        def fail(*given):
-            calls.append(given)
+        def fail(thread):
+            calls.append(thread)
             if len(calls) == 2:
                 raise RuntimeError("can't start new thread")
-            return submit(*given)
+            start(thread)
 
-        monkeypatch.setattr(workers._pool, "submit", fail)
+        monkeypatch.setattr(threading.Thread, "start", fail)
         with pytest.raises(RuntimeError, match="can't start"):
             workers.step(batch, RATE, "here")
         assert np.isfinite(workers.step(batch, RATE, "here")).all()
@@ -373,6 +372,13 @@ def test_few_texts_in_all_are_shared_whatever_the_size_of_a_batch(model_of, batc
         assert workers.threads == 3
 
 
+def test_many_steps_of_one_text_each_are_shared(model_of, batch):
+    config = TrainConfig(threads=3, batch_size=1)
+    with Workers(model_of(max_seq_len=200), config, texts=60) as workers:
+        assert workers.in_team
+        assert workers.threads == 3
+
+
 def test_a_team_takes_larger_pieces(model_of, batch, shared, monkeypatch):
     monkeypatch.setattr("rustgpt.workers.TOKENS_A_PIECE", 10)
     with Workers(model_of(), TrainConfig(threads=2, batch_size=6)) as workers:
@@ -425,13 +431,13 @@ def test_threads_of_a_model_without_blocks_meet_before_the_embeddings(model_of, 
     tied = {"n_layers": 0, "norm": "post", "tie_embeddings": True}
     alone, together = model_of(**tied), model_of(**tied)
     expected = steps(alone, batch, 1, threads=1)
-    original = Team.meet
 
-    def late(self):
-        original(self)
-        if threading.current_thread() is not threading.main_thread():
-            time.sleep(0.1)
+    class Late(threading.Barrier):
+        def wait(self):
+            super().wait()
+            if threading.current_thread() is not threading.main_thread():
+                time.sleep(0.1)
 
-    monkeypatch.setattr(Team, "meet", late)
+    monkeypatch.setattr("rustgpt.layers.team.barrier", Late)
     found = steps(together, batch, 1, threads=2)
     np.testing.assert_allclose(found, expected, rtol=1e-10)

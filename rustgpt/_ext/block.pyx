@@ -13,7 +13,6 @@ Several threads may call for one batch, each with its share: all arrays then hav
 threads, and each thread goes through its own, but makes its part of the weights' gradients over
 all rows. They meet once a pass back, and around attention where its heads are divided.
 """
-from cpython.object cimport PyObject
 from cython cimport floating
 from libc.string cimport memcpy, memset
 
@@ -26,7 +25,7 @@ from rustgpt._ext.layout cimport (
 )
 from rustgpt._ext.linear cimport add_gradients, affine, check_bfloat16
 from rustgpt._ext.rows cimport row_gelu, row_gelu_backward
-from rustgpt._ext.share cimport Share, edge_of, edges_of, meet, pointer, share_of
+from rustgpt._ext.share cimport Share, barrier_of, edge_of, edges_of, meet, share_of
 
 
 cpdef Py_ssize_t block_kept_size(
@@ -130,11 +129,11 @@ def block_forward(
     """out = norm2(h + feed_forward(h)), h = norm1(x + attention(x)); or with the norms before."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], longest = check_offsets(offsets, N)
     cdef const int[::1] edges = edges_of(share)
-    cdef Share s = share_of(share, edges, N)
+    cdef object barrier = barrier_of(share)
+    cdef Share s = share_of(share, edges, barrier, N)
     cdef Block b = block_of(C, hidden_dim, n_heads, pre_norm, gelu, projection, bias,
                             epsilon1, epsilon2, bfloat16)
     cdef Kept k = kept_of(&b, N, s.n > 1)
-    cdef PyObject* others = pointer(share)
     check_bfloat16(bfloat16, sizeof(floating))
     check_texts(&s, offsets)
     check_block(b, x.shape, parameters.shape, scratch.shape[0], longest, s.n)
@@ -144,21 +143,21 @@ def block_forward(
         return
     cdef Scratch w = scratch_of(&b, &s, N, longest)
     with nogil:
-        forward(&b, &k, &w, &s, others, &parameters[0], &x[0, 0], &offsets[0],
+        forward(&b, &k, &w, &s, &parameters[0], &x[0, 0], &offsets[0],
                 offsets.shape[0] - 1, &out[0, 0], &kept[0], &scratch[0])
 
 
 cdef int attend_share(
-    const Share* s, PyObject* others, const floating* qkv, const int* offsets, Py_ssize_t B,
+    const Share* s, const floating* qkv, const int* offsets, Py_ssize_t B,
     Py_ssize_t C, Py_ssize_t H, floating* heads, floating* lse, floating* scratch,
 ) except -1 nogil:
     """Attention of this thread's texts; or of its heads of all texts, between two meetings."""
     cdef Py_ssize_t first, stop
     if s.heads:
-        meet(others)
+        meet(s)
         attend_all(qkv, offsets, B, C, H, edge_of(H, s.index, s.n), edge_of(H, s.index + 1, s.n),
                    heads, lse, scratch)
-        meet(others)
+        meet(s)
     else:
         texts_of(s, offsets, B, &first, &stop)
         attend_all(qkv, offsets + first, stop - first, C, H, 0, H, heads, lse, scratch)
@@ -166,16 +165,16 @@ cdef int attend_share(
 
 
 cdef int attend_share_backward(
-    const Share* s, PyObject* others, const floating* dheads, const floating* qkv,
+    const Share* s, const floating* dheads, const floating* qkv,
     const floating* lse, const int* offsets, Py_ssize_t B, Py_ssize_t C, Py_ssize_t H,
     floating* dqkv, floating* scratch,
 ) except -1 nogil:
     cdef Py_ssize_t first, stop
     if s.heads:
-        meet(others)
+        meet(s)
         attend_all_backward(dheads, qkv, lse, offsets, B, C, H, edge_of(H, s.index, s.n),
                             edge_of(H, s.index + 1, s.n), dqkv, scratch)
-        meet(others)
+        meet(s)
     else:
         texts_of(s, offsets, B, &first, &stop)
         attend_all_backward(dheads, qkv, lse, offsets + first, stop - first, C, H, 0, H, dqkv,
@@ -196,7 +195,7 @@ cdef void texts_of(
 
 
 cdef int forward(
-    const Block* b, const Kept* k, const Scratch* w, const Share* s, PyObject* others,
+    const Block* b, const Kept* k, const Scratch* w, const Share* s,
     const floating* p, const floating* x, const int* offsets, Py_ssize_t B, floating* out,
     floating* kept, floating* scratch,
 ) except -1 nogil:
@@ -216,7 +215,7 @@ cdef int forward(
     # sum1 = x + attention(inner)
     affine(inner, p + b.qkv_weight, p + b.qkv_bias if b.bias else NULL, n, C, 3 * C, False, False,
            b.bfloat16, kept + k.qkv + r * 3 * C)                          # (n, 3 C)
-    attend_share(s, others, kept + k.qkv, offsets, B, C, b.H, all_heads, kept + k.lse,
+    attend_share(s, kept + k.qkv, offsets, B, C, b.H, all_heads, kept + k.lse,
                  scratch + w.attention)                                   # (n, C)
     memcpy(sum1, x + r * C, n * C * sizeof(floating))
     project(b, p, all_heads + r * C, n, sum1)
@@ -260,12 +259,12 @@ def block_backward(
     """The gradients of the input and of the parameters, from the gradient of the output."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], longest = check_offsets(offsets, N)
     cdef const int[::1] edges = edges_of(share)
-    cdef Share s = share_of(share, edges, N)
+    cdef object barrier = barrier_of(share)
+    cdef Share s = share_of(share, edges, barrier, N)
     cdef Block b = block_of(C, hidden_dim, n_heads, pre_norm, gelu, projection, bias,
                             epsilon1, epsilon2, bfloat16)
     b.overwrite = overwrite
     cdef Kept k = kept_of(&b, N, s.n > 1)
-    cdef PyObject* others = pointer(share)
     check_bfloat16(bfloat16, sizeof(floating))
     check_texts(&s, offsets)
     check_block(b, x.shape, parameters.shape, scratch.shape[0], longest, s.n)
@@ -279,12 +278,12 @@ def block_backward(
         return
     cdef Scratch w = scratch_of(&b, &s, N, longest)
     with nogil:
-        backward(&b, &k, &w, &s, others, &parameters[0], &dparameters[0], &dout[0, 0], &x[0, 0],
+        backward(&b, &k, &w, &s, &parameters[0], &dparameters[0], &dout[0, 0], &x[0, 0],
                  &offsets[0], offsets.shape[0] - 1, N, &kept[0], &dx[0, 0], &scratch[0])
 
 
 cdef int backward(
-    const Block* b, const Kept* k, const Scratch* w, const Share* s, PyObject* others,
+    const Block* b, const Kept* k, const Scratch* w, const Share* s,
     const floating* p, floating* dp, const floating* dout, const floating* x, const int* offsets,
     Py_ssize_t B, Py_ssize_t N, const floating* kept, floating* dx, floating* scratch,
 ) except -1 nogil:
@@ -346,7 +345,7 @@ cdef int backward(
     else:
         dheads = dx if alone else scratch + w.dsum1
     # forward: heads = softmax(mask(q @ k.T / sqrt(D))) @ v
-    attend_share_backward(s, others, dheads, kept + k.qkv, kept + k.lse, offsets, B, C, b.H,
+    attend_share_backward(s, dheads, kept + k.qkv, kept + k.lse, offsets, B, C, b.H,
                           scratch + w.dqkv, scratch + w.attention)
     # forward: qkv = inner @ qkv_weight + qkv_bias
     if b.pre_norm:
@@ -360,7 +359,7 @@ cdef int backward(
     if alone:
         qkv_gradients(b, w, s, dp, x, scratch, n)
         return 0
-    meet(others)
+    meet(s)
     feed_forward_gradients(b, k, w, s, dp, scratch + w.dsum2, kept, scratch, N)
     projection_gradients(b, k, s, dp, scratch + w.dsum1, kept, N)
     qkv_gradients(b, w, s, dp, x, scratch, N)

@@ -4,7 +4,6 @@ About 4 operations and one exponential a logit; the row stays in cache between i
 `linear_cross_entropy` takes the product that makes the logits with it, 6 C operations a logit, over
 a block of rows at a time, so that the logits of a whole batch are never in memory at once.
 """
-from cpython.object cimport PyObject
 from cython cimport floating
 from libc.math cimport INFINITY, log, sqrt
 
@@ -13,7 +12,7 @@ from rustgpt._ext.checks cimport (
 )
 from rustgpt._ext.linear cimport add_gradients, affine, check_bfloat16
 from rustgpt._ext.rows cimport row_dot, row_exp, row_max
-from rustgpt._ext.share cimport Share, edges_of, meet, pointer, share_of
+from rustgpt._ext.share cimport Share, barrier_of, edges_of, meet, share_of
 
 
 def softmax(
@@ -36,13 +35,13 @@ def softmax(
                 out[n, v] *= inverse
 
 
-cdef void losses_of(
+cdef double losses_of(
     const floating* logits, const int* targets, Py_ssize_t N, Py_ssize_t V, double scale,
     double max_norm, floating* losses, floating* dlogits,  # OUT (N,), (N, V); may be logits
 ) noexcept nogil:
     cdef Py_ssize_t n, v
     cdef floating largest, factor, target_logit
-    cdef double total, squares = 0.0
+    cdef double total, squares = 0.0, sum_of_losses = 0.0
     cdef const floating* row
     cdef floating* drow
     for n in range(N):
@@ -57,6 +56,7 @@ cdef void losses_of(
         largest = row_max(row, V)
         total = row_exp(row, <floating> 1, largest, drow, V)
         losses[n] = <floating> (log(total) + (largest - target_logit))
+        sum_of_losses += losses[n]
         factor = <floating> (scale / total)
         for v in range(V):
             drow[v] *= factor
@@ -67,6 +67,7 @@ cdef void losses_of(
         factor = <floating> (max_norm / sqrt(squares))
         for n in range(N * V):
             dlogits[n] *= factor
+    return sum_of_losses
 
 
 cdef int check_loss(const int[::1] targets, Py_ssize_t N, Py_ssize_t V, double max_norm,
@@ -114,10 +115,14 @@ def linear_cross_entropy(
     object share=None,                       # IN: this thread's, of several
     bint overwrite=False,                    # IN: whether to write over dweight and dbias instead
 ):
-    """`cross_entropy` of logits = x @ weight + bias, and back, without all logits in memory."""
+    """`cross_entropy` of logits = x @ weight + bias, and back, without all logits in memory.
+
+    Returns the sum of the losses of this thread's rows.
+    """
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], V = scratch.shape[1]
     cdef const int[::1] edges = edges_of(share)
-    cdef Share s = share_of(share, edges, N)
+    cdef object barrier = barrier_of(share)
+    cdef Share s = share_of(share, edges, barrier, N)
     cdef Py_ssize_t R = scratch.shape[0] // s.n
     cdef Output o
     check_bfloat16(bfloat16, sizeof(floating))
@@ -140,7 +145,7 @@ def linear_cross_entropy(
             dweight[:, :] = 0
         if overwrite and dbias is not None:
             dbias[:] = 0
-        return
+        return 0.0
     o.C, o.V, o.R, o.transposed, o.bfloat16 = C, V, R, transposed, bfloat16
     o.scale, o.max_norm = scale, max_norm
     # Where each thread's rows begin; alone, both stand here.
@@ -148,7 +153,6 @@ def linear_cross_entropy(
     cdef const int* edges0 = alone
     if share is not None:
         edges0 = &edges[0]
-    cdef PyObject* others = pointer(share)
     cdef floating* x0 = matrix_at(x)
     cdef floating* weight0 = matrix_at(weight)
     cdef floating* bias0 = vector_at(bias)
@@ -156,9 +160,11 @@ def linear_cross_entropy(
     cdef floating* dweight0 = matrix_at[floating](dweight)
     cdef floating* dbias0 = vector_at[floating](dbias)
     o.gradient, o.overwrite = dx is not None, overwrite
+    cdef double sum_of_losses
     with nogil:
-        blocks_of_rows(&o, &s, others, edges0, x0, weight0, bias0, &targets[0], &losses[0],
-                       dx0, dweight0, dbias0, &scratch[0, 0])
+        sum_of_losses = blocks_of_rows(&o, &s, edges0, x0, weight0, bias0, &targets[0],
+                                       &losses[0], dx0, dweight0, dbias0, &scratch[0, 0])
+    return sum_of_losses
 
 
 cdef struct Output:
@@ -167,11 +173,12 @@ cdef struct Output:
     double scale, max_norm
 
 
-cdef int blocks_of_rows(
-    const Output* o, const Share* s, PyObject* others, const int* edges, const floating* x,
+cdef double blocks_of_rows(
+    const Output* o, const Share* s, const int* edges, const floating* x,
     const floating* weight, const floating* bias, const int* targets, floating* losses,
     floating* dx, floating* dweight, floating* dbias, floating* scratch,
-) except -1 nogil:
+) except? -1 nogil:
+    cdef double sum_of_losses = 0.0
     cdef Py_ssize_t C = o.C, V = o.V, R = o.R, block, first, n, i
     cdef Py_ssize_t blocks = (s.most + R - 1) // R
     cdef floating* logits = scratch + s.index * R * V  # of this thread's rows
@@ -180,19 +187,20 @@ cdef int blocks_of_rows(
         n = min(R, s.stop - first)
         affine(x + first * C, weight, bias, n, C, V, o.transposed, False, o.bfloat16,
                logits)                                                            # (n, V)
-        losses_of(logits, targets + first, n, V, o.scale, o.max_norm, losses + first, logits)
+        sum_of_losses += losses_of(logits, targets + first, n, V, o.scale, o.max_norm,
+                                   losses + first, logits)
         if not o.gradient:
             continue
         # forward: logits = x @ weight + bias
         affine(logits, weight, <const floating*> NULL, n, V, C, not o.transposed, False,
                o.bfloat16, dx + first * C)                                        # (n, C)
         if s.n > 1:
-            meet(others)
+            meet(s)
         for i in range(s.n):
             first = min(<Py_ssize_t> edges[i] + block * R, <Py_ssize_t> edges[i + 1])
             add_gradients(scratch + i * R * V, x + first * C, min(R, edges[i + 1] - first), C, V,
                           o.transposed, block > 0 or i > 0 or not o.overwrite, o.bfloat16,
                           s.index, s.n, dweight, dbias)
         if s.n > 1 and block + 1 < blocks:
-            meet(others)
-    return 0
+            meet(s)
+    return sum_of_losses

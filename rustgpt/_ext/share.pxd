@@ -1,12 +1,16 @@
 """Owns what a kernel does when several threads call it for one batch; see reference/share.py."""
 from cpython.object cimport PyObject
 
+from rustgpt._ext.barrier cimport Barrier, Gates, wait_at
+
 
 cdef struct Share:
     Py_ssize_t index, n     # which thread, of how many
     Py_ssize_t first, stop  # its rows
     Py_ssize_t most         # rows that a thread has at most
     bint heads              # whether attention divides its heads, not its texts
+    Gates* gates            # where it meets the others, if that is a compiled barrier
+    PyObject* barrier       # or else any other, to be asked with Python's lock; NULL if it is alone
 
 
 cdef inline Py_ssize_t edge_of(Py_ssize_t size, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
@@ -22,10 +26,24 @@ cdef inline const int[::1] edges_of(object share) except *:
         raise TypeError(f"share must be a rustgpt.reference.share.Share: {error}") from None
 
 
-cdef inline Share share_of(object share, const int[::1] edges, Py_ssize_t N) except *:
+cdef inline object barrier_of(object share):
+    """Return where the threads meet, for the caller to keep; None without a share."""
+    if share is None:
+        return None
+    try:
+        share.barrier.wait
+        return share.barrier
+    except AttributeError as error:
+        raise TypeError(f"share must be a rustgpt.reference.share.Share: {error}") from None
+
+
+cdef inline Share share_of(
+    object share, const int[::1] edges, object barrier, Py_ssize_t N
+) except *:
     """Return what `share` says of a batch of N rows; all of the work without one."""
     cdef Share s
     cdef Py_ssize_t i
+    s.gates, s.barrier = NULL, NULL
     if share is None:
         s.index, s.n, s.first, s.stop, s.most, s.heads = 0, 1, 0, N, N, False
         return s
@@ -44,17 +62,20 @@ cdef inline Share share_of(object share, const int[::1] edges, Py_ssize_t N) exc
             raise ValueError(f"share must have edges that rise, but edges[{i + 1}] is less")
         s.most = max(s.most, edges[i + 1] - edges[i])
     s.first, s.stop = edges[s.index], edges[s.index + 1]
+    if isinstance(barrier, Barrier):
+        s.gates = &(<Barrier> barrier).gates
+        if s.gates.n != s.n:
+            raise ValueError(f"share must have a barrier for {s.n} threads, got {s.gates.n}")
+    elif s.n > 1:
+        s.barrier = <PyObject*> barrier
     return s
 
 
-cdef inline int meet(PyObject* share) except -1 nogil:
+cdef inline int meet(const Share* s) except -1 nogil:
     """Wait for the other threads, if there are any."""
-    if share != NULL:
+    if s.gates != NULL:
+        wait_at(s.gates)
+    elif s.barrier != NULL:
         with gil:
-            (<object> share).meet()
+            (<object> s.barrier).wait()
     return 0
-
-
-cdef inline PyObject* pointer(object share) noexcept:
-    """Return `share` for use without Python's lock; NULL if it is None. The caller keeps it."""
-    return <PyObject*> share if share is not None else NULL

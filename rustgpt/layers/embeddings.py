@@ -48,32 +48,25 @@ class Embeddings(Layer):
             self.dplaces.fill(0)
 
     def forward(self, x: Indices, offsets: Indices) -> Array:  # (N,) -> (N, C)
-        self.ids = x
-        # Each text begins at position 0.
-        starts = np.repeat(offsets[:-1], np.diff(offsets))  # (N,)
-        self.positions = np.arange(len(starts), dtype=np.int32) - starts  # (N,)
-        return self._look_up(self.member.rows if self.member else slice(None))
+        return self._look_up(x, offsets, 0)
 
-    def _look_up(self, r: slice) -> Array:
-        out = self.buffer("out", len(self.ids), self.tokens.shape[1])
+    def _look_up(self, ids: Indices, offsets: Indices, start: int) -> Array:
+        self.ids, self.offsets = ids, offsets
+        out = self.buffer("out", len(ids), self.tokens.shape[1])
         ops.embedding_forward(
-            self.ids[r], self.positions[r], self.tokens, self.places, out[r]
+            ids, offsets, start, self.tokens, self.places, out, self.share
         )  # (N, C)
         return out
 
     def backward(self, dout: Array) -> Array:
         # forward: out = tokens[ids] + places[positions]; ids have no gradient
-        share = None
-        if self.member:
-            share = self.member.share
-            share.meet()  # the output projection may still write over a tied table's gradient
-        ops.embedding_backward(dout, self.ids, self.positions, self.dtokens, self.dplaces, share)
+        if self.share:  # the output projection may still write over a tied table's gradient
+            self.share.barrier.wait()
+        ops.embedding_backward(dout, self.ids, self.offsets, self.dtokens, self.dplaces, self.share)
         return dout
 
     def decode(self, x: Indices, cache: Cache) -> Array:  # (n,) -> (n, C)
-        self.ids = x
-        self.positions = np.arange(cache.length, cache.length + len(x), dtype=np.int32)
-        return self._look_up(slice(None))
+        return self._look_up(x, np.array([0, len(x)], np.int32), cache.length)
 
     def works_in_team(self) -> bool:
         return type(self) is Embeddings

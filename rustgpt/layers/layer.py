@@ -11,6 +11,7 @@ import numpy as np
 from rustgpt.errors import ConfigError
 from rustgpt.layers.memory import Array, Buffers, Indices
 from rustgpt.layers.team import Member, SharedBuffers
+from rustgpt.reference.share import Share
 
 
 class Cache:
@@ -68,6 +69,7 @@ class Layer:
         self._scratch = Buffers()
         self._of_team = SharedBuffers()  # of all replicas
         self._role = ""
+        self._gradients: Array | None = None  # of a model, the stretch that holds this layer's
 
     def forward(self, x: Array, offsets: Indices) -> Array:  # (N, C) -> (N, C)
         """Return the layer's output, and keep what `backward` needs."""
@@ -139,7 +141,15 @@ class Layer:
         zeros cost. In a team, every thread's replica is asked.
         """
         if self.member is None or self.member.share.index == 0:
-            self.zero_grad()
+            if self._gradients is None:
+                self.zero_grad()
+            else:
+                self._gradients.fill(0)
+
+    @property
+    def share(self) -> Share | None:
+        """This thread's share of a batch, as the kernels take it; None if it is alone."""
+        return self.member.share if self.member else None
 
     def describe(self) -> str:
         """Return one line for people: what the layer is, and its sizes."""
@@ -185,6 +195,7 @@ class Layer:
         for name, child in self.children():
             rest = None if parameters is None else parameters[taken:]
             taken += child.bind(rest, gradients[taken:], scratch, f"{role}{name}.")
+        self._gradients = gradients[:taken]
         return taken
 
     def works_in_team(self) -> bool:

@@ -63,7 +63,7 @@ class LayerNorm(Layer):
         ops.layer_norm_backward(
             dout[r], self.x[r], self.weight, self.mean[r], self.rstd[r], dx[r], mine[0], mine[1]
         )  # (n, C)
-        member.share.meet()
+        member.share.barrier.wait()
         if member.share.index == n - 1:
             for dweight, dbias in each:
                 self.dweight += dweight

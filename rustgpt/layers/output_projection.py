@@ -83,10 +83,11 @@ class OutputProjection(Layer):
 
     def loss(
         self, x: Array, targets: Indices, scale: float, max_norm: float = np.inf
-    ) -> tuple[Array, Array]:
-        """Return each row's cross-entropy (N,) and the gradient (N, C) of scale * their sum.
+    ) -> tuple[float, Array]:
+        """Return the sum of the rows' cross-entropies, and the gradient (N, C) of scale times it.
 
-        Forward, cross-entropy and backward are done together, over a block of rows at a time.
+        Forward, cross-entropy and backward are done together, over a block of rows at a time. A
+        member of a team returns the sum of its own rows.
 
         Parameters
         ----------
@@ -100,15 +101,16 @@ class OutputProjection(Layer):
             L2 norm to which the gradient of a block's logits is clipped.
         """
         dx = self.scratch("dx", *x.shape)
-        return self._losses(x, targets, scale, max_norm, dx), dx
+        return self._loss(x, targets, scale, max_norm, dx), dx
 
     def losses(self, x: Array, targets: Indices) -> Array:  # (N, C), (N,) -> (N,)
         """Return each row's cross-entropy, without a gradient."""
-        return self._losses(x, targets, 1.0, np.inf, None)
+        self._loss(x, targets, 1.0, np.inf, None)
+        return self.buffer("losses", len(x))
 
-    def _losses(
+    def _loss(
         self, x: Array, targets: Indices, scale: float, max_norm: float, dx: Array | None
-    ) -> Array:  # (N, C), (N,) -> (N,)
+    ) -> float:  # (N, C), (N,) -> scalar
         losses = self.buffer("losses", len(x))
         n, most, share = 1, len(x), None
         if self.member and dx is not None:
@@ -119,13 +121,13 @@ class OutputProjection(Layer):
         logits = self.scratch("logits", n * max(1, at_once), self.vocab_size)  # (rows, V)
         # Without dx there is no gradient at all.
         dweight, dbias = (None, None) if dx is None else (self.dweight, self.dbias)
-        ops.linear_cross_entropy(
+        loss: float = ops.linear_cross_entropy(
             x, self.weight, self.bias, targets, scale, max_norm, losses, dx, dweight, dbias,
             logits, self.tied, self.bfloat16, share, self._overwrite and dx is not None,
         )  # fmt: skip
         if dx is not None:
             self._overwrite = False
-        return losses
+        return loss
 
     def works_in_team(self) -> bool:
         return type(self) is OutputProjection

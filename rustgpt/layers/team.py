@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from rustgpt.backend import backend_name
 from rustgpt.layers.memory import Array, Buffers, Indices
-from rustgpt.reference.share import Share
+from rustgpt.reference.share import Barrier, Share
 
 
 class SharedBuffers(Buffers):
@@ -33,6 +34,16 @@ class SharedBuffers(Buffers):
             return super().get(name, shape, dtype)
 
 
+def barrier(n: int) -> Barrier:
+    """Return where n threads can meet: compiled, so that it does without Python's lock."""
+    if backend_name() != "cython":
+        return threading.Barrier(n)
+    from rustgpt._ext.barrier import Barrier as Compiled
+
+    found: Barrier = Compiled(n)
+    return found
+
+
 class Team:
     """What the threads have in common.
 
@@ -40,27 +51,17 @@ class Team:
     ----------
     n
         How many they are.
+
+    Attributes
+    ----------
+    barrier
+        Where they meet.
     """
 
     def __init__(self, n: int) -> None:
         self.n = n
         self.scratch = SharedBuffers()
-        self._barrier = threading.Barrier(n)
-
-    def meet(self) -> None:
-        """Wait until every thread is here.
-
-        Raises
-        ------
-        threading.BrokenBarrierError
-            If one of them never will be, because it called `leave`.
-        """
-        if self.n > 1:
-            self._barrier.wait()
-
-    def leave(self) -> None:
-        """Let nobody wait for this thread any more: the team is over."""
-        self._barrier.abort()
+        self.barrier = barrier(n)
 
     def members(self, edges: Indices, heads: bool) -> list[Member]:
         """Return each thread's part of a batch.
@@ -72,7 +73,7 @@ class Team:
         heads
             Whether attention divides its heads, because an edge lies inside a text.
         """
-        return [Member(self, Share(i, edges, heads, self.meet)) for i in range(self.n)]
+        return [Member(self, Share(i, edges, heads, self.barrier)) for i in range(self.n)]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from rustgpt.layers.layer_norm import LayerNorm
 from rustgpt.layers.memory import Array, Buffers, Indices, aligned
 from rustgpt.layers.self_attention import SelfAttention
 from rustgpt.layers.team import Member
-from rustgpt.reference.share import Share
 
 
 class TransformerBlock(Layer):
@@ -60,7 +59,6 @@ class TransformerBlock(Layer):
         taken = super().bind(parameters, gradients, scratch, role)
         if parameters is not None:
             self._parameters = parameters[:taken]
-        self._gradients = gradients[:taken]
         kinds = [SelfAttention, LayerNorm, FeedForward, LayerNorm]
         self._known = type(self) is TransformerBlock and kinds == [
             type(part) for _, part in self.children()
@@ -115,15 +113,12 @@ class TransformerBlock(Layer):
         scratch = self._scratch.get("block", (self._scratch_size(N, C, F),), self.dtype)
         ops.block_forward(
             x, offsets, self._parameters, *shape, out, self.kept, scratch, self.bfloat16,
-            self._share(),
+            self.share,
         )  # fmt: skip
         return out
 
     def _threads(self) -> int:
         return self.member.team.n if self.member else 1
-
-    def _share(self) -> Share | None:
-        return self.member.share if self.member else None
 
     def _scratch_size(self, N: int, C: int, F: int) -> int:
         # No text has more rows than all together; memory that is not written costs nothing.
@@ -202,7 +197,7 @@ class TransformerBlock(Layer):
         scratch = self.scratch("block", self._scratch_size(N, C, shape[1]))
         ops.block_backward(
             dout, self.x, self.offsets, self._parameters, *shape, self.kept, dx, self._gradients,
-            scratch, self.bfloat16, self._share(), self._overwrite,
+            scratch, self.bfloat16, self.share, self._overwrite,
         )  # fmt: skip
         self._overwrite = False
         return dx

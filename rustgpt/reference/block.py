@@ -162,10 +162,10 @@ def attended(
 ) -> Iterator[tuple[Indices, tuple[int, int]]]:
     """Yield the texts and heads that a thread attends: its own texts, or its heads of all."""
     if share.heads:
-        share.meet()
+        share.barrier.wait()
         n = len(share.edges) - 1
         yield offsets, (n_heads * share.index // n, n_heads * (share.index + 1) // n)
-        share.meet()
+        share.barrier.wait()
     else:
         rows = share.rows
         yield offsets[(offsets >= rows.start) & (offsets <= rows.stop)], (0, n_heads)
@@ -252,7 +252,7 @@ def block_backward(
         dx[mine] = dsum1 + through_attention(dsum1, x1)
 
     # The weights' gradients: of all rows, but a thread's part of them.
-    share.meet()
+    share.barrier.wait()
     add = functools.partial(add_gradients, share=share, bfloat16=bfloat16)
     add(shown.dsum2, shown.activated, d.weight2, d.bias2)
     add(shown.dhidden, shown.normal2, d.weight1, d.bias1)

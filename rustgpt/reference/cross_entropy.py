@@ -56,8 +56,11 @@ def linear_cross_entropy(
     bfloat16: bool = False,  # whether the products' factors are rounded to it
     share: Share | None = None,  # this thread's, of several
     overwrite: bool = False,  # whether to write over dweight and dbias instead
-) -> None:
-    """`cross_entropy` of logits = x @ weight + bias, and back, without all logits in memory."""
+) -> float:
+    """`cross_entropy` of logits = x @ weight + bias, and back, without all logits in memory.
+
+    Returns the sum of the losses of this thread's rows.
+    """
     share = share or whole(len(x))
     n = len(share.edges) - 1
     at_once = len(scratch) // n
@@ -83,12 +86,13 @@ def linear_cross_entropy(
         if dx is None or dweight is None:
             continue
         dx[rows] = product(logits, weight if transposed else weight.T, bfloat16)  # (rows, C)
-        share.meet()
+        share.barrier.wait()
         for thread in range(n):
             rows, logits = rows_of(thread, block)
             add_gradients(logits, x[rows], dweight, dbias, share, transposed, bfloat16)
         if block + 1 < blocks:
-            share.meet()
+            share.barrier.wait()
+    return float(losses[share.rows].sum(dtype=np.float64))
 
 
 KERNELS = (softmax, cross_entropy, linear_cross_entropy)

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class Barrier(Protocol):
+    """Where threads wait for each other: `threading.Barrier`, or the compiled one."""
+
+    def wait(self) -> object:
+        """Return when every thread has called it as often, or raise BrokenBarrierError."""
+
+    def abort(self) -> None:
+        """Let nobody wait any more."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +35,14 @@ class Share:
         (n + 1,) thread i has the rows edges[i] to edges[i + 1] - 1.
     heads
         Whether attention divides its heads among the threads, since texts go over the edges.
-    meet
-        Returns when every thread has called it as often.
+    barrier
+        Where the threads meet.
     """
 
     index: int
     edges: NDArray[np.int32]
     heads: bool
-    meet: Callable[[], None]
+    barrier: Barrier
 
     @property
     def rows(self) -> slice:
@@ -51,4 +62,4 @@ class Share:
 
 def whole(N: int) -> Share:
     """Return the share of a thread that does everything for N rows."""
-    return Share(0, np.array([0, N], np.int32), False, lambda: None)
+    return Share(0, np.array([0, N], np.int32), False, threading.Barrier(1))

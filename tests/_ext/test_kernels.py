@@ -19,7 +19,7 @@ from rustgpt._ext import instruction_set
 from rustgpt.errors import ConfigError
 
 REFERENCE = rustgpt.reference.kernels()
-INDICES = ("ids", "positions", "targets", "offsets", "edges")
+INDICES = ("ids", "targets", "offsets", "edges")
 # Every argument that is an array, of every kernel: the twins' types say "Annotated" of those alone.
 ARRAYS = [
     (kernel, name)

@@ -6,24 +6,36 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from rustgpt.reference.share import Share
+from rustgpt.layers import team
+from rustgpt.reference.share import Share, whole
 
 LENGTHS = (3, 0, 5, 4)
 EDGES = {"texts": [0, 8, 12], "heads": [0, 5, 12], "one has all": [0, 12, 12]}
+ALONE = whole(4).barrier
 NONE = "share must be a rustgpt.reference.share.Share"
 
 
-def shares_of(edges, heads=False):
-    """Return one share a thread; they meet at a barrier."""
-    meet = threading.Barrier(len(edges) - 1, timeout=60).wait
-    edges = np.array(edges, np.int32)
-    return [Share(i, edges, heads, meet) for i in range(len(edges) - 1)]
+class Broken:
+    """Where nobody can meet."""
+
+    def wait(self):
+        return 1 / 0
+
+
+def shares_of(edges, heads=False, compiled=True):
+    """Return one share a thread; they meet at a barrier, compiled or Python's."""
+    kind = team.barrier if compiled else threading.Barrier
+    meeting, edges = kind(len(edges) - 1), np.array(edges, np.int32)
+    return [Share(i, edges, heads, meeting) for i in range(len(edges) - 1)]
 
 
 def together(kernel, shares, given):
-    """Let as many threads as there are shares call the kernel with the same arrays."""
+    """Let as many threads as there are shares call the kernel with the same arrays.
+
+    Returns what it returned to each.
+    """
     with ThreadPoolExecutor(len(shares)) as pool:
-        list(pool.map(lambda share: kernel(**given, share=share), shares))
+        return list(pool.map(lambda share: kernel(**given, share=share), shares))
 
 
 def guarded_all(guarded, given):
@@ -31,9 +43,10 @@ def guarded_all(guarded, given):
     return {k: guarded(v) if isinstance(v, np.ndarray) else v for k, v in given.items()}
 
 
-@pytest.fixture(params=EDGES)
+@pytest.fixture(params=[(edges, kind) for edges in EDGES for kind in ("compiled", "Python's")])
 def shares(request):
-    return shares_of(EDGES[request.param], request.param == "heads")
+    edges, kind = request.param
+    return shares_of(EDGES[edges], edges == "heads", kind == "compiled")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -88,8 +101,11 @@ def test_threads_find_the_loss_that_one_finds(
         "linear_cross_entropy", dtype, N=12, C=5, V=7, R=rows, transposed=transposed
     ) | {"overwrite": overwrite}
     alone, mine = guarded_all(guarded, given), guarded_all(guarded, given)
-    kernels.linear_cross_entropy(**alone)
-    together(kernels.linear_cross_entropy, shares, mine)
+    expected = kernels.linear_cross_entropy(**alone)
+    found = together(kernels.linear_cross_entropy, shares, mine)
+    assert expected == pytest.approx(alone["losses"].sum(), rel=1e-5)
+    for share, loss in zip(shares, found, strict=True):
+        assert loss == pytest.approx(mine["losses"][share.rows].sum(), rel=1e-5)
     for name in ("losses", "dx", "dweight", "dbias"):
         close(mine[name], alone[name], 3)
 
@@ -159,6 +175,11 @@ def test_logits_that_cannot_be_halved(kernels, arguments, guarded, close, dtype,
 def test_threads_add_up_the_embeddings_that_one_does(
     kernels, arguments, guarded, close, dtype, shares
 ):
+    given = arguments("embedding_forward", dtype, N=12, C=7)
+    alone, mine = guarded_all(guarded, given), guarded_all(guarded, given)
+    kernels.embedding_forward(**alone)
+    together(kernels.embedding_forward, shares, mine)
+    np.testing.assert_array_equal(mine["out"], alone["out"])
     given = arguments("embedding_backward", dtype, N=12, C=7)
     alone, mine = guarded_all(guarded, given), guarded_all(guarded, given)
     kernels.embedding_backward(**alone)
@@ -172,17 +193,17 @@ def test_threads_add_up_the_embeddings_that_one_does(
     [
         (3, NONE),
         ("all", NONE),
-        (Share(0, [0, 4], False, None), NONE),
-        (Share("first", np.array([0, 4], np.int32), False, None), NONE),
-        (Share(0, np.array([0, 4], np.int64), False, None), NONE),
-        (Share(0, np.array([0, 3], np.int32), False, None), "edges from 0 to the 4 rows"),
-        (Share(0, np.array([1, 4], np.int32), False, None), "edges from 0 to the 4 rows"),
-        (Share(0, np.array([0], np.int32), False, None), "edges from 0 to the 4 rows"),
-        (Share(0, np.array([], np.int32), False, None), "edges from 0 to the 4 rows"),
-        (Share(1, np.array([0, 4], np.int32), False, None), "an index below"),
-        (Share(-1, np.array([0, 4], np.int32), False, None), "an index below"),
-        (Share(0, np.array([0, 5, 4], np.int32), False, None), r"rise, but edges\[2\] is less"),
-        (Share(0, np.array([0, -1, 4], np.int32), False, None), r"rise, but edges\[1\] is less"),
+        (Share(0, [0, 4], False, ALONE), NONE),
+        (Share("first", np.array([0, 4], np.int32), False, ALONE), NONE),
+        (Share(0, np.array([0, 4], np.int64), False, ALONE), NONE),
+        (Share(0, np.array([0, 3], np.int32), False, ALONE), "edges from 0 to the 4 rows"),
+        (Share(0, np.array([1, 4], np.int32), False, ALONE), "edges from 0 to the 4 rows"),
+        (Share(0, np.array([0], np.int32), False, ALONE), "edges from 0 to the 4 rows"),
+        (Share(0, np.array([], np.int32), False, ALONE), "edges from 0 to the 4 rows"),
+        (Share(1, np.array([0, 4], np.int32), False, ALONE), "an index below"),
+        (Share(-1, np.array([0, 4], np.int32), False, ALONE), "an index below"),
+        (Share(0, np.array([0, 5, 4], np.int32), False, ALONE), r"rise, but edges\[2\] is less"),
+        (Share(0, np.array([0, -1, 4], np.int32), False, ALONE), r"rise, but edges\[1\] is less"),
     ],
 )
 @pytest.mark.parametrize("kernel", ["block_forward", "linear_cross_entropy", "embedding_backward"])
@@ -195,7 +216,7 @@ def test_a_wrong_share_is_refused(compiled, arguments, kernel, share, message):
 @pytest.mark.parametrize("kernel", ["block_forward", "block_backward"])
 def test_a_text_is_divided_only_with_the_heads(compiled, arguments, kernel):
     given = arguments(kernel, "float32", lengths=(3, 1))
-    share = Share(0, np.array([0, 2, 4], np.int32), False, lambda: None)
+    share = shares_of([0, 2, 4])[0]
     with pytest.raises(ValueError, match=f"{kernel}: share must have edges between texts"):
         getattr(compiled, kernel)(**given, share=share)
 
@@ -208,7 +229,7 @@ def test_each_thread_needs_a_row_of_logits(compiled, arguments):
 
 def test_an_error_in_a_meeting_ends_the_kernel(compiled, arguments):
     given = arguments("linear_cross_entropy", "float32", N=4, R=2)
-    share = Share(0, np.array([0, 2, 4], np.int32), False, lambda: 1 / 0)
+    share = Share(0, np.array([0, 2, 4], np.int32), False, Broken())
     with pytest.raises(ZeroDivisionError):
         compiled.linear_cross_entropy(**given, share=share)
 
@@ -221,6 +242,31 @@ def test_an_error_in_a_meeting_of_a_block_ends_it(kernels, arguments, kernel):
     sizes = N, C, 7, 2, False, True
     given["kept"] = np.zeros(kernels.block_kept_size(*sizes, shared=True), "float32")
     given["scratch"] = np.zeros(kernels.block_scratch_size(N, 2, C, 7, 2), "float32")
-    share = Share(0, np.array([0, 2, 4], np.int32), heads, lambda: 1 / 0)
+    share = Share(0, np.array([0, 2, 4], np.int32), heads, Broken())
     with pytest.raises(ZeroDivisionError):
         getattr(kernels, kernel)(**given, share=share)
+
+
+@pytest.mark.parametrize("kernel", ["block_forward", "block_backward", "linear_cross_entropy"])
+def test_a_share_needs_a_barrier(compiled, arguments, kernel):
+    sizes = {"N": 4} if kernel == "linear_cross_entropy" else {}
+    share = Share(0, np.array([0, 2, 4], np.int32), False, None)
+    with pytest.raises(TypeError, match=f"{kernel}: {NONE}"):
+        getattr(compiled, kernel)(**arguments(kernel, "float32", **sizes), share=share)
+
+
+def test_a_barrier_for_others_is_refused(compiled, arguments):
+    given = arguments("linear_cross_entropy", "float32", N=4, R=2)
+    share = Share(0, np.array([0, 2, 4], np.int32), False, team.barrier(3))
+    with pytest.raises(ValueError, match="share must have a barrier for 2 threads, got 3"):
+        compiled.linear_cross_entropy(**given, share=share)
+
+
+def test_a_thread_that_gives_up_ends_the_kernels_of_the_others(compiled, arguments):
+    given = arguments("linear_cross_entropy", "float32", N=4, R=2)
+    one, other = shares_of([0, 2, 4])
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(compiled.linear_cross_entropy, **given, share=one)
+        other.barrier.abort()
+        with pytest.raises(threading.BrokenBarrierError):
+            waiting.result(timeout=30)

@@ -46,8 +46,8 @@ def test_gradients_of_the_loss_are_right(layer, x, same_gradient, monkeypatch, r
 
     layer.zero_grad()
     layer.dweight.fill(0)
-    losses, dx = layer.loss(x, TARGETS, 0.3)
-    np.testing.assert_allclose(losses, layer.losses(x, TARGETS))
+    loss, dx = layer.loss(x, TARGETS, 0.3)
+    assert loss == pytest.approx(layer.losses(x, TARGETS).sum())
     dx, dweight = dx.copy(), layer.dweight.copy()
     same_gradient(dx, objective, x)
     same_gradient(dweight, objective, layer.weight)
@@ -57,19 +57,21 @@ def test_gradients_of_the_loss_are_right(layer, x, same_gradient, monkeypatch, r
 
 def test_loss_is_the_cross_entropy_of_the_logits(layer, x):
     logits = layer.forward(x, np.array([0, 8], np.int32)).copy()
-    losses, _ = layer.loss(x, TARGETS, 1.0)
+    losses = layer.losses(x, TARGETS)
     for row, target, found in zip(logits, TARGETS, losses, strict=True):
         total = math.log(sum(math.exp(logit) for logit in row))
         assert found == pytest.approx(total - row[target] if target >= 0 else 0)
 
 
 def test_blocks_give_what_one_piece_gives(layer, x, monkeypatch):
-    losses, dx = (array.copy() for array in layer.loss(x, TARGETS, 0.3))
+    losses, (loss, dx) = layer.losses(x, TARGETS).copy(), layer.loss(x, TARGETS, 0.3)
+    dx = dx.copy()
     monkeypatch.setattr(output_projection, "ROWS_AT_LEAST", 3)
     monkeypatch.setattr(output_projection, "LOGITS_AT_ONCE", 1)
-    blocks, dblocks = layer.loss(x, TARGETS, 0.3)
-    np.testing.assert_allclose(blocks, losses, rtol=1e-12)
+    found, dblocks = layer.loss(x, TARGETS, 0.3)
+    assert found == pytest.approx(loss, rel=1e-12)
     np.testing.assert_allclose(dblocks, dx, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(layer.losses(x, TARGETS), losses, rtol=1e-12)
 
 
 def test_logits_of_a_large_batch_are_never_held_at_once(backend, rng):

@@ -88,7 +88,7 @@ def test_a_second_batch_adds_to_the_first(model, rng):
         models[i].begin_gradients()
         for _ in range(3):
             models[i].loss_and_gradients(*given, 0.1)
-            team.meet()
+            team.barrier.wait()
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(work, range(2)))
@@ -122,8 +122,8 @@ def test_a_second_thread_needs_no_gradients_of_its_own(model):
 def test_nobody_waits_for_one_that_left():
     team = Team(2)
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(team.meet)
-        team.leave()
+        waiting = pool.submit(team.barrier.wait)
+        team.barrier.abort()
         with pytest.raises(threading.BrokenBarrierError):
             waiting.result(timeout=30)
 

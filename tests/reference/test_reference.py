@@ -128,13 +128,14 @@ def test_cross_entropy_is_torchs(torch, tensor, reference):
 def test_embedding_is_torchs(torch, tensor, reference):
     tokens, places, dout = tensor(5, 3), tensor(4, 3), tensor(6, 3)
     ids, positions = np.array([4, 0, 4, 2, 0, 4], np.int32), np.array([0, 1, 2, 3, 0, 1], np.int32)
+    offsets = np.array([0, 4, 6], np.int32)
     lookup = torch.nn.functional.embedding
     expected = lookup(torch.tensor(ids), tokens) + lookup(torch.tensor(positions), places)
     expected.backward(dout)
     atokens, aplaces, adout = arrays(tokens, places, dout)
     out, dtokens, dplaces = np.empty((6, 3)), np.zeros((5, 3)), np.zeros((4, 3))
-    reference.embedding_forward(ids, positions, atokens, aplaces, out)
-    reference.embedding_backward(adout, ids, positions, dtokens, dplaces)
+    reference.embedding_forward(ids, offsets, 0, atokens, aplaces, out)
+    reference.embedding_backward(adout, ids, offsets, dtokens, dplaces)
     same(out, expected.detach())
     same(dtokens, tokens.grad)
     same(dplaces, places.grad)
