@@ -75,7 +75,7 @@ cdef void attend_short(
     floating* scratch,                                                       # 2 BLOCK (T + D)
 ) noexcept nogil:
     """One head of one sequence of at most BLOCK rows, ROWS at a time, which see as many keys."""
-    cdef Py_ssize_t block, i0, i, r, seen, width = whole_tiles(T)
+    cdef Py_ssize_t block, i0, r, seen, width = whole_tiles(T)
     cdef floating scale = <floating> (1.0 / sqrt(<double> D))
     cdef floating* keys = scratch            # (D, width)
     cdef floating* p = keys + D * width      # (ROWS, width)
@@ -87,10 +87,8 @@ cdef void attend_short(
         # Pass 1: scores = q @ k.T                                       (r, seen)
         product(q + i0 * ld, ld, 1, keys, width, r, seen, D, p, width)
         # Pass 2: softmax
-        for i in range(r):
-            lse[(i0 + i) * ld_lse] = tile_softmax(
-                p + i * width, <int> (seen // 16), <int> (i0 + i + 1), scale
-            )
+        tile_softmax(p, width, <int> r, <int> (seen // 16), <int> (i0 + 1), scale,
+                     lse + i0 * ld_lse, ld_lse)
         # Pass 3: out = p @ v                                            (r, D)
         product(p, width, 1, v, ld, r, D, i0 + r, out + i0 * ldo, ldo)
 
@@ -104,7 +102,7 @@ cdef void attend_short_backward(
     floating* scratch,                                                   # 2 BLOCK (T + D)
 ) noexcept nogil:
     """The gradients of `attend_short`."""
-    cdef Py_ssize_t block, i0, i, r, seen, width = whole_tiles(T)
+    cdef Py_ssize_t block, i0, r, seen, width = whole_tiles(T)
     cdef floating scale = <floating> (1.0 / sqrt(<double> D))
     cdef floating* keys = scratch            # (D, width)
     cdef floating* values = keys + D * width  # (D, width)
@@ -119,10 +117,9 @@ cdef void attend_short_backward(
         # Passes 1 and 2 again: p = exp(scale * q @ k.T - lse);  dp = dout @ v.T      (r, seen)
         product(q + i0 * ld, ld, 1, keys, width, r, seen, D, p + i0 * width, width)
         product(dout + i0 * ldo, ldo, 1, values, width, r, seen, D, dscores + i0 * width, width)
-        for i in range(i0, i0 + r):
-            # Pass 2 was p = softmax(scale * scores):  dscores = scale * p * (dp - sum(p * dp))
-            tile_softmax_backward(p + i * width, dscores + i * width, <int> (seen // 16),
-                                  <int> (i + 1), scale, lse[i * ld_lse])
+        # Pass 2 was p = softmax(scale * scores):  dscores = scale * p * (dp - sum(p * dp))
+        tile_softmax_backward(p + i0 * width, dscores + i0 * width, width, <int> r,
+                              <int> (seen // 16), <int> (i0 + 1), scale, lse + i0 * ld_lse, ld_lse)
         # Pass 1 was scores = q @ k.T:             dq = dscores @ k                   (r, D)
         product(dscores + i0 * width, width, 1, k, ld, r, D, i0 + r, dq + i0 * ld, ld)
     for block in range((T + ROWS - 1) // ROWS):

@@ -20,34 +20,33 @@ cdef extern from *:
     #endif
 
     /* exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2)/2, with the polynomial of Cephes
-       (S. Moshier, expf) for exp(r): relative error 8e-8, no branch, so that loops vectorise.
+       (S. Moshier, expf) for exp(r): relative error 1.2e-7, no branch, so that loops vectorise.
        For x that is not above 0, as softmax and GELU ask. Below -87.3 the result stays at 1.2e-38
        instead of becoming denormal. */
     static inline float exp_f32(float x) {
-        float n, r, p, power;
-        int biased;
+        float shifted, n, r, square, a, b, c, power;
         unsigned bits;
         x = x < -87.3f ? -87.3f : x;
-        n = x * 1.44269504088896341f;
-        /* Rounds, since n + 127.5 is positive. Unsigned, since a NaN becomes the lowest int. */
-        biased = (int)(n + 127.5f);
-        n = (float)(int)((unsigned)biased - 127u);
-        r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-        p = 1.9875691500e-4f;
-        p = p * r + 1.3981999507e-3f;
-        p = p * r + 8.3334519073e-3f;
-        p = p * r + 4.1665795894e-2f;
-        p = p * r + 1.6666665459e-1f;
-        p = p * r + 5.0000001201e-1f;
-        p = p * r * r + r + 1.0f;
-        bits = (unsigned)biased << 23;
+        /* At 1.5 * 2^23 the distance of two numbers is 1, so that the sum is rounded; and its last
+           bits are n + 127, the exponent of 2^n as a float has it. */
+        shifted = x * 1.44269504088896341f + (12582912.0f + 127.0f);
+        n = shifted - (12582912.0f + 127.0f);
+        memcpy(&bits, &shifted, sizeof bits);
+        bits <<= 23;
         memcpy(&power, &bits, sizeof power);
-        return p * power;
+        r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+        /* In pairs: a term after the other, each would wait for the one before. */
+        square = r * r;
+        a = 1.3981999507e-3f + 1.9875691500e-4f * r;
+        b = 4.1665795894e-2f + 8.3334519073e-3f * r;
+        c = 5.0000001201e-1f + 1.6666665459e-1f * r;
+        return (((a * square + b) * square + c) * square + (r + 1.0f)) * power;
     }
     static inline double exp_f64(double x) { return exp(x); }
 
     #define GELU_A 1.5957691216057308  /* 2 sqrt(2 / pi) */
     #define GELU_B 0.07135481627260025 /* 2 sqrt(2 / pi) * 0.044715 */
+    #define GELU_AT_ONCE 128
 
     #define RUSTGPT_ROW_FUNCTIONS(T, NAME)                                                        \\
     static inline T row_max_##NAME(const T* x, Py_ssize_t n) {                                    \\
@@ -164,42 +163,45 @@ cdef extern from *:
         }                                                                                         \\
     }                                                                                             \\
     /* GELU, 0.5 x (1 + tanh(u)), u = sqrt(2 / pi) (x + 0.044715 x^3), is x / (1 + exp(-2 u)).    \\
-       e = exp(-|2 u|) is at most 1, so that one clamp is enough; above |x| = 10 it is 0. */      \\
-    static inline void row_gelu_##NAME(const T* x, Py_ssize_t n, T* y) {                          \\
+       e = exp(-|2 u|) is at most 1, so that one clamp is enough; above |x| = 10 it is 0. A few   \\
+       at a time are made first: in one long loop each would wait for all that becomes of it. */  \\
+    static inline void gelu_exponentials_##NAME(const T* x, Py_ssize_t n, T* e) {                 \\
         RUSTGPT_SIMD()                                                                            \\
         for (Py_ssize_t i = 0; i < n; i++) {                                                      \\
-            T v = x[i], magnitude = v < 0 ? -v : v;                                               \\
-            T e = exp_##NAME(-magnitude * ((T)GELU_A + (T)GELU_B * v * v));                       \\
-            e = magnitude > (T)10 ? (T)0 : e;                                                     \\
-            y[i] = v * (v < 0 ? e : (T)1) / ((T)1 + e);                                           \\
+            T magnitude = x[i] < 0 ? -x[i] : x[i];                                                \\
+            T y = exp_##NAME(-magnitude * ((T)GELU_A + (T)GELU_B * x[i] * x[i]));                 \\
+            e[i] = magnitude > (T)10 ? (T)0 : y;                                                  \\
         }                                                                                         \\
     }                                                                                             \\
-    /* Returns the slope, and in *y the GELU. The square's clamp avoids 0 times infinity. */      \\
-    static inline T gelu_slope_##NAME(T v, T* y) {                                                \\
-        T magnitude = v < 0 ? -v : v, square = v * v;                                             \\
-        T e = exp_##NAME(-magnitude * ((T)GELU_A + (T)GELU_B * square));                          \\
-        e = magnitude > (T)10 ? (T)0 : e;                                                         \\
-        T inverse = (T)1 / ((T)1 + e), share = (v < 0 ? e : (T)1) * inverse;                      \\
-        square = square < (T)100 ? square : (T)100;                                               \\
-        *y = v * share;                                                                           \\
-        return share + v * e * inverse * inverse * ((T)GELU_A + (T)3 * (T)GELU_B * square);       \\
+    static inline void row_gelu_##NAME(const T* x, Py_ssize_t n, T* y) {                          \\
+        T e[GELU_AT_ONCE];                                                                        \\
+        for (Py_ssize_t some; n > 0; n -= some, x += some, y += some) {                           \\
+            some = n < GELU_AT_ONCE ? n : GELU_AT_ONCE;                                           \\
+            gelu_exponentials_##NAME(x, some, e);                                                 \\
+            RUSTGPT_SIMD()                                                                        \\
+            for (Py_ssize_t i = 0; i < some; i++)                                                 \\
+                y[i] = x[i] * (x[i] < 0 ? e[i] : (T)1) / ((T)1 + e[i]);                           \\
+        }                                                                                         \\
     }                                                                                             \\
-    /* dx = dy * slope(x), and y = gelu(x) too unless y is NULL. */                               \\
+    /* dx = dy * slope(x), and y = gelu(x) too unless y is NULL. dx may be dy.                    \\
+       The square's clamp avoids 0 times infinity. */                                             \\
     static inline void row_gelu_backward_##NAME(                                                  \\
         const T* dy, const T* x, Py_ssize_t n, T* dx, T* y) {                                     \\
-        if (y == NULL) {                                                                          \\
+        T e[GELU_AT_ONCE];                                                                        \\
+        for (Py_ssize_t some; n > 0; n -= some, x += some, dy += some, dx += some) {              \\
+            T* value = y ? y : e;                                                                 \\
+            some = n < GELU_AT_ONCE ? n : GELU_AT_ONCE;                                           \\
+            gelu_exponentials_##NAME(x, some, e);                                                 \\
             RUSTGPT_SIMD()                                                                        \\
-            for (Py_ssize_t i = 0; i < n; i++) {                                                  \\
-                T unused;                                                                         \\
-                dx[i] = dy[i] * gelu_slope_##NAME(x[i], &unused);                                 \\
+            for (Py_ssize_t i = 0; i < some; i++) {                                               \\
+                T v = x[i], square = v * v, power = e[i], inverse = (T)1 / ((T)1 + power);        \\
+                T share = (v < 0 ? power : (T)1) * inverse;                                       \\
+                square = square < (T)100 ? square : (T)100;                                       \\
+                value[i] = v * share;                                                             \\
+                dx[i] = dy[i] * (share + v * power * inverse * inverse                            \\
+                                 * ((T)GELU_A + (T)3 * (T)GELU_B * square));                      \\
             }                                                                                     \\
-        } else {                                                                                  \\
-            RUSTGPT_SIMD()                                                                        \\
-            for (Py_ssize_t i = 0; i < n; i++) {                                                  \\
-                T value, slope = gelu_slope_##NAME(x[i], &value);                                 \\
-                y[i] = value;                                                                     \\
-                dx[i] = dy[i] * slope;                                                            \\
-            }                                                                                     \\
+            y = y ? y + some : NULL;                                                              \\
         }                                                                                         \\
     }                                                                                             \\
     /* y = exp(scale * x - shift); returns the sum of y. x and y may be the same row. */          \\

@@ -50,10 +50,12 @@ cdef extern from *:
     /* Whether a tile is written in vectors, below; or else in loops, slower than BLAS. */
     #if defined(__GNUC__)
     #define RUSTGPT_FAST_TILES 1
+    #define RUSTGPT_INLINE inline __attribute__((always_inline))
     #define RUSTGPT_PREFETCH(p) __builtin_prefetch(p, 0, 2)
     #define RUSTGPT_PREFETCH_OUT(p) __builtin_prefetch(p, 1, 3)
     #else
     #define RUSTGPT_FAST_TILES 0
+    #define RUSTGPT_INLINE __forceinline
     #define RUSTGPT_PREFETCH(p) ((void)(p))
     #define RUSTGPT_PREFETCH_OUT(p) ((void)(p))
     #endif
@@ -132,7 +134,7 @@ cdef extern from *:
     typedef T vector_##NAME __attribute__((vector_size(RUSTGPT_VECTOR), aligned(sizeof(T)),       \\
                                            may_alias));                                           \\
     enum { LANES_##NAME = RUSTGPT_VECTOR / sizeof(T) };                                           \\
-    static inline __attribute__((always_inline)) void tile_##NAME(                                \\
+    static RUSTGPT_INLINE void tile_##NAME(                                                       \\
         const int rows, const int vectors, int add, const T* bias,                                \\
         const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \\
         Py_ssize_t k, T* c, Py_ssize_t ldc) {                                                     \\
@@ -278,42 +280,82 @@ cdef extern from *:
         }                                                                                         \\
     }
 
-    /* Loops over 16 n numbers need no code for those that fill no vector; of these `seen` count. */
+    /* Softmax of a tile of scores, 16 n numbers a row, of which row i counts the first seen + i.
+       Loops over a constant need no code for numbers that fill no vector. Each step is done for
+       all rows before the next: rows do not wait for each other, but steps do. */
     #define RUSTGPT_TILE_SOFTMAX(T, NAME)                                                         \\
-    /* Softmax of scale * x over the numbers that count, the rest become 0; returns the log of its\\
-       denominator. */                                                                            \\
-    static inline T tile_softmax_##NAME(T* x, int n, int seen, T scale) {                         \\
-        T first = x[0], largest = x[0], total = 0, inverse;                                       \\
-        RUSTGPT_SIMD(reduction(max : largest))                                                    \\
-        for (int j = 0; j < 16 * n; j++) {                                                        \\
-            T y = j < seen ? x[j] : first;                                                        \\
-            largest = y > largest ? y : largest;                                                  \\
+    /* x = softmax(scale * x), 0 where it does not count; lse = the log of its denominator. */    \\
+    static RUSTGPT_INLINE void softmax_of_##NAME(                                                 \\
+        T* x, Py_ssize_t ld, int rows, const int n, int seen, T scale, T* lse,                    \\
+        Py_ssize_t ld_lse) {                                                                      \\
+        T largest[RUSTGPT_TILE_ROWS], total[RUSTGPT_TILE_ROWS];                                   \\
+        for (int i = 0; i < rows; i++) {                                                          \\
+            T *row = x + i * ld, first = row[0], most = first;                                    \\
+            RUSTGPT_SIMD(reduction(max : most))                                                   \\
+            for (int j = 0; j < 16 * n; j++) {                                                    \\
+                T y = j < seen + i ? row[j] : first;                                              \\
+                most = y > most ? y : most;                                                       \\
+            }                                                                                     \\
+            largest[i] = scale * most;                                                            \\
         }                                                                                         \\
-        largest *= scale;                                                                         \\
-        RUSTGPT_SIMD(reduction(+ : total))                                                        \\
-        for (int j = 0; j < 16 * n; j++) {                                                        \\
-            T y = exp_##NAME(scale * x[j] - largest);                                             \\
-            x[j] = j < seen ? y : 0;                                                              \\
-            total += x[j];                                                                        \\
+        for (int i = 0; i < rows; i++) {                                                          \\
+            T *row = x + i * ld, shift = largest[i], sum = 0;                                     \\
+            RUSTGPT_SIMD(reduction(+ : sum))                                                      \\
+            for (int j = 0; j < 16 * n; j++) {                                                    \\
+                T y = exp_##NAME(scale * row[j] - shift);                                         \\
+                row[j] = j < seen + i ? y : 0;                                                    \\
+                sum += row[j];                                                                    \\
+            }                                                                                     \\
+            total[i] = sum;                                                                       \\
         }                                                                                         \\
-        inverse = 1 / total;                                                                      \\
-        RUSTGPT_SIMD()                                                                            \\
-        for (int j = 0; j < 16 * n; j++) x[j] *= inverse;                                         \\
-        return largest + (T)log((double)total);                                                   \\
+        for (int i = 0; i < rows; i++) {                                                          \\
+            T *row = x + i * ld, inverse = 1 / total[i];                                          \\
+            RUSTGPT_SIMD()                                                                        \\
+            for (int j = 0; j < 16 * n; j++) row[j] *= inverse;                                   \\
+        }                                                                                         \\
+        for (int i = 0; i < rows; i++)                                                            \\
+            lse[i * ld_lse] = largest[i] + (T)log((double)total[i]);                              \\
     }                                                                                             \\
     /* From scores x and the gradient dp of their softmax: x becomes the softmax p, and dp the    \\
        gradient scale * p * (dp - sum(p * dp)) of the scores. */                                  \\
-    static inline void tile_softmax_backward_##NAME(                                              \\
-        T* x, T* dp, int n, int seen, T scale, T lse) {                                           \\
-        T mean = 0;                                                                               \\
-        RUSTGPT_SIMD(reduction(+ : mean))                                                         \\
-        for (int j = 0; j < 16 * n; j++) {                                                        \\
-            T y = exp_##NAME(scale * x[j] - lse);                                                 \\
-            x[j] = j < seen ? y : 0;                                                              \\
-            mean += x[j] * dp[j];                                                                 \\
+    static RUSTGPT_INLINE void softmax_backward_of_##NAME(                                        \\
+        T* x, T* dp, Py_ssize_t ld, int rows, const int n, int seen, T scale, const T* lse,       \\
+        Py_ssize_t ld_lse) {                                                                      \\
+        T mean[RUSTGPT_TILE_ROWS];                                                                \\
+        for (int i = 0; i < rows; i++) {                                                          \\
+            T *row = x + i * ld, *drow = dp + i * ld, shift = lse[i * ld_lse], sum = 0;           \\
+            RUSTGPT_SIMD(reduction(+ : sum))                                                      \\
+            for (int j = 0; j < 16 * n; j++) {                                                    \\
+                T y = exp_##NAME(scale * row[j] - shift);                                         \\
+                row[j] = j < seen + i ? y : 0;                                                    \\
+                sum += row[j] * drow[j];                                                          \\
+            }                                                                                     \\
+            mean[i] = sum;                                                                        \\
         }                                                                                         \\
-        RUSTGPT_SIMD()                                                                            \\
-        for (int j = 0; j < 16 * n; j++) dp[j] = scale * x[j] * (dp[j] - mean);                   \\
+        for (int i = 0; i < rows; i++) {                                                          \\
+            T *row = x + i * ld, *drow = dp + i * ld, middle = mean[i];                           \\
+            RUSTGPT_SIMD()                                                                        \\
+            for (int j = 0; j < 16 * n; j++) drow[j] = scale * row[j] * (drow[j] - middle);       \\
+        }                                                                                         \\
+    }                                                                                             \\
+    static void tile_softmax_##NAME(                                                              \\
+        T* x, Py_ssize_t ld, int rows, int n, int seen, T scale, T* lse, Py_ssize_t ld_lse) {     \\
+        switch (n) {                                                                              \\
+        case 1: softmax_of_##NAME(x, ld, rows, 1, seen, scale, lse, ld_lse); break;               \\
+        case 2: softmax_of_##NAME(x, ld, rows, 2, seen, scale, lse, ld_lse); break;               \\
+        case 3: softmax_of_##NAME(x, ld, rows, 3, seen, scale, lse, ld_lse); break;               \\
+        default: softmax_of_##NAME(x, ld, rows, 4, seen, scale, lse, ld_lse);                     \\
+        }                                                                                         \\
+    }                                                                                             \\
+    static void tile_softmax_backward_##NAME(                                                     \\
+        T* x, T* dp, Py_ssize_t ld, int rows, int n, int seen, T scale, const T* lse,             \\
+        Py_ssize_t ld_lse) {                                                                      \\
+        switch (n) {                                                                              \\
+        case 1: softmax_backward_of_##NAME(x, dp, ld, rows, 1, seen, scale, lse, ld_lse); break;  \\
+        case 2: softmax_backward_of_##NAME(x, dp, ld, rows, 2, seen, scale, lse, ld_lse); break;  \\
+        case 3: softmax_backward_of_##NAME(x, dp, ld, rows, 3, seen, scale, lse, ld_lse); break;  \\
+        default: softmax_backward_of_##NAME(x, dp, ld, rows, 4, seen, scale, lse, ld_lse);        \\
+        }                                                                                         \\
     }
     RUSTGPT_TILE_SOFTMAX(float, f32)
     RUSTGPT_TILE_SOFTMAX(double, f64)
@@ -341,32 +383,39 @@ cdef extern from *:
         bint trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const double* a, Py_ssize_t row_a,
         Py_ssize_t step_a, const double* b, Py_ssize_t ldb, bint add, const double* bias, double* c,
         Py_ssize_t ldc) noexcept nogil
-    float tile_softmax_f32(float* x, int n, int seen, float scale) noexcept nogil
-    double tile_softmax_f64(double* x, int n, int seen, double scale) noexcept nogil
-    void tile_softmax_backward_f32(float* x, float* dp, int n, int seen, float scale,
-                                   float lse) noexcept nogil
-    void tile_softmax_backward_f64(double* x, double* dp, int n, int seen, double scale,
-                                   double lse) noexcept nogil
+    void tile_softmax_f32(float* x, Py_ssize_t ld, int m, int n, int seen, float scale,
+                          float* lse, Py_ssize_t ld_lse) noexcept nogil
+    void tile_softmax_f64(double* x, Py_ssize_t ld, int m, int n, int seen, double scale,
+                          double* lse, Py_ssize_t ld_lse) noexcept nogil
+    void tile_softmax_backward_f32(float* x, float* dp, Py_ssize_t ld, int m, int n, int seen,
+                                   float scale, const float* lse, Py_ssize_t ld_lse) noexcept nogil
+    void tile_softmax_backward_f64(
+        double* x, double* dp, Py_ssize_t ld, int m, int n, int seen, double scale,
+        const double* lse, Py_ssize_t ld_lse) noexcept nogil
 
 
-cdef inline floating tile_softmax(
-    floating* x, int n, int seen, floating scale
+cdef inline void tile_softmax(
+    floating* x, Py_ssize_t ld, int m,  # IN/OUT (m, 16 n), n up to 4: scores; their softmax
+    int n, int seen, floating scale,    # row i counts the first seen + i
+    floating* lse, Py_ssize_t ld_lse,   # OUT (m,): the log of its denominator
 ) noexcept nogil:
-    """Softmax of scale * x over the first `seen` of 16 n numbers; returns the log of its sum."""
+    """x = softmax(scale * x), and 0 where it does not count."""
     if floating is float:
-        return tile_softmax_f32(x, n, seen, scale)
+        tile_softmax_f32(x, ld, m, n, seen, scale, lse, ld_lse)
     else:
-        return tile_softmax_f64(x, n, seen, scale)
+        tile_softmax_f64(x, ld, m, n, seen, scale, lse, ld_lse)
 
 
 cdef inline void tile_softmax_backward(
-    floating* x, floating* dp, int n, int seen, floating scale, floating lse
+    floating* x, floating* dp, Py_ssize_t ld, int m,  # IN/OUT (m, 16 n): scores, gradient
+    int n, int seen, floating scale,
+    const floating* lse, Py_ssize_t ld_lse,           # IN (m,)
 ) noexcept nogil:
-    """From scores x and the gradient of their softmax: softmax in x, the scores' gradient in dp."""
+    """From scores and the gradient of their softmax: softmax in x, the scores' gradient in dp."""
     if floating is float:
-        tile_softmax_backward_f32(x, dp, n, seen, scale, lse)
+        tile_softmax_backward_f32(x, dp, ld, m, n, seen, scale, lse, ld_lse)
     else:
-        tile_softmax_backward_f64(x, dp, n, seen, scale, lse)
+        tile_softmax_backward_f64(x, dp, ld, m, n, seen, scale, lse, ld_lse)
 
 
 cdef inline void transpose(
