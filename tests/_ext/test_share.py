@@ -172,6 +172,13 @@ def test_logits_that_cannot_be_halved(kernels, arguments, guarded, close, dtype,
         close(mine[name], alone[name], 3)
 
 
+def test_a_thread_looks_up_its_own_rows_alone(kernels, arguments):
+    given = arguments("embedding_forward", "float64", N=12)
+    given["out"].fill(np.nan)
+    kernels.embedding_forward(**given, share=shares_of([0, 3, 7, 12])[1])
+    assert np.isfinite(given["out"][:, 0]).tolist() == [3 <= n < 7 for n in range(12)]
+
+
 def test_threads_add_up_the_embeddings_that_one_does(
     kernels, arguments, guarded, close, dtype, shares
 ):
