@@ -6,7 +6,8 @@ from rustgpt._ext.blas cimport gemm
 from rustgpt._ext.rows cimport combine, dots, row_exp, row_max
 
 cdef enum:
-    # Query rows whose scores are in cache at once. A text of no more rows goes through `tiles`.
+    # Query rows whose scores are in cache at once. A text of no more rows goes through `tiles`,
+    # whose softmax knows rows of at most so many scores.
     BLOCK = 64
     # Fewer new rows than this, when decoding, are faster in plain loops than in BLAS.
     FEW = 48

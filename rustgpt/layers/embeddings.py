@@ -54,15 +54,15 @@ class Embeddings(Layer):
         self.ids, self.offsets = ids, offsets
         out = self.buffer("out", len(ids), self.tokens.shape[1])
         ops.embedding_forward(
-            ids, offsets, start, self.tokens, self.places, out, self.share
+            ids, offsets, start, self.tokens, self.places, out, self._share
         )  # (N, C)
         return out
 
     def backward(self, dout: Array) -> Array:
         # forward: out = tokens[ids] + places[positions]; ids have no gradient
-        if self.share:  # the output projection may still write over a tied table's gradient
-            self.share.barrier.wait()
-        ops.embedding_backward(dout, self.ids, self.offsets, self.dtokens, self.dplaces, self.share)
+        if self._share:  # the output projection may still write over a tied table's gradient
+            self._share.barrier.wait()
+        ops.embedding_backward(dout, self.ids, self.offsets, self.dtokens, self.dplaces, self._share)
         return dout
 
     def decode(self, x: Indices, cache: Cache) -> Array:  # (n,) -> (n, C)

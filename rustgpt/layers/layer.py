@@ -140,14 +140,15 @@ class Layer:
         A layer whose `backward` can write over its gradients saves the passes over memory that
         zeros cost. In a team, every thread's replica is asked.
         """
-        if self.member is None or self.member.share.index == 0:
-            if self._gradients is None:
-                self.zero_grad()
-            else:
-                self._gradients.fill(0)
+        if self.member and self.member.share.index > 0:
+            return  # the first thread does it
+        if self._gradients is None:
+            self.zero_grad()
+        else:
+            self._gradients.fill(0)
 
     @property
-    def share(self) -> Share | None:
+    def _share(self) -> Share | None:
         """This thread's share of a batch, as the kernels take it; None if it is alone."""
         return self.member.share if self.member else None
 

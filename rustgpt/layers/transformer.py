@@ -113,7 +113,7 @@ class TransformerBlock(Layer):
         scratch = self._scratch.get("block", (self._scratch_size(N, C, F),), self.dtype)
         ops.block_forward(
             x, offsets, self._parameters, *shape, out, self.kept, scratch, self.bfloat16,
-            self.share,
+            self._share,
         )  # fmt: skip
         return out
 
@@ -197,7 +197,7 @@ class TransformerBlock(Layer):
         scratch = self.scratch("block", self._scratch_size(N, C, shape[1]))
         ops.block_backward(
             dout, self.x, self.offsets, self._parameters, *shape, self.kept, dx, self._gradients,
-            scratch, self.bfloat16, self.share, self._overwrite,
+            scratch, self.bfloat16, self._share, self._overwrite,
         )  # fmt: skip
         self._overwrite = False
         return dx
