@@ -62,7 +62,9 @@ class Embeddings(Layer):
         # forward: out = tokens[ids] + places[positions]; ids have no gradient
         if self._share:  # the output projection may still write over a tied table's gradient
             self._share.barrier.wait()
-        ops.embedding_backward(dout, self.ids, self.offsets, self.dtokens, self.dplaces, self._share)
+        ops.embedding_backward(
+            dout, self.ids, self.offsets, self.dtokens, self.dplaces, self._share
+        )
         return dout
 
     def decode(self, x: Indices, cache: Cache) -> Array:  # (n,) -> (n, C)
