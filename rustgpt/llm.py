@@ -21,6 +21,7 @@ from rustgpt.layers.memory import Array, Buffers, Indices, aligned
 from rustgpt.layers.output_projection import OutputProjection
 from rustgpt.layers.team import Member
 from rustgpt.layers.transformer import TransformerBlock
+from rustgpt.reference.share import Crew
 from rustgpt.text.dataset import Dataset
 from rustgpt.text.tokenizer import WordTokenizer
 
@@ -89,6 +90,7 @@ class LLM:
         self.parameters: Array = aligned(size, np.dtype(config.dtype))
         self.gradients: Array = aligned(size, self.parameters.dtype)
         self._member: Member | None = None
+        self._crew: Crew | None = None
         self._bind(self.parameters)
 
     @classmethod
@@ -156,6 +158,7 @@ class LLM:
             gradients = aligned(self.parameters.size, self.parameters.dtype)
         twin.gradients = gradients
         twin._bind(None)
+        twin.use_crew(None)
         return twin
 
     def use_bfloat16(self, use: bool) -> None:
@@ -183,6 +186,13 @@ class LLM:
             for layer in self.layers:
                 layer.join(member)
             self._member = member
+
+    def use_crew(self, crew: Crew | None) -> None:
+        """Let a crew help in the kernels, or none any more; see `rustgpt.layers.team`."""
+        if crew is not self._crew:
+            for layer in self.layers:
+                layer.use_crew(crew)
+            self._crew = crew
 
     def describe(self) -> str:
         """Return the layers with their sizes, for people."""

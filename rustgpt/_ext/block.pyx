@@ -19,13 +19,16 @@ from libc.string cimport memcpy, memset
 from rustgpt._ext.activations cimport relu, relu_gradient
 from rustgpt._ext.attention cimport attend, attend_all, attend_all_backward
 from rustgpt._ext.checks cimport check_blas, check_matrix, check_offsets, check_vector
+from rustgpt._ext.crew cimport Crew, run
 from rustgpt._ext.layer_norm cimport normalise_again, normalise_rows, normalise_rows_backward
 from rustgpt._ext.layout cimport (
-    Block, Kept, Scratch, attention_size, block_of, kept_of, scratch_of, whole_lines,
+    Block, Kept, Scratch, block_of, kept_of, scratch_of, whole_lines,
 )
-from rustgpt._ext.linear cimport add_gradients, affine, check_bfloat16
+from rustgpt._ext.linear cimport add_gradients, affine, check_bfloat16, divides
 from rustgpt._ext.rows cimport row_gelu, row_gelu_backward
-from rustgpt._ext.share cimport Share, barrier_of, edge_of, edges_of, meet, share_of
+from rustgpt._ext.share cimport (
+    Share, alone, barrier_of, begin_of, edge_of, edges_of, meet, share_of,
+)
 
 
 cpdef Py_ssize_t block_kept_size(
@@ -38,20 +41,22 @@ cpdef Py_ssize_t block_kept_size(
 
 
 cpdef Py_ssize_t block_scratch_size(
-    Py_ssize_t N, Py_ssize_t longest, Py_ssize_t C, Py_ssize_t F, Py_ssize_t threads=1
+    Py_ssize_t N, Py_ssize_t longest, Py_ssize_t C, Py_ssize_t F, Py_ssize_t threads=1,
+    bint crew=False,
 ) except -1:
     """Numbers of scratch for N rows, in texts of at most `longest` rows with those before."""
-    cdef Py_ssize_t M = whole_lines(N)
-    if threads == 1:
-        return M * (max(F, 3 * C) + max(F, C) + 2 * C) + attention_size(longest, C)
-    return M * (2 * F + 8 * C) + threads * (attention_size(longest, C) + whole_lines(4 * C))
+    cdef Share s = alone(N)
+    cdef Block b = block_of(C, F, 1, False, False, False, False, 0.0, 0.0, False)
+    s.n, s.crew = threads, crew and threads > 1
+    return scratch_of(&b, &s, N, longest).size
 
 
 cdef int check_block(
     Block b, const Py_ssize_t* x, const Py_ssize_t* parameters, Py_ssize_t scratch,
-    Py_ssize_t longest, Py_ssize_t threads,
+    Py_ssize_t longest, const Share* s,
 ) except -1:
-    cdef Py_ssize_t needed = block_scratch_size(x[0], longest, b.C, b.F, threads)
+    cdef Py_ssize_t needed = block_scratch_size(x[0], longest, b.C, b.F, s.n, s.crew)
+    cdef str crew = ", True" if s.crew else ""
     if b.H < 1 or b.C % b.H != 0:
         raise ValueError(f"n_heads must divide the {b.C} columns, got {b.H}")
     if b.F < 0:
@@ -62,7 +67,7 @@ cdef int check_block(
     check_vector("parameters", parameters, b.size)
     if scratch < needed:
         raise ValueError(
-            f"scratch must hold block_scratch_size({x[0]}, {longest}, {b.C}, {b.F}, {threads}) = "
+            f"scratch must hold block_scratch_size({x[0]}, {longest}, {b.C}, {b.F}, {s.n}{crew}) = "
             f"{needed} numbers, got {scratch}"
         )
     return 0
@@ -78,34 +83,71 @@ cdef int check_texts(const Share* s, const int[::1] offsets) except -1:
     return 0
 
 
-cdef void feed_forward(
-    const Block* b, const floating* p, const floating* x, Py_ssize_t n,  # IN (n, C)
-    floating* hidden, floating* activated,                               # OUT (n, F); scratch
-    floating* out,                                                       # IN/OUT (n, C): added to
-) noexcept nogil:
+cdef int feed_forward(
+    const Block* b, const Share* s, const floating* p,
+    const floating* x, Py_ssize_t n,        # IN (n, C)
+    floating* hidden, floating* activated,  # OUT (n, F); scratch
+    floating* out,                          # IN/OUT (n, C): added to
+) except -1 nogil:
     """out += activation(x @ weight1 + bias1) @ weight2 + bias2."""
-    affine(x, p + b.weight1, p + b.bias1, n, b.C, b.F, False, False, b.bfloat16,
+    cdef Py_ssize_t i, rows = n, first = 0, size = n * b.F
+    affine(s, x, p + b.weight1, p + b.bias1, n, b.C, b.F, False, False, b.bfloat16,
            hidden)                                                                    # (n, F)
-    if b.gelu:
-        row_gelu(hidden, n * b.F, activated)
-    else:
-        relu(hidden, n * b.F, hidden)
-        activated = hidden
-    affine(activated, p + b.weight2, p + b.bias2, n, b.F, b.C, False, True, b.bfloat16,
-           out)                                                                       # (n, C)
+    if s.crew:  # row by row, the thread's columns
+        first = begin_of(s, b.F, s.index)
+        size = begin_of(s, b.F, s.index + 1) - first
+    else:  # all at once
+        rows = 1
+    for i in range(rows):
+        if b.gelu:
+            row_gelu(hidden + i * b.F + first, size, activated + i * b.F + first)
+        else:
+            relu(hidden + i * b.F + first, size, hidden + i * b.F + first)
+    if s.crew:
+        meet(s)
+    affine(s, activated if b.gelu else hidden, p + b.weight2, p + b.bias2, n, b.F, b.C, False, True,
+           b.bfloat16, out)                                                           # (n, C)
+    return 0
 
 
 cdef void project(
-    const Block* b, const floating* p, const floating* heads, Py_ssize_t n, floating* out
+    const Block* b, const Share* s, const floating* p, const floating* heads, Py_ssize_t n,
+    floating* out,
 ) noexcept nogil:
     """out += heads @ projection_weight + projection_bias, or heads as they are."""
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, c, first, stop
     if b.projection:
-        affine(heads, p + b.projection_weight, p + b.projection_bias if b.bias else NULL,
+        affine(s, heads, p + b.projection_weight, p + b.projection_bias if b.bias else NULL,
                n, b.C, b.C, False, True, b.bfloat16, out)  # (n, C)
-    else:
-        for i in range(n * b.C):
-            out[i] += heads[i]
+        return
+    columns_of(b, s, &first, &stop)
+    for i in range(n):
+        for c in range(first, stop):
+            out[i * b.C + c] += heads[i * b.C + c]
+
+
+cdef void columns_of(
+    const Block* b, const Share* s, Py_ssize_t* first, Py_ssize_t* stop
+) noexcept nogil:
+    """Which columns of a sum (n, C) are this thread's."""
+    first[0], stop[0] = 0, b.C
+    if s.crew:
+        first[0], stop[0] = begin_of(s, b.C, s.index), begin_of(s, b.C, s.index + 1)
+
+
+cdef void copy(
+    const Block* b, const Share* s, const floating* x, Py_ssize_t n, floating* out
+) noexcept nogil:
+    """out (n, C) = x, of this thread's columns."""
+    cdef Py_ssize_t i, first, stop
+    if x == out:
+        return
+    columns_of(b, s, &first, &stop)
+    if stop - first == b.C:
+        memcpy(out, x, n * b.C * sizeof(floating))
+        return
+    for i in range(n):
+        memcpy(out + i * b.C + first, x + i * b.C + first, (stop - first) * sizeof(floating))
 
 
 def block_forward(
@@ -125,26 +167,80 @@ def block_forward(
     floating[::1] scratch not None,           # block_scratch_size(N, longest text, C, F, threads)
     bint bfloat16=False,                      # IN: whether the linear products round to it
     object share=None,                        # IN: this thread's, of several
+    Crew crew=None,                           # threads that do it together
 ):
     """out = norm2(h + feed_forward(h)), h = norm1(x + attention(x)); or with the norms before."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], longest = check_offsets(offsets, N)
     cdef const int[::1] edges = edges_of(share)
     cdef object barrier = barrier_of(share)
-    cdef Share s = share_of(share, edges, barrier, N)
     cdef Block b = block_of(C, hidden_dim, n_heads, pre_norm, gelu, projection, bias,
                             epsilon1, epsilon2, bfloat16)
-    cdef Kept k = kept_of(&b, N, s.n > 1)
+    cdef bint divided = divides(N, C, 3 * C, bfloat16) and divides(N, C, b.F, bfloat16)
+    cdef Share s = share_of(share, edges, barrier, N, crew, divided)
+    cdef Kept k = kept_of(&b, N, s.n > 1 and not s.crew)
     check_bfloat16(bfloat16, sizeof(floating))
     check_texts(&s, offsets)
-    check_block(b, x.shape, parameters.shape, scratch.shape[0], longest, s.n)
+    check_block(b, x.shape, parameters.shape, scratch.shape[0], longest, &s)
     check_matrix("out", out.shape, N, C)
     check_vector("kept", kept.shape, k.size)
     if N == 0 or C == 0:
         return
-    cdef Scratch w = scratch_of(&b, &s, N, longest)
-    with nogil:
-        forward(&b, &k, &w, &s, &parameters[0], &x[0, 0], &offsets[0],
-                offsets.shape[0] - 1, &out[0, 0], &kept[0], &scratch[0])
+    cdef Pass a
+    cdef bint single = floating is float
+    a.b, a.k, a.s, a.single = b, k, s, single
+    a.N, a.longest, a.B, a.offsets = N, longest, offsets.shape[0] - 1, &offsets[0]
+    a.p, a.x, a.out, a.kept, a.scratch = (
+        &parameters[0], &x[0, 0], &out[0, 0], &kept[0], &scratch[0]
+    )
+    run(crew if s.crew else None, forward_part, &a)
+
+
+cdef struct Pass:
+    # What a call asks of every thread.
+    Block b
+    Kept k
+    Share s  # of the calling thread
+    bint single
+    Py_ssize_t N, longest, B
+    const int* offsets
+    const void* p
+    const void* x
+    const void* dout
+    void* out
+    void* kept
+    void* scratch
+    void* dx
+    void* dp
+
+
+cdef int forward_part(const void* work, Py_ssize_t index) except -1 nogil:
+    """One thread's part of `block_forward`."""
+    cdef const Pass* a = <const Pass*> work
+    cdef Share s = a.s
+    if s.crew:
+        s.index = index
+    cdef Scratch w = scratch_of(&a.b, &s, a.N, a.longest)
+    if a.single:
+        return forward(&a.b, &a.k, &w, &s, <const float*> a.p, <const float*> a.x, a.offsets, a.B,
+                       <float*> a.out, <float*> a.kept, <float*> a.scratch)
+    return forward(&a.b, &a.k, &w, &s, <const double*> a.p, <const double*> a.x, a.offsets, a.B,
+                   <double*> a.out, <double*> a.kept, <double*> a.scratch)
+
+
+cdef int backward_part(const void* work, Py_ssize_t index) except -1 nogil:
+    """One thread's part of `block_backward`."""
+    cdef const Pass* a = <const Pass*> work
+    cdef Share s = a.s
+    if s.crew:
+        s.index = index
+    cdef Scratch w = scratch_of(&a.b, &s, a.N, a.longest)
+    if a.single:
+        return backward(&a.b, &a.k, &w, &s, <const float*> a.p, <float*> a.dp,
+                        <const float*> a.dout, <const float*> a.x, a.offsets, a.B, a.N,
+                        <const float*> a.kept, <float*> a.dx, <float*> a.scratch)
+    return backward(&a.b, &a.k, &w, &s, <const double*> a.p, <double*> a.dp,
+                    <const double*> a.dout, <const double*> a.x, a.offsets, a.B, a.N,
+                    <const double*> a.kept, <double*> a.dx, <double*> a.scratch)
 
 
 cdef int attend_share(
@@ -153,7 +249,7 @@ cdef int attend_share(
 ) except -1 nogil:
     """Attention of this thread's texts; or of its heads of all texts, between two meetings."""
     cdef Py_ssize_t first, stop
-    if s.heads:
+    if s.heads:  # of all rows, whose other columns others have made
         meet(s)
         attend_all(qkv, offsets, B, C, H, edge_of(H, s.index, s.n), edge_of(H, s.index + 1, s.n),
                    heads, lse, scratch)
@@ -203,36 +299,51 @@ cdef int forward(
     cdef floating* activated = scratch + w.activated + r * b.F            # (n, F)
     cdef floating* normal = scratch + w.normal1 + r * C                   # (n, C)
     cdef floating* all_heads = (
-        kept + k.heads if b.projection or s.n > 1 else scratch + w.activated
+        kept + k.heads if b.projection or s.n > 1 and not s.crew else scratch + w.dheads
     )                                                                     # (N, C)
     cdef floating* sum1 = kept + k.sum1 + r * C
     cdef floating* sum2 = out + r * C if b.pre_norm else kept + k.sum2 + r * C
     cdef const floating* inner = x + r * C
     if b.pre_norm:
-        normalise_rows(x + r * C, p + b.norm1, p + b.norm1 + C, b.epsilon1, n, C, normal,
-                       kept + k.mean1 + r, kept + k.rstd1 + r)
+        normalise(b, k, s, 1, p, x + r * C, n, normal, kept)
         inner = normal
     # sum1 = x + attention(inner)
-    affine(inner, p + b.qkv_weight, p + b.qkv_bias if b.bias else NULL, n, C, 3 * C, False, False,
-           b.bfloat16, kept + k.qkv + r * 3 * C)                          # (n, 3 C)
+    affine(s, inner, p + b.qkv_weight, p + b.qkv_bias if b.bias else NULL, n, C, 3 * C, False,
+           False, b.bfloat16, kept + k.qkv + r * 3 * C)                   # (n, 3 C)
     attend_share(s, kept + k.qkv, offsets, B, C, b.H, all_heads, kept + k.lse,
                  scratch + w.attention)                                   # (n, C)
-    memcpy(sum1, x + r * C, n * C * sizeof(floating))
-    project(b, p, all_heads + r * C, n, sum1)
+    copy(b, s, x + r * C, n, sum1)
+    project(b, s, p, all_heads + r * C, n, sum1)
+    if s.crew:
+        meet(s)
     # sum2 = h + feed_forward(normal), where h is sum1, or normal if the norms come after
-    if b.pre_norm:
-        normalise_rows(sum1, p + b.norm2, p + b.norm2 + C, b.epsilon2, n, C, normal,
-                       kept + k.mean2 + r, kept + k.rstd2 + r)
-        memcpy(sum2, sum1, n * C * sizeof(floating))
-    else:
-        normalise_rows(sum1, p + b.norm1, p + b.norm1 + C, b.epsilon1, n, C, normal,
-                       kept + k.mean1 + r, kept + k.rstd1 + r)
-        memcpy(sum2, normal, n * C * sizeof(floating))
-    feed_forward(b, p, normal, n, kept + k.hidden + r * b.F, activated, sum2)
+    normalise(b, k, s, 2 if b.pre_norm else 1, p, sum1, n, normal, kept)
+    copy(b, s, <const floating*> (sum1 if b.pre_norm else normal), n, sum2)
+    feed_forward(b, s, p, normal, n, kept + k.hidden + r * b.F, activated, sum2)
     if not b.pre_norm:
-        normalise_rows(sum2, p + b.norm2, p + b.norm2 + C, b.epsilon2, n, C, out + r * C,
-                       kept + k.mean2 + r, kept + k.rstd2 + r)
+        if s.crew:
+            meet(s)
+            r, n = edge_of(n, s.index, s.n), edge_of(n, s.index + 1, s.n)
+            n -= r
+        normalise_rows(kept + k.sum2 + r * C, p + b.norm2, p + b.norm2 + C, b.epsilon2, n, C,
+                       out + r * C, kept + k.mean2 + r, kept + k.rstd2 + r)
     return 0
+
+
+cdef void normalise(
+    const Block* b, const Kept* k, const Share* s, int which, const floating* p,
+    const floating* x, Py_ssize_t n, floating* out, floating* kept,
+) noexcept nogil:
+    """out (n, C) = norm1 or norm2 of x. In a crew, where each thread does it, one keeps the rest.
+    """
+    cdef floating* mean = NULL
+    cdef floating* rstd = NULL
+    if not s.crew or s.index == 0:
+        mean = kept + (k.mean1 if which == 1 else k.mean2) + s.first
+        rstd = kept + (k.rstd1 if which == 1 else k.rstd2) + s.first
+    cdef const floating* weight = p + (b.norm1 if which == 1 else b.norm2)
+    normalise_rows(x, weight, weight + b.C, b.epsilon1 if which == 1 else b.epsilon2, n, b.C, out,
+                   mean, rstd)
 
 
 def block_backward(
@@ -255,19 +366,21 @@ def block_backward(
     bint bfloat16=False,                      # IN: whether the linear products round to it
     object share=None,                        # IN: this thread's, of several
     bint overwrite=False,                     # IN: whether to write over dparameters instead
+    Crew crew=None,                           # threads that do it together
 ):
     """The gradients of the input and of the parameters, from the gradient of the output."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], longest = check_offsets(offsets, N)
     cdef const int[::1] edges = edges_of(share)
     cdef object barrier = barrier_of(share)
-    cdef Share s = share_of(share, edges, barrier, N)
     cdef Block b = block_of(C, hidden_dim, n_heads, pre_norm, gelu, projection, bias,
                             epsilon1, epsilon2, bfloat16)
+    cdef bint divided = divides(N, C, 3 * C, bfloat16) and divides(N, C, b.F, bfloat16)
+    cdef Share s = share_of(share, edges, barrier, N, crew, divided)
     b.overwrite = overwrite
-    cdef Kept k = kept_of(&b, N, s.n > 1)
+    cdef Kept k = kept_of(&b, N, s.n > 1 and not s.crew)
     check_bfloat16(bfloat16, sizeof(floating))
     check_texts(&s, offsets)
-    check_block(b, x.shape, parameters.shape, scratch.shape[0], longest, s.n)
+    check_block(b, x.shape, parameters.shape, scratch.shape[0], longest, &s)
     check_matrix("dout", dout.shape, N, C)
     check_vector("kept", kept.shape, k.size)
     check_matrix("dx", dx.shape, N, C)
@@ -276,10 +389,13 @@ def block_backward(
         if overwrite:
             dparameters[:] = 0
         return
-    cdef Scratch w = scratch_of(&b, &s, N, longest)
-    with nogil:
-        backward(&b, &k, &w, &s, &parameters[0], &dparameters[0], &dout[0, 0], &x[0, 0],
-                 &offsets[0], offsets.shape[0] - 1, N, &kept[0], &dx[0, 0], &scratch[0])
+    cdef Pass a
+    cdef bint single = floating is float
+    a.b, a.k, a.s, a.single = b, k, s, single
+    a.N, a.longest, a.B, a.offsets = N, longest, offsets.shape[0] - 1, &offsets[0]
+    a.p, a.dp, a.dout, a.x = &parameters[0], &dparameters[0], &dout[0, 0], &x[0, 0]
+    a.kept, a.dx, a.scratch = <void*> &kept[0], &dx[0, 0], &scratch[0]
+    run(crew if s.crew else None, backward_part, &a)
 
 
 cdef int backward(
@@ -288,7 +404,7 @@ cdef int backward(
     Py_ssize_t B, Py_ssize_t N, const floating* kept, floating* dx, floating* scratch,
 ) except -1 nogil:
     cdef Py_ssize_t C = b.C, r = s.first, n = s.stop - s.first  # this thread's rows
-    cdef bint alone = s.n == 1
+    cdef bint alone = s.n == 1, at_once = alone or s.crew       # or in a team, gradients at the end
     cdef floating* mine = dx + r * C
     # The gradients of both residual sums: alone, they take turns in dx.
     cdef floating* dsum1 = mine if alone else scratch + w.dsum1 + r * C
@@ -301,14 +417,14 @@ cdef int backward(
     if b.overwrite and s.index == 0:
         memset(dnorm1, 0, 2 * C * sizeof(floating))
         memset(dnorm2, 0, 2 * C * sizeof(floating))
-    if not alone:
-        dnorm1 = scratch + w.dnorms + s.index * whole_lines(4 * C)
+    if not at_once or s.index > 0:
+        dnorm1 = scratch + w.dnorms + (0 if s.crew else s.index * whole_lines(4 * C))
         dnorm2 = dnorm1 + 2 * C
         memset(dnorm1, 0, 4 * C * sizeof(floating))
     if b.pre_norm:
-        if not alone:
+        if not at_once:
             memcpy(dsum2, dout + r * C, n * C * sizeof(floating))
-        elif dout != dx:
+        elif s.crew or dout != dx:
             dsum2 = <floating*> dout  # is read only
         normalise_again(sum1, p + b.norm2, p + b.norm2 + C, kept + k.mean2 + r, kept + k.rstd2 + r,
                         n, C, scratch + w.normal2 + r * C)
@@ -319,28 +435,36 @@ cdef int backward(
                                 C, dsum2, dnorm2, dnorm2 + C)
         normalise_again(sum1, p + b.norm1, p + b.norm1 + C, kept + k.mean1 + r, kept + k.rstd1 + r,
                         n, C, scratch + w.normal2 + r * C)
+        if not s.crew:
+            dnormal = mine
     # forward: sum2 = h + activation(normal2 @ weight1 + bias1) @ weight2 + bias2
-    through_activation(b, p, dsum2, kept + k.hidden + r * b.F, n, scratch + w.dhidden + r * b.F,
+    through_activation(b, s, p, dsum2, kept + k.hidden + r * b.F, n, scratch + w.dhidden + r * b.F,
                        scratch + w.activated + r * b.F)      # (n, F)
-    if alone:
+    if s.crew:
+        meet(s)
+    if at_once:
         feed_forward_gradients(b, k, w, s, dp, dsum2, kept, scratch, n)
     if b.pre_norm:
         # forward: normal2 = norm2(sum1), and sum1 went into sum2
-        back(b, p + b.weight1, scratch + w.dhidden + r * b.F, n, C, b.F, False, dnormal)
+        back(b, s, p + b.weight1, scratch + w.dhidden + r * b.F, n, C, b.F, False, dnormal)
+        if s.crew:
+            meet(s)
         normalise_rows_backward(dnormal, sum1, p + b.norm2, kept + k.mean2 + r, kept + k.rstd2 + r,
                                 dsum2, n, C, dsum1, dnorm2, dnorm2 + C)
         normalise_again(x + r * C, p + b.norm1, p + b.norm1 + C, kept + k.mean1 + r,
                         kept + k.rstd1 + r, n, C, scratch + w.normal1 + r * C)
     else:
         # forward: h = normal2 = norm1(sum1)
-        copy(dsum2, mine, n * C)
-        back(b, p + b.weight1, scratch + w.dhidden + r * b.F, n, C, b.F, True, mine)
-        normalise_rows_backward(mine, sum1, p + b.norm1, kept + k.mean1 + r, kept + k.rstd1 + r,
+        copy(b, s, dsum2, n, dnormal)
+        back(b, s, p + b.weight1, scratch + w.dhidden + r * b.F, n, C, b.F, True, dnormal)
+        if s.crew:
+            meet(s)
+        normalise_rows_backward(dnormal, sum1, p + b.norm1, kept + k.mean1 + r, kept + k.rstd1 + r,
                                 <const floating*> NULL, n, C, dsum1, dnorm1, dnorm1 + C)
     # forward: sum1 = x + heads @ projection_weight + projection_bias
     if b.projection:
-        back(b, p + b.projection_weight, dsum1, n, C, C, False, dheads + r * C)
-        if alone:
+        back(b, s, p + b.projection_weight, dsum1, n, C, C, False, dheads + r * C)
+        if at_once:
             projection_gradients(b, k, s, dp, dsum1, kept, n)
     else:
         dheads = dx if alone else scratch + w.dsum1
@@ -350,13 +474,16 @@ cdef int backward(
     # forward: qkv = inner @ qkv_weight + qkv_bias
     if b.pre_norm:
         # inner = norm1(x), and x went into sum1
-        back(b, p + b.qkv_weight, scratch + w.dqkv + r * 3 * C, n, C, 3 * C, False, dnormal)
-        normalise_rows_backward(dnormal, x + r * C, p + b.norm1, kept + k.mean1 + r,
-                                kept + k.rstd1 + r, dsum1, n, C, mine, dnorm1, dnorm1 + C)
+        back(b, s, p + b.qkv_weight, scratch + w.dqkv + r * 3 * C, n, C, 3 * C, False, dnormal)
+        if s.crew:
+            meet(s)
+        if not s.crew or s.index == 0:
+            normalise_rows_backward(dnormal, x + r * C, p + b.norm1, kept + k.mean1 + r,
+                                    kept + k.rstd1 + r, dsum1, n, C, mine, dnorm1, dnorm1 + C)
     else:
-        copy(dsum1, mine, n * C)
-        back(b, p + b.qkv_weight, scratch + w.dqkv + r * 3 * C, n, C, 3 * C, True, mine)
-    if alone:
+        copy(b, s, dsum1, n, mine)
+        back(b, s, p + b.qkv_weight, scratch + w.dqkv + r * 3 * C, n, C, 3 * C, True, mine)
+    if at_once:
         qkv_gradients(b, w, s, dp, x, scratch, n)
         return 0
     meet(s)
@@ -369,29 +496,32 @@ cdef int backward(
 
 
 cdef void back(
-    const Block* b, const floating* weight, const floating* dout, Py_ssize_t n, Py_ssize_t c_in,
-    Py_ssize_t c_out, bint add, floating* dx,
+    const Block* b, const Share* s, const floating* weight, const floating* dout, Py_ssize_t n,
+    Py_ssize_t c_in, Py_ssize_t c_out, bint add, floating* dx,
 ) noexcept nogil:
     """dx = (dx if add) + dout @ weight.T, from out = x @ weight."""
-    affine(dout, weight, <const floating*> NULL, n, c_out, c_in, True, add, b.bfloat16, dx)
-
-
-cdef void copy(const floating* x, floating* out, Py_ssize_t size) noexcept nogil:
-    if x != out:
-        memcpy(out, x, size * sizeof(floating))
+    affine(s, dout, weight, <const floating*> NULL, n, c_out, c_in, True, add, b.bfloat16, dx)
 
 
 cdef void through_activation(
-    const Block* b, const floating* p, const floating* dout,  # IN (n, C)
-    const floating* hidden, Py_ssize_t n,                     # IN (n, F)
-    floating* dhidden, floating* activated,                   # OUT (n, F); the second if GELU
+    const Block* b, const Share* s, const floating* p,
+    const floating* dout,                      # IN (n, C)
+    const floating* hidden, Py_ssize_t n,      # IN (n, F)
+    floating* dhidden, floating* activated,    # OUT (n, F); the second if GELU
 ) noexcept nogil:
     """From out = activation(hidden) @ weight2 + bias2, the gradient of hidden."""
-    back(b, p + b.weight2, dout, n, b.F, b.C, False, dhidden)
-    if b.gelu:
-        row_gelu_backward(dhidden, hidden, n * b.F, dhidden, activated)
-    else:
-        relu_gradient(dhidden, hidden, n * b.F, dhidden)
+    cdef Py_ssize_t i, rows = 1, first = 0, size = n * b.F
+    back(b, s, p + b.weight2, dout, n, b.F, b.C, False, dhidden)
+    if s.crew:
+        rows, first = n, begin_of(s, b.F, s.index)
+        size = begin_of(s, b.F, s.index + 1) - first
+    for i in range(rows):
+        if b.gelu:
+            row_gelu_backward(dhidden + i * b.F + first, hidden + i * b.F + first, size,
+                              dhidden + i * b.F + first, activated + i * b.F + first)
+        else:
+            relu_gradient(dhidden + i * b.F + first, hidden + i * b.F + first, size,
+                          dhidden + i * b.F + first)
 
 
 # The gradients of the weights, a thread's part of them, over N rows.
@@ -431,8 +561,7 @@ cdef void gradients_of(
     const Block* b, const Share* s, const floating* dout, const floating* x, Py_ssize_t N,
     Py_ssize_t c_in, Py_ssize_t c_out, floating* dweight, floating* dbias,
 ) noexcept nogil:
-    add_gradients(dout, x, N, c_in, c_out, False, not b.overwrite, b.bfloat16, s.index, s.n,
-                  dweight, dbias)
+    add_gradients(s, dout, x, N, c_in, c_out, False, not b.overwrite, b.bfloat16, dweight, dbias)
 
 
 cdef void norm_gradients(
@@ -470,17 +599,18 @@ def block_decode(
         raise ValueError(f"start must leave room for {n} rows in a cache of {S}, got {start}")
     check_matrix("keys", keys.shape, S, C)
     check_matrix("values", values.shape, S, C)
-    check_block(b, x.shape, parameters.shape, scratch.shape[0], start + n, 1)
+    cdef Share s = alone(n)
+    check_block(b, x.shape, parameters.shape, scratch.shape[0], start + n, &s)
     if n == 0 or C == 0:
         return
     with nogil:
-        decode(&b, &parameters[0], &x[0, 0], n, start, &keys[0, 0], &values[0, 0], &scratch[0])
+        decode(&b, &s, &parameters[0], &x[0, 0], n, start, &keys[0, 0], &values[0, 0], &scratch[0])
 
 
-cdef void decode(
-    const Block* b, const floating* p, floating* x, Py_ssize_t n, Py_ssize_t start,
+cdef int decode(
+    const Block* b, const Share* s, const floating* p, floating* x, Py_ssize_t n, Py_ssize_t start,
     floating* keys, floating* values, floating* scratch,
-) noexcept nogil:
+) except -1 nogil:
     cdef Py_ssize_t i, h, C = b.C, D = b.C // b.H, row = C * sizeof(floating)
     cdef floating* qkv = scratch                          # (n, 3 C), then hidden (n, F)
     cdef floating* heads = qkv + n * max(b.F, 3 * C)      # (n, C), then activated (n, F)
@@ -492,7 +622,7 @@ cdef void decode(
                        <floating*> NULL, <floating*> NULL)
         inner = normal
     # x = x + attention(inner)
-    affine(inner, p + b.qkv_weight, p + b.qkv_bias if b.bias else NULL, n, C, 3 * C, False, False,
+    affine(s, inner, p + b.qkv_weight, p + b.qkv_bias if b.bias else NULL, n, C, 3 * C, False, False,
            b.bfloat16, qkv)                               # (n, 3 C)
     for i in range(n):
         memcpy(keys + (start + i) * C, qkv + i * 3 * C + C, row)
@@ -500,7 +630,7 @@ cdef void decode(
     for h in range(b.H):
         attend(qkv + h * D, 3 * C, keys + h * D, values + h * D, C, n, start, D,
                heads + h * D, C, <floating*> NULL, 0, scores)
-    project(b, p, heads, n, x)
+    project(b, s, p, heads, n, x)
     # x = x + feed_forward(inner)
     if b.pre_norm:
         normalise_rows(x, p + b.norm2, p + b.norm2 + C, b.epsilon2, n, C, normal,
@@ -509,7 +639,8 @@ cdef void decode(
         normalise_rows(x, p + b.norm1, p + b.norm1 + C, b.epsilon1, n, C, x,
                        <floating*> NULL, <floating*> NULL)
         memcpy(normal, x, n * row)
-    feed_forward(b, p, normal, n, qkv, heads, x)
+    feed_forward(b, s, p, normal, n, qkv, heads, x)
     if not b.pre_norm:
         normalise_rows(x, p + b.norm2, p + b.norm2 + C, b.epsilon2, n, C, x,
                        <floating*> NULL, <floating*> NULL)
+    return 0

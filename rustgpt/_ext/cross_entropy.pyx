@@ -10,9 +10,10 @@ from libc.math cimport INFINITY, log, sqrt
 from rustgpt._ext.checks cimport (
     check_blas, check_indices, check_matrix, check_vector, check_weight, matrix_at, vector_at,
 )
-from rustgpt._ext.linear cimport add_gradients, affine, check_bfloat16
+from rustgpt._ext.crew cimport Crew, run
+from rustgpt._ext.linear cimport add_gradients, affine, check_bfloat16, divides
 from rustgpt._ext.rows cimport row_dot, row_exp, row_max
-from rustgpt._ext.share cimport Share, barrier_of, edges_of, meet, share_of
+from rustgpt._ext.share cimport Share, barrier_of, edge_of, edges_of, meet, share_of
 
 
 def softmax(
@@ -35,13 +36,13 @@ def softmax(
                 out[n, v] *= inverse
 
 
-cdef double losses_of(
+cdef void losses_of(
     const floating* logits, const int* targets, Py_ssize_t N, Py_ssize_t V, double scale,
     double max_norm, floating* losses, floating* dlogits,  # OUT (N,), (N, V); may be logits
 ) noexcept nogil:
     cdef Py_ssize_t n, v
     cdef floating largest, factor, target_logit
-    cdef double total, squares = 0.0, sum_of_losses = 0.0
+    cdef double total, squares = 0.0
     cdef const floating* row
     cdef floating* drow
     for n in range(N):
@@ -56,7 +57,6 @@ cdef double losses_of(
         largest = row_max(row, V)
         total = row_exp(row, <floating> 1, largest, drow, V)
         losses[n] = <floating> (log(total) + (largest - target_logit))
-        sum_of_losses += losses[n]
         factor = <floating> (scale / total)
         for v in range(V):
             drow[v] *= factor
@@ -67,7 +67,6 @@ cdef double losses_of(
         factor = <floating> (max_norm / sqrt(squares))
         for n in range(N * V):
             dlogits[n] *= factor
-    return sum_of_losses
 
 
 cdef int check_loss(const int[::1] targets, Py_ssize_t N, Py_ssize_t V, double max_norm,
@@ -114,6 +113,7 @@ def linear_cross_entropy(
     bint bfloat16=False,                     # IN: whether the products' factors are rounded to it
     object share=None,                       # IN: this thread's, of several
     bint overwrite=False,                    # IN: whether to write over dweight and dbias instead
+    Crew crew=None,                          # threads that do it together
 ):
     """`cross_entropy` of logits = x @ weight + bias, and back, without all logits in memory.
 
@@ -122,8 +122,9 @@ def linear_cross_entropy(
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], V = scratch.shape[1]
     cdef const int[::1] edges = edges_of(share)
     cdef object barrier = barrier_of(share)
-    cdef Share s = share_of(share, edges, barrier, N)
-    cdef Py_ssize_t R = scratch.shape[0] // s.n
+    cdef bint divided = N <= scratch.shape[0] and divides(N, C, V, bfloat16)
+    cdef Share s = share_of(share, edges, barrier, N, crew, divided)
+    cdef Py_ssize_t R = scratch.shape[0] // (1 if s.crew else s.n)
     cdef Output o
     check_bfloat16(bfloat16, sizeof(floating))
     check_blas("x", x.shape)
@@ -146,61 +147,103 @@ def linear_cross_entropy(
         if overwrite and dbias is not None:
             dbias[:] = 0
         return 0.0
-    o.C, o.V, o.R, o.transposed, o.bfloat16 = C, V, R, transposed, bfloat16
-    o.scale, o.max_norm = scale, max_norm
-    # Where each thread's rows begin; alone, both stand here.
-    cdef int[2] alone = [0, <int> N]
-    cdef const int* edges0 = alone
+    # Where each thread's rows begin; without a share, both stand here.
+    cdef int[2] all_rows = [0, <int> N]
+    cdef bint single = floating is float
+    o.s, o.edges, o.single = s, all_rows, single
     if share is not None:
-        edges0 = &edges[0]
-    cdef floating* x0 = matrix_at(x)
-    cdef floating* weight0 = matrix_at(weight)
-    cdef floating* bias0 = vector_at(bias)
-    cdef floating* dx0 = matrix_at[floating](dx)
-    cdef floating* dweight0 = matrix_at[floating](dweight)
-    cdef floating* dbias0 = vector_at[floating](dbias)
-    o.gradient, o.overwrite = dx is not None, overwrite
-    cdef double sum_of_losses
-    with nogil:
-        sum_of_losses = blocks_of_rows(&o, &s, edges0, x0, weight0, bias0, &targets[0],
-                                       &losses[0], dx0, dweight0, dbias0, &scratch[0, 0])
-    return sum_of_losses
+        o.edges = &edges[0]
+    o.C, o.V, o.R, o.transposed, o.bfloat16 = C, V, R, transposed, bfloat16
+    o.scale, o.max_norm, o.gradient, o.overwrite = scale, max_norm, dx is not None, overwrite
+    o.x, o.weight, o.bias, o.targets = matrix_at(x), matrix_at(weight), vector_at(bias), &targets[0]
+    o.losses, o.dx, o.scratch = &losses[0], matrix_at[floating](dx), &scratch[0, 0]
+    o.dweight, o.dbias = matrix_at[floating](dweight), vector_at[floating](dbias)
+    run(crew if s.crew else None, blocks_part, &o)
+    cdef double total = 0.0
+    cdef Py_ssize_t n
+    for n in range(s.first, s.stop):
+        total += losses[n]
+    return total
 
 
 cdef struct Output:
+    Share s           # of the calling thread
+    const int* edges
     Py_ssize_t C, V, R
-    bint transposed, bfloat16, gradient, overwrite
+    bint single, transposed, bfloat16, gradient, overwrite
     double scale, max_norm
+    const int* targets
+    const void* x
+    const void* weight
+    const void* bias
+    void* losses
+    void* dx
+    void* dweight
+    void* dbias
+    void* scratch
 
 
-cdef double blocks_of_rows(
-    const Output* o, const Share* s, const int* edges, const floating* x,
-    const floating* weight, const floating* bias, const int* targets, floating* losses,
-    floating* dx, floating* dweight, floating* dbias, floating* scratch,
-) except? -1 nogil:
-    cdef double sum_of_losses = 0.0
+cdef int blocks_part(const void* work, Py_ssize_t index) except -1 nogil:
+    """One thread's part of `linear_cross_entropy`."""
+    cdef const Output* o = <const Output*> work
+    cdef Share s = o.s
+    if s.crew:
+        s.index = index
+    if o.single:
+        blocks_of_rows(o, &s, <const float*> o.x, <const float*> o.weight, <const float*> o.bias,
+                       <float*> o.losses, <float*> o.dx, <float*> o.dweight, <float*> o.dbias,
+                       <float*> o.scratch)
+    else:
+        blocks_of_rows(o, &s, <const double*> o.x, <const double*> o.weight,
+                       <const double*> o.bias, <double*> o.losses, <double*> o.dx,
+                       <double*> o.dweight, <double*> o.dbias, <double*> o.scratch)
+    return 0
+
+
+cdef int blocks_of_rows(
+    const Output* o, const Share* s, const floating* x, const floating* weight,
+    const floating* bias, floating* losses, floating* dx, floating* dweight, floating* dbias,
+    floating* scratch,
+) except -1 nogil:
     cdef Py_ssize_t C = o.C, V = o.V, R = o.R, block, first, n, i
-    cdef Py_ssize_t blocks = (s.most + R - 1) // R
-    cdef floating* logits = scratch + s.index * R * V  # of this thread's rows
+    cdef Py_ssize_t blocks = (s.most + R - 1) // R, sharers = 1 if s.crew else s.n
+    cdef floating* logits = scratch + (0 if s.crew else s.index * R * V)  # of this thread's rows
     for block in range(blocks):
         first = min(s.first + block * R, s.stop)
         n = min(R, s.stop - first)
-        affine(x + first * C, weight, bias, n, C, V, o.transposed, False, o.bfloat16,
+        affine(s, x + first * C, weight, bias, n, C, V, o.transposed, False, o.bfloat16,
                logits)                                                            # (n, V)
-        sum_of_losses += losses_of(logits, targets + first, n, V, o.scale, o.max_norm,
-                                   losses + first, logits)
+        losses_of_share(o, s, first, n, losses, logits)
         if not o.gradient:
             continue
         # forward: logits = x @ weight + bias
-        affine(logits, weight, <const floating*> NULL, n, V, C, not o.transposed, False,
+        affine(s, logits, weight, <const floating*> NULL, n, V, C, not o.transposed, False,
                o.bfloat16, dx + first * C)                                        # (n, C)
-        if s.n > 1:
+        if s.n > 1 and not s.crew:
             meet(s)
-        for i in range(s.n):
-            first = min(<Py_ssize_t> edges[i] + block * R, <Py_ssize_t> edges[i + 1])
-            add_gradients(scratch + i * R * V, x + first * C, min(R, edges[i + 1] - first), C, V,
-                          o.transposed, block > 0 or i > 0 or not o.overwrite, o.bfloat16,
-                          s.index, s.n, dweight, dbias)
+        for i in range(sharers):
+            first = min(<Py_ssize_t> o.edges[i] + block * R, <Py_ssize_t> o.edges[i + 1])
+            add_gradients(s, scratch + i * R * V, x + first * C, min(R, o.edges[i + 1] - first), C,
+                          V, o.transposed, block > 0 or i > 0 or not o.overwrite, o.bfloat16,
+                          dweight, dbias)
         if s.n > 1 and block + 1 < blocks:
             meet(s)
-    return sum_of_losses
+    return 0
+
+
+cdef int losses_of_share(
+    const Output* o, const Share* s, Py_ssize_t first, Py_ssize_t n, floating* losses,
+    floating* logits,
+) except -1 nogil:
+    """`losses_of` n rows from the first on, of which a crew's threads have some each."""
+    cdef Py_ssize_t start = 0, stop = n
+    if s.crew:
+        meet(s)
+        start, stop = edge_of(n, s.index, s.n), edge_of(n, s.index + 1, s.n)
+        if o.max_norm < INFINITY:  # which asks for the sum over all rows
+            start, stop = 0, (n if s.index == 0 else 0)
+    losses_of(logits + start * o.V, o.targets + first + start, stop - start, o.V, o.scale,
+              o.max_norm, losses + first + start, logits + start * o.V)
+    if s.crew:
+        meet(s)
+    return 0

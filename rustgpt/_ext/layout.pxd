@@ -70,7 +70,7 @@ cdef struct Scratch:
     # Where each array begins in the scratch. What need not hold at the same time shares a place;
     # but what the other threads see holds until they have made the gradients of the weights.
     Py_ssize_t dhidden, activated, dqkv, dheads, normal1, normal2, dsum1, dsum2, dnormal
-    Py_ssize_t attention, dnorms
+    Py_ssize_t attention, dnorms, size
 
 
 cdef inline Scratch scratch_of(
@@ -86,14 +86,28 @@ cdef inline Scratch scratch_of(
         w.attention = w.dnormal + M * C
         w.dqkv, w.dheads = w.dhidden, w.activated              # (N, 3 C), (N, C)
         w.dsum1 = w.dsum2 = w.dnorms = 0                       # are in dx, and in the gradients
+        w.size = w.attention + attention_size(longest, C)
         return w
     w.activated = w.dhidden + M * F                            # (N, F)
     w.dqkv = w.activated + M * F                               # (N, 3 C)
-    w.normal1 = w.dqkv + M * 3 * C                             # (N, C)
+    w.dnormal = w.dqkv + M * 3 * C                             # (N, C)
+    if s.crew:
+        w.dheads = w.dnormal + M * C                           # (N, C)
+        # Each thread's own, of all rows: norms take less time than to meet after them.
+        w.size = 3 * M * C + whole_lines(4 * C) + attention_size(longest, C)
+        w.normal1 = w.normal2 = w.dheads + M * C + s.index * w.size  # (N, C)
+        w.dsum1 = w.normal1 + M * C                            # (N, C)
+        w.dsum2 = w.dsum1 + M * C                              # (N, C)
+        w.dnorms = w.dsum2 + M * C                             # (4 C,), but of the first not read
+        w.attention = w.dnorms + whole_lines(4 * C)
+        w.size = w.dheads + M * C + s.n * w.size
+        return w
+    w.dheads = w.dnormal                                       # (N, C)
+    w.normal1 = w.dnormal + M * C                              # (N, C)
     w.normal2 = w.normal1 + M * C                              # (N, C)
     w.dsum1 = w.normal2 + M * C                                # (N, C)
     w.dsum2 = w.dsum1 + M * C                                  # (N, C)
-    w.dheads = w.dnormal = w.dsum2 + M * C                     # (N, C)
-    w.dnorms = w.dnormal + M * C                               # (n, 4 C): each thread's own
+    w.dnorms = w.dsum2 + M * C                                 # (n, 4 C): each thread's own
     w.attention = w.dnorms + s.n * whole_lines(4 * C) + s.index * attention_size(longest, C)
+    w.size = w.dnorms + s.n * (whole_lines(4 * C) + attention_size(longest, C))
     return w

@@ -14,7 +14,7 @@ from rustgpt._ext.checks cimport (
     check_blas, check_matrix, check_vector, check_weight, matrix_at, vector_at,
 )
 from rustgpt._ext.cpu cimport multiplies_bfloat16
-from rustgpt._ext.share cimport edge_of
+from rustgpt._ext.share cimport Share, alone, begin_of
 from rustgpt._ext.strips cimport in_strips, multiply_strips, sum_in_strips
 from rustgpt._ext.tiles cimport ask_for, in_place, in_slices, multiply, rows_a_slice
 
@@ -27,25 +27,48 @@ cdef int check_bfloat16(bint bfloat16, Py_ssize_t itemsize) except -1:
     return 0
 
 
+cdef bint divides(
+    Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out, bint bfloat16
+) noexcept nogil:
+    """Whether a crew's division of the linear layer leaves every bit of n rows as it is.
+
+    BLAS makes the parts of a product in another order than the whole.
+    """
+    return not bfloat16 and (
+        in_strips(n) and sum_in_strips(c_in, c_out, n)
+        or in_place(n, c_out, c_in) and in_place(n, c_in, c_out) and in_place(c_in, c_out, n)
+    )
+
+
 cdef void affine(
+    const Share* s,
     const floating* x, const floating* weight, const floating* bias,  # bias NULL: none
     Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out, bint transposed, bint add, bint bfloat16,
     floating* out,
 ) noexcept nogil:
-    """out = (out if add) + x @ weight + bias."""
-    cdef Py_ssize_t i, c
+    """out = (out if add) + x @ weight + bias, a crew's thread some columns of it."""
+    cdef Py_ssize_t i, c, first = 0, columns = c_out
     cdef Py_ssize_t ldw = c_in if transposed else c_out
     cdef floating* row
+    if s.crew:
+        first = begin_of(s, c_out, s.index)
+        columns = begin_of(s, c_out, s.index + 1) - first
+        if columns == 0:
+            return
+        weight += first * ldw if transposed else first
+        out += first
+        if bias != NULL:
+            bias += first
     if floating is float:
         if bfloat16:
-            multiply_bf16(False, transposed, n, c_out, c_in, x, c_in, weight, ldw, add, bias,
+            multiply_bf16(False, transposed, n, columns, c_in, x, c_in, weight, ldw, add, bias,
                           out, c_out)
             return
     if in_place(n, c_out, c_in):
-        multiply(transposed, n, c_out, c_in, x, c_in, 1, weight, ldw, add, bias, out, c_out)
+        multiply(transposed, n, columns, c_in, x, c_in, 1, weight, ldw, add, bias, out, c_out)
         return
     if in_strips(n):
-        multiply_strips(False, transposed, n, c_out, c_in, x, c_in, weight, ldw, add, bias, out,
+        multiply_strips(False, transposed, n, columns, c_in, x, c_in, weight, ldw, add, bias, out,
                         c_out)
         return
     if in_slices(n, ldw):
@@ -85,22 +108,23 @@ cdef void affine_in_slices(
 
 
 cdef void add_gradients(
+    const Share* s,
     const floating* dout, const floating* x, Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out,
     bint transposed, bint add, bint bfloat16,
-    Py_ssize_t part, Py_ssize_t parts,   # one of so many equal parts
     floating* dweight, floating* dbias,  # dbias NULL: not wanted
 ) noexcept nogil:
-    """dweight = (dweight if add) + x.T @ dout, a part of its rows; dbias likewise, of dout."""
+    """dweight = (dweight if add) + x.T @ dout, a thread's part of its rows; dbias likewise."""
     cdef Py_ssize_t i, c
     cdef Py_ssize_t rows = c_out if transposed else c_in
-    cdef Py_ssize_t first = edge_of(rows, part, parts), stop = edge_of(rows, part + 1, parts)
+    cdef Py_ssize_t first = begin_of(s, rows, s.index), stop = begin_of(s, rows, s.index + 1)
     if transposed:
-        outer(dout + first, c_out, x, n, stop - first, c_in, add, bfloat16, dweight + first * c_in)
+        outer(dout + first, c_out, x, n, rows, stop - first, c_in, add, bfloat16,
+              dweight + first * c_in)
     else:
-        outer(x + first, c_in, dout, n, stop - first, c_out, add, bfloat16,
+        outer(x + first, c_in, dout, n, rows, stop - first, c_out, add, bfloat16,
               dweight + first * c_out)
     if dbias != NULL:
-        first, stop = edge_of(c_out, part, parts), edge_of(c_out, part + 1, parts)
+        first, stop = begin_of(s, c_out, s.index), begin_of(s, c_out, s.index + 1)
         if not add:
             memset(dbias + first, 0, (stop - first) * sizeof(floating))
         for i in range(n):
@@ -109,10 +133,14 @@ cdef void add_gradients(
 
 
 cdef void outer(
-    const floating* a, Py_ssize_t lda, const floating* b, Py_ssize_t n, Py_ssize_t rows,
-    Py_ssize_t columns, bint add, bint bfloat16, floating* out,
+    const floating* a, Py_ssize_t lda, const floating* b, Py_ssize_t n, Py_ssize_t all_rows,
+    Py_ssize_t rows, Py_ssize_t columns, bint add, bint bfloat16,
+    floating* out,
 ) noexcept nogil:
-    """out (rows, columns) = (out if add) + a.T @ b: the sum over n rows of the outer products."""
+    """out (rows, columns) = (out if add) + a.T @ b: the sum over n rows of the outer products.
+
+    The rows are a thread's of `all_rows`, on which it depends how the product is made.
+    """
     cdef Py_ssize_t i, first, some, step
     if rows == 0 or columns == 0:
         return
@@ -125,10 +153,10 @@ cdef void outer(
             multiply_bf16(True, False, rows, columns, n, a, lda, b, columns, add, NULL, out,
                           columns)
             return
-    if in_place(rows, columns, n):
+    if in_place(all_rows, columns, n):
         multiply(False, rows, columns, n, a, 1, lda, b, columns, add, <const floating*> NULL,
                  out, columns)
-    elif sum_in_strips(rows, columns, n):
+    elif sum_in_strips(all_rows, columns, n):
         multiply_strips(True, False, rows, columns, n, a, lda, b, columns, add,
                         <const floating*> NULL, out, columns)
     elif in_slices(n, columns):
@@ -164,8 +192,9 @@ def linear_forward(
     cdef floating* weight0 = matrix_at(weight)
     cdef floating* bias0 = vector_at(bias)
     cdef floating* out0 = matrix_at[floating](out)
+    cdef Share s = alone(N)
     with nogil:
-        affine(x0, weight0, bias0, N, C_in, C_out, transposed, False, bfloat16, out0)
+        affine(&s, x0, weight0, bias0, N, C_in, C_out, transposed, False, bfloat16, out0)
 
 
 def linear_backward(
@@ -195,10 +224,10 @@ def linear_backward(
     cdef floating* dx0 = matrix_at[floating](dx)
     cdef floating* dweight0 = matrix_at[floating](dweight)
     cdef floating* dbias0 = vector_at[floating](dbias)
+    cdef Share s = alone(N)
     with nogil:
         if dx0 != NULL:
             # From out = x @ weight                                           (N, C_in)
-            affine(dout0, weight0, <const floating*> NULL, N, C_out, C_in, not transposed, False,
-                   bfloat16, dx0)
-        add_gradients(dout0, x0, N, C_in, C_out, transposed, True, bfloat16, 0, 1, dweight0,
-                      dbias0)
+            affine(&s, dout0, weight0, <const floating*> NULL, N, C_out, C_in, not transposed,
+                   False, bfloat16, dx0)
+        add_gradients(&s, dout0, x0, N, C_in, C_out, transposed, True, bfloat16, dweight0, dbias0)

@@ -3,21 +3,54 @@ from cython cimport floating
 from libc.math cimport sqrt
 
 from rustgpt._ext.checks cimport check_vector
+from rustgpt._ext.crew cimport Crew, run
 from rustgpt._ext.rows cimport row_squares
+from rustgpt._ext.share cimport Share, begin_of, edge_of, share_of
 
 cdef enum:
     # Numbers that are summed up and squared before the next: 16 KB of float32.
     AT_ONCE = 4096
+    # Parts of a sum of squares, each added up by one thread.
+    PARTS = 64
 
 
-def sum_of_squares(const floating[::1] x not None):  # IN (P,)
+def sum_of_squares(
+    const floating[::1] x not None,  # IN (P,)
+    Crew crew=None,                  # threads that do it together
+):
     """Return sum(x^2), summed in double: the square of the L2 norm."""
-    cdef double total
+    cdef Squares q
+    cdef bint single = floating is float
     if x.shape[0] == 0:
         return 0.0
-    with nogil:
-        total = row_squares(&x[0], x.shape[0])
+    q.n, q.P, q.single, q.x = 1 if crew is None else crew.n, x.shape[0], single, &x[0]
+    run(crew, squares_part, &q)
+    cdef double total = 0.0
+    cdef int i
+    for i in range(PARTS):
+        total += q.sums[i]
     return total
+
+
+cdef struct Squares:
+    Py_ssize_t n, P
+    bint single
+    const void* x
+    double[PARTS] sums
+
+
+cdef int squares_part(const void* work, Py_ssize_t index) except -1 nogil:
+    """One thread's parts of a sum of squares; what they are does not depend on the threads."""
+    cdef Squares* q = <Squares*> work
+    cdef Py_ssize_t i, first, size
+    for i in range(edge_of(PARTS, index, q.n), edge_of(PARTS, index + 1, q.n)):
+        first = edge_of(q.P, i, PARTS)
+        size = edge_of(q.P, i + 1, PARTS) - first
+        if q.single:
+            q.sums[i] = row_squares(<const float*> q.x + first, size)
+        else:
+            q.sums[i] = row_squares(<const double*> q.x + first, size)
+    return 0
 
 
 def clip_by_global_norm(
@@ -72,31 +105,80 @@ def adam_step(
     double inverse_root,                     # IN: 1 / sqrt(1 - beta2^t)
     double epsilon,
     double decay,                            # IN: learning rate * weight decay
+    Crew crew=None,                          # threads that do it together
 ):
     """m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2;
     parameters -= decay parameters + rate m / (sqrt(v) inverse_root + epsilon).
 
     Adam (Kingma and Ba 2015), with the decay apart from the gradient (Loshchilov and Hutter 2019).
     """
-    cdef Py_ssize_t i, e, start = 0, stop, P = parameters.shape[0]
-    cdef floating g, b1 = <floating> beta1, b2 = <floating> beta2
-    cdef floating c1 = <floating> (1.0 - beta1), c2 = <floating> (1.0 - beta2)
-    cdef floating scale = <floating> gradient_scale, step = <floating> rate
-    cdef floating root = <floating> inverse_root, eps = <floating> epsilon, keep
+    cdef Update u
+    cdef Py_ssize_t P = parameters.shape[0]
+    cdef bint single = floating is float
     check_vector("gradients", gradients.shape, P)
     check_vector("m", m.shape, P)
     check_vector("v", v.shape, P)
     check_edges(edges, P)
-    with nogil:
-        for e in range(edges.shape[0] + 1):
-            stop = edges[e] if e < edges.shape[0] else P
-            keep = <floating> (1.0 - (decay if e % 2 else 0.0))
-            for i in range(start, stop):
-                g = gradients[i] * scale
-                m[i] = b1 * m[i] + c1 * g
-                v[i] = b2 * v[i] + c2 * g * g
-                parameters[i] = keep * parameters[i] - step * m[i] / (root_of(v[i]) * root + eps)
-            start = stop
+    if P == 0:
+        return
+    u.s, u.single = share_of(None, None, None, P, crew), single
+    u.parameters, u.gradients, u.m, u.v = &parameters[0], &gradients[0], &m[0], &v[0]
+    u.n_edges, u.edges = edges.shape[0], &edges[0] if edges.shape[0] else NULL
+    u.scale, u.rate, u.beta1, u.beta2 = gradient_scale, rate, beta1, beta2
+    u.inverse_root, u.epsilon, u.decay = inverse_root, epsilon, decay
+    run(crew, adam_part, &u)
+
+
+cdef struct Update:
+    Share s
+    bint single
+    void* parameters
+    void* m
+    void* v
+    const void* gradients
+    Py_ssize_t n_edges
+    const int* edges
+    double scale, rate, beta1, beta2, inverse_root, epsilon, decay
+
+
+cdef int adam_part(const void* work, Py_ssize_t index) except -1 nogil:
+    """One thread's part of `adam_step`."""
+    cdef const Update* u = <const Update*> work
+    cdef Py_ssize_t e, start, stop = 0
+    cdef Py_ssize_t first = begin_of(&u.s, u.s.stop, index)
+    cdef Py_ssize_t last = begin_of(&u.s, u.s.stop, index + 1)
+    for e in range(u.n_edges + 1):
+        start, stop = stop, (<Py_ssize_t> u.edges[e] if e < u.n_edges else u.s.stop)
+        adam_stretch(u, u.decay if e % 2 else 0.0, max(start, first), min(stop, last))
+    return 0
+
+
+cdef void adam_stretch(
+    const Update* u, double decay, Py_ssize_t start, Py_ssize_t stop
+) noexcept nogil:
+    if u.single:
+        adam_numbers(u, decay, start, stop, <float*> u.parameters, <const float*> u.gradients,
+                     <float*> u.m, <float*> u.v)
+    else:
+        adam_numbers(u, decay, start, stop, <double*> u.parameters, <const double*> u.gradients,
+                     <double*> u.m, <double*> u.v)
+
+
+cdef void adam_numbers(
+    const Update* u, double decay, Py_ssize_t start, Py_ssize_t stop,
+    floating* parameters, const floating* gradients, floating* m, floating* v,
+) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef floating g, b1 = <floating> u.beta1, b2 = <floating> u.beta2
+    cdef floating c1 = <floating> (1.0 - u.beta1), c2 = <floating> (1.0 - u.beta2)
+    cdef floating scale = <floating> u.scale, step = <floating> u.rate
+    cdef floating root = <floating> u.inverse_root, eps = <floating> u.epsilon
+    cdef floating keep = <floating> (1.0 - decay)
+    for i in range(start, stop):
+        g = gradients[i] * scale
+        m[i] = b1 * m[i] + c1 * g
+        v[i] = b2 * v[i] + c2 * g * g
+        parameters[i] = keep * parameters[i] - step * m[i] / (root_of(v[i]) * root + eps)
 
 
 cdef int check_edges(const int[::1] edges, Py_ssize_t P) except -1:

@@ -1,7 +1,13 @@
-"""Owns what a kernel does when several threads call it for one batch; see reference/share.py."""
+"""Owns which part of a kernel's work is a thread's.
+
+Several threads may call a kernel for one batch, each with rows of its own; see
+`reference/share.py`. Or a crew does the work of a single call: see `crew.pyx`. Then each has all
+rows, but some columns of a product and some heads of attention.
+"""
 from cpython.object cimport PyObject
 
 from rustgpt._ext.barrier cimport Barrier, Gates, wait_at
+from rustgpt._ext.crew cimport Crew
 
 
 cdef struct Share:
@@ -9,6 +15,7 @@ cdef struct Share:
     Py_ssize_t first, stop  # its rows
     Py_ssize_t most         # rows that a thread has at most
     bint heads              # whether attention divides its heads, not its texts
+    bint crew               # whether products divide their columns, not their rows
     Gates* gates            # where it meets the others, if that is a compiled barrier
     PyObject* barrier       # or else any other, to be asked with Python's lock; NULL if it is alone
 
@@ -16,6 +23,15 @@ cdef struct Share:
 cdef inline Py_ssize_t edge_of(Py_ssize_t size, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     """Where one of so many equal parts begins."""
     return size * part // parts
+
+
+cdef inline Py_ssize_t begin_of(
+    const Share* s, Py_ssize_t size, Py_ssize_t index
+) noexcept nogil:
+    """Where the part of thread `index` begins of an axis: a crew's at the edge of a cache line."""
+    if s.crew:
+        return min(size, edge_of((size + 15) // 16, index, s.n) * 16)
+    return edge_of(size, index, s.n)
 
 
 cdef inline const int[::1] edges_of(object share) except *:
@@ -37,15 +53,28 @@ cdef inline object barrier_of(object share):
         raise TypeError(f"share must be a rustgpt.reference.share.Share: {error}") from None
 
 
-cdef inline Share share_of(
-    object share, const int[::1] edges, object barrier, Py_ssize_t N
-) except *:
-    """Return what `share` says of a batch of N rows; all of the work without one."""
+cdef inline Share alone(Py_ssize_t N) noexcept nogil:
+    """All of the work for N rows."""
     cdef Share s
-    cdef Py_ssize_t i
+    s.index, s.n, s.first, s.stop, s.most, s.heads, s.crew = 0, 1, 0, N, N, False, False
     s.gates, s.barrier = NULL, NULL
+    return s
+
+
+cdef inline Share share_of(
+    object share, const int[::1] edges, object barrier, Py_ssize_t N, Crew crew=None,
+    bint divides=True,  # whether the crew can do it
+) except *:
+    """Return what `share` says of a batch of N rows, or the first part of a crew's work."""
+    cdef Share s = alone(N)
+    cdef Py_ssize_t i
+    if crew is not None:
+        if share is not None:
+            raise ValueError("share must be None where there is a crew")
+        if crew.n > 1 and divides:
+            s.n, s.heads, s.crew, s.gates = crew.n, True, True, &crew.barrier.gates
+        return s
     if share is None:
-        s.index, s.n, s.first, s.stop, s.most, s.heads = 0, 1, 0, N, N, False
         return s
     try:
         s.index, s.heads = share.index, share.heads

@@ -11,7 +11,7 @@ import numpy as np
 from rustgpt.errors import ConfigError
 from rustgpt.layers.memory import Array, Buffers, Indices
 from rustgpt.layers.team import Member, SharedBuffers
-from rustgpt.reference.share import Share
+from rustgpt.reference.share import Crew, Share
 
 
 class Cache:
@@ -54,12 +54,15 @@ class Layer:
     member : Member or None
         This thread's part of a batch, when several threads take it through the layers together;
         see `works_in_team`.
+    crew : Crew or None
+        Threads that help in the layer's kernels; what they compute does not depend on it.
     number : int
         Which of a model's layers it is, from 0.
     """
 
     bfloat16 = False
     member: Member | None = None
+    crew: Crew | None = None
     number = 0
 
     def __init__(self, dtype: Any = np.float32) -> None:
@@ -213,6 +216,12 @@ class Layer:
         self.member = member
         for _, child in self.children():
             child.join(member)
+
+    def use_crew(self, crew: Crew | None) -> None:
+        """Let a crew help in this layer's and all inner layers' kernels, or none any more."""
+        self.crew = crew
+        for _, child in self.children():
+            child.use_crew(crew)
 
     def replica(self) -> Self:
         """Return a layer with the same parameters and memory of its own, for another thread."""

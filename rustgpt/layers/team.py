@@ -1,9 +1,14 @@
-"""Owns threads that take one batch through the layers together, each with a share of it.
+"""Owns how threads work together: as a team, or as a crew.
+
+A team takes one batch through the layers, each thread with a share of it.
 
 Each thread has a replica of the model and rows of its own, which it takes through every layer by
 itself. The arrays have the rows of all threads, so that each can make its part of every weight's
 gradient over all rows: there is one buffer of gradients, whatever the number of threads. The
 threads meet before they make it, and where rows of one text are divided also around attention.
+
+A crew helps one thread that goes through the layers alone, within every kernel: for batches of so
+few rows that their division would take longer than their arithmetic.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ import numpy as np
 
 from rustgpt.backend import backend_name
 from rustgpt.layers.memory import Array, Buffers, Indices
-from rustgpt.reference.share import Barrier, Share
+from rustgpt.reference.share import Barrier, Crew, Share
 
 
 class SharedBuffers(Buffers):
@@ -41,6 +46,16 @@ def barrier(n: int) -> Barrier:
     from rustgpt._ext.barrier import Barrier as Compiled
 
     found: Barrier = Compiled(n)
+    return found
+
+
+def crew_of(n: int) -> Crew | None:
+    """Return a crew of n threads, if the kernels in use can be helped."""
+    if backend_name() != "cython":
+        return None
+    from rustgpt._ext.crew import Crew as Compiled
+
+    found: Crew = Compiled(n)
     return found
 
 

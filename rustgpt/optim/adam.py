@@ -4,6 +4,7 @@ import numpy as np
 
 from rustgpt.backend import ops
 from rustgpt.layers.memory import Array, Indices, aligned
+from rustgpt.reference.share import Crew
 
 
 class Adam:
@@ -44,8 +45,9 @@ class Adam:
         self.steps += 1
 
     def update(
-        self, gradients: Array, rate: float, gradient_scale: float = 1.0, part: slice | None = None
-    ) -> None:
+        self, gradients: Array, rate: float, gradient_scale: float = 1.0,
+        part: slice | None = None, crew: Crew | None = None,
+    ) -> None:  # fmt: skip
         """Update the parameters in `part` (all of them without it) from (P,) gradients.
 
         Parameters
@@ -54,6 +56,8 @@ class Adam:
             Learning rate.
         gradient_scale
             Factor on the gradients, as clipping asks for.
+        crew
+            Threads that do it together.
         """
         here = part or slice(0, len(self.parameters))
         ops.adam_step(
@@ -61,6 +65,7 @@ class Adam:
             self._edges_in(here.start, here.stop), gradient_scale,
             rate / (1 - self.beta1**self.steps), self.beta1, self.beta2,
             (1 - self.beta2**self.steps) ** -0.5, self.epsilon, rate * self.weight_decay,
+            crew,
         )  # fmt: skip
 
     def _edges_in(self, start: int, stop: int) -> Indices:

@@ -3,9 +3,13 @@
 import numpy as np
 
 from rustgpt.reference.arrays import Indices, OutVector, Vector
+from rustgpt.reference.share import Crew
 
 
-def sum_of_squares(x: Vector) -> float:  # (P,)
+def sum_of_squares(
+    x: Vector,  # (P,)
+    crew: Crew | None = None,  # changes nothing
+) -> float:
     """Return sum(x^2), summed in double."""
     return float(np.sum(np.square(x, dtype=np.float64)))
 
@@ -37,6 +41,7 @@ def adam_step(
     inverse_root: float,  # 1 / sqrt(1 - beta2^t)
     epsilon: float,
     decay: float,  # learning rate * weight decay
+    crew: Crew | None = None,  # changes nothing
 ) -> None:
     """Adam (Kingma and Ba 2015), with the decay apart (Loshchilov and Hutter 2019)."""
     g = gradients * gradient_scale

@@ -1,4 +1,4 @@
-"""Owns what one thread does when several call a kernel for one batch, each with a share of it."""
+"""Owns which part of a kernel's work is a thread's, if several do it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,21 @@ class Barrier(Protocol):
 
     def abort(self) -> None:
         """Let nobody wait any more."""
+
+
+class Crew(Protocol):
+    """Threads that do a kernel's work together, as the compiled kernels can.
+
+    What comes out does not depend on them, not by a bit; here in NumPy they have nothing to do.
+    """
+
+    n: int
+
+    def __enter__(self) -> object:
+        """Start the threads."""
+
+    def __exit__(self, *error: object) -> None:
+        """End them."""
 
 
 @dataclass(frozen=True)
