@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -208,6 +209,17 @@ def nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     timer.cancel()
     assert not broken, "a thread waited for one that never came"
+
+
+@pytest.fixture(scope="session")
+def processor_of() -> Callable[[int], int]:
+    """processor_of(thread): where a thread of this process last ran, on Linux."""
+
+    def processor(thread: int) -> int:
+        stat = Path(f"/proc/self/task/{thread}/stat").read_text("ascii")
+        return int(stat.rpartition(")")[2].split()[36])  # proc(5), field 39
+
+    return processor
 
 
 # A call of every kernel

@@ -2,11 +2,18 @@
 from cpython.pythread cimport PyThread_type_lock
 
 
+cdef struct Thread:
+    int number     # the system's
+    int processor  # where it arrived
+
+
 cdef struct Gates:
     Py_ssize_t n, here         # how many threads meet, and how many of them have arrived
+    bint lends                 # whether one who waits long lends its processor to another
     bint second, broken        # whether the second set of gates is in use; whether it is all over
     PyThread_type_lock lock    # on what stands above
     PyThread_type_lock* gates  # 2 (n - 1), each locked unless somebody may pass
+    Thread* threads            # n that have arrived, then n of the meeting before
 
 
 cdef class Barrier:

@@ -17,6 +17,7 @@ from cpython.pythread cimport (
 )
 
 from rustgpt._ext.barrier cimport Barrier
+from rustgpt._ext.processors cimport keep_off, processor_here
 
 
 cdef class Crew:
@@ -32,13 +33,13 @@ cdef class Crew:
 
     def __cinit__(self, Py_ssize_t n):
         cdef Py_ssize_t i
-        self.barrier = Barrier(n)
+        self.barrier = Barrier(n, False)
         self.n, self.threads = n, []
         self.calling = closed()
-        self.idents = <unsigned long*> PyMem_Calloc(n, sizeof(unsigned long))
+        self.numbers = <int*> PyMem_Calloc(n, sizeof(int))
         self.go = <PyThread_type_lock*> PyMem_Calloc(n, sizeof(PyThread_type_lock))
         self.done = <PyThread_type_lock*> PyMem_Calloc(n, sizeof(PyThread_type_lock))
-        if self.idents == NULL or self.go == NULL or self.done == NULL:
+        if self.numbers == NULL or self.go == NULL or self.done == NULL:
             raise MemoryError
         for i in range(n - 1):
             self.go[i], self.done[i] = closed(), closed()
@@ -50,7 +51,7 @@ cdef class Crew:
                 free(self.go[i])
             if self.done != NULL:
                 free(self.done[i])
-        PyMem_Free(self.idents)
+        PyMem_Free(self.numbers)
         PyMem_Free(self.go)
         PyMem_Free(self.done)
         free(self.calling)
@@ -58,14 +59,13 @@ cdef class Crew:
     def __enter__(self):
         if self.threads:
             raise RuntimeError("a crew cannot be entered twice")
-        find_processors(&self.allowed)
         self.processor = -1
         try:
             for i in range(self.n - 1):
                 thread = threading.Thread(target=self._help, args=(i,), name="rustgpt", daemon=True)
                 thread.start()
                 self.threads.append(thread)
-                self.idents[i] = thread.ident
+                self.numbers[i] = thread.native_id
         except BaseException:
             self._go_home()
             raise
@@ -119,13 +119,13 @@ cdef int run(Crew crew, Job job, const void* work) except -1:
 
 
 cdef void follow(Crew crew) noexcept nogil:
-    """Send the helpers away from where the caller is now."""
+    """Let the helpers keep off where the caller is now."""
     cdef Py_ssize_t i
     cdef int processor = processor_here()
     if processor != crew.processor:
         crew.processor = processor
         for i in range(crew.n - 1):
-            keep_off(processor, &crew.allowed, crew.idents[i])
+            keep_off(processor, crew.numbers[i])
 
 
 cdef PyThread_type_lock closed() except NULL:

@@ -1,5 +1,8 @@
 """Tests of the barrier that threads meet at without Python's lock."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -72,3 +75,81 @@ def test_a_number_of_threads_that_cannot_be(n):
 def test_many_are_made_and_forgotten():
     for _ in range(2000):
         Barrier(5)
+
+
+# Where threads run, on Linux
+
+needs_processors = pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="there is one processor, or nobody says on which a thread runs",
+)
+
+
+@needs_processors
+def test_who_waits_lends_a_processor_to_one_that_has_none():
+    allowed = os.sched_getaffinity(0)
+    here, there = sorted(allowed)[:2]
+    meeting, places = team.barrier(2), []
+
+    def come_late():
+        meeting.wait()
+        os.sched_setaffinity(0, {there})  # where it has a quarter of the time
+        end = time.thread_time() + 0.2
+        while time.thread_time() < end:
+            pass
+        places.append(os.sched_getaffinity(0))
+        meeting.wait()
+
+    busy = "import os; os.sched_setaffinity(0, {%d})\nprint(flush=True)\nwhile True: pass" % there
+    loads = [
+        subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE) for _ in range(3)
+    ]
+    try:
+        for load in loads:
+            load.stdout.readline()
+        with ThreadPoolExecutor(2) as pool:
+            late = pool.submit(come_late)
+
+            def come():
+                os.sched_setaffinity(0, {here})
+                meeting.wait()
+                os.sched_setaffinity(0, allowed)
+                meeting.wait()
+
+            pool.submit(come).result(timeout=60)
+            late.result(timeout=60)
+    finally:
+        for load in loads:
+            load.kill()
+            load.communicate()
+    assert places == [allowed]  # it was brought here, and may go where it likes
+
+
+@needs_processors
+def test_who_comes_last_leaves_the_processor_to_one_that_waits_there(processor_of):
+    allowed = os.sched_getaffinity(0)
+    here = min(allowed)
+    meeting, left = team.barrier(2), 0
+
+    def wait_here(begun):
+        os.sched_setaffinity(0, {here})
+        begun.set()
+        meeting.wait()
+        time.sleep(0.01)  # and does not wake the other, which would come here for it
+
+    try:
+        for _ in range(9):
+            begun = threading.Event()
+            with ThreadPoolExecutor(1) as pool:
+                waiting = pool.submit(wait_here, begun)
+                begun.wait(60)
+                time.sleep(0.01)  # until it does
+                os.sched_setaffinity(0, {here})
+                os.sched_setaffinity(0, allowed)
+                meeting.wait()
+                left += processor_of(threading.get_native_id()) != here
+                waiting.result(timeout=60)
+            assert os.sched_getaffinity(0) == allowed
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert left > 6
