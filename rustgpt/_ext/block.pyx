@@ -404,11 +404,11 @@ cdef int backward(
     Py_ssize_t B, Py_ssize_t N, const floating* kept, floating* dx, floating* scratch,
 ) except -1 nogil:
     cdef Py_ssize_t C = b.C, r = s.first, n = s.stop - s.first  # this thread's rows
-    cdef bint alone = s.n == 1, at_once = alone or s.crew       # or in a team, gradients at the end
+    cdef bint one = s.n == 1, at_once = one or s.crew  # or in a team, gradients at the end
     cdef floating* mine = dx + r * C
     # The gradients of both residual sums: alone, they take turns in dx.
-    cdef floating* dsum1 = mine if alone else scratch + w.dsum1 + r * C
-    cdef floating* dsum2 = mine if alone else scratch + w.dsum2 + r * C
+    cdef floating* dsum1 = mine if one else scratch + w.dsum1 + r * C
+    cdef floating* dsum2 = mine if one else scratch + w.dsum2 + r * C
     cdef floating* dnormal = scratch + w.dnormal + r * C
     cdef floating* dheads = scratch + w.dheads               # (N, C)
     cdef floating* dnorm1 = dp + b.norm1                     # (2 C,), and that of norm2
@@ -467,7 +467,7 @@ cdef int backward(
         if at_once:
             projection_gradients(b, k, s, dp, dsum1, kept, n)
     else:
-        dheads = dx if alone else scratch + w.dsum1
+        dheads = dx if one else scratch + w.dsum1
     # forward: heads = softmax(mask(q @ k.T / sqrt(D))) @ v
     attend_share_backward(s, dheads, kept + k.qkv, kept + k.lse, offsets, B, C, b.H,
                           scratch + w.dqkv, scratch + w.attention)
@@ -622,8 +622,8 @@ cdef int decode(
                        <floating*> NULL, <floating*> NULL)
         inner = normal
     # x = x + attention(inner)
-    affine(s, inner, p + b.qkv_weight, p + b.qkv_bias if b.bias else NULL, n, C, 3 * C, False, False,
-           b.bfloat16, qkv)                               # (n, 3 C)
+    affine(s, inner, p + b.qkv_weight, p + b.qkv_bias if b.bias else NULL, n, C, 3 * C, False,
+           False, b.bfloat16, qkv)                        # (n, 3 C)
     for i in range(n):
         memcpy(keys + (start + i) * C, qkv + i * 3 * C + C, row)
         memcpy(values + (start + i) * C, qkv + i * 3 * C + 2 * C, row)

@@ -100,7 +100,7 @@ def test_who_waits_lends_a_processor_to_one_that_has_none():
         places.append(os.sched_getaffinity(0))
         meeting.wait()
 
-    busy = "import os; os.sched_setaffinity(0, {%d})\nprint(flush=True)\nwhile True: pass" % there
+    busy = f"import os\nos.sched_setaffinity(0, [{there}])\nprint(flush=True)\nwhile True: pass"
     loads = [
         subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE) for _ in range(3)
     ]
