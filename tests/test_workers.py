@@ -601,6 +601,17 @@ def test_texts_of_unequal_lengths_are_compared_by_their_tokens(rng):
     assert sum(made) > 4000
 
 
+def test_after_a_while_without_trouble_the_next_rest_is_short_again():
+    trials = Trials()
+    ways(trials, 100000, (1.0, 1.2))
+    assert sum(ways(trials, 50000, (1.0, 0.7))) > 30000
+    while not trials.second:
+        way(trials, (1.0, 0.7))
+    while trials.second:
+        way(trials, (1.0, 50.0))
+    assert sum(ways(trials, 65, (1.0, 50.0))) == 1
+
+
 def test_what_got_slow_and_fast_again_is_soon_used_again():
     trials = Trials()
     ways(trials, 500, (1.0, 0.7))

@@ -92,6 +92,7 @@ def test_who_waits_lends_a_processor_to_one_that_has_none():
     meeting, places = team.barrier(2), []
 
     def come_late():
+        time.sleep(0.05)  # also to the first meeting
         meeting.wait()
         os.sched_setaffinity(0, {there})  # where it has a quarter of the time
         end = time.thread_time() + 0.2
