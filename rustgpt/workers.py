@@ -304,7 +304,8 @@ class Workers:
 
     def _team(self, n: int) -> Team:
         if n not in self._teams:
-            self._teams[n] = Team(n)
+            # Where threads meet once a layer, a thread comes to more good in its own cache.
+            self._teams[n] = Team(n, lends=not self.in_team)
         return self._teams[n]
 
     def _each(self, work: Callable[[int], None], team: Team) -> None:

@@ -43,7 +43,7 @@ cdef class Barrier:
         Whether one who waits for long lends its processor to another, if the system lets it: Linux.
     """
 
-    def __cinit__(self, Py_ssize_t n, bint lends=True):
+    def __cinit__(self, Py_ssize_t n, bint lends=False):
         cdef Py_ssize_t i
         if not 1 <= n < 2**20:
             raise ValueError(f"n must be 1 to {2**20 - 1}, got {n}")

@@ -33,7 +33,7 @@ cdef class Crew:
 
     def __cinit__(self, Py_ssize_t n):
         cdef Py_ssize_t i
-        self.barrier = Barrier(n, False)
+        self.barrier = Barrier(n)
         self.n, self.threads = n, []
         self.calling = closed()
         self.numbers = <int*> PyMem_Calloc(n, sizeof(int))

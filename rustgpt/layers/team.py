@@ -39,13 +39,16 @@ class SharedBuffers(Buffers):
             return super().get(name, shape, dtype)
 
 
-def barrier(n: int) -> Barrier:
-    """Return where n threads can meet: compiled, so that it does without Python's lock."""
+def barrier(n: int, lends: bool = False) -> Barrier:
+    """Return where n threads can meet: compiled, so that it does without Python's lock.
+
+    With `lends`, one who waits for long lends its processor to one it waits for.
+    """
     if backend_name() != "cython":
         return threading.Barrier(n)
     from rustgpt._ext.barrier import Barrier as Compiled
 
-    found: Barrier = Compiled(n)
+    found: Barrier = Compiled(n, lends)
     return found
 
 
@@ -66,6 +69,8 @@ class Team:
     ----------
     n
         How many they are.
+    lends
+        Whether one who waits for long lends its processor to another; see `barrier`.
 
     Attributes
     ----------
@@ -73,10 +78,10 @@ class Team:
         Where they meet.
     """
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, lends: bool = False) -> None:
         self.n = n
         self.scratch = SharedBuffers()
-        self.barrier = barrier(n)
+        self.barrier = barrier(n, lends)
 
     def members(self, edges: Indices, heads: bool) -> list[Member]:
         """Return each thread's part of a batch.

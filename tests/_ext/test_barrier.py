@@ -89,7 +89,7 @@ needs_processors = pytest.mark.skipif(
 def test_who_waits_lends_a_processor_to_one_that_has_none():
     allowed = os.sched_getaffinity(0)
     here, there = sorted(allowed)[:2]
-    meeting, places = team.barrier(2), []
+    meeting, places = team.barrier(2, lends=True), []
 
     def come_late():
         time.sleep(0.05)  # also to the first meeting
@@ -130,7 +130,7 @@ def test_who_waits_lends_a_processor_to_one_that_has_none():
 def test_who_comes_last_leaves_the_processor_to_one_that_waits_there(processor_of):
     allowed = os.sched_getaffinity(0)
     here = min(allowed)
-    meeting, left = team.barrier(2), 0
+    meeting, left = team.barrier(2, lends=True), 0
 
     def wait_here(begun):
         os.sched_setaffinity(0, {here})
