@@ -90,7 +90,6 @@ class LLM:
         self.parameters: Array = aligned(size, np.dtype(config.dtype))
         self.gradients: Array = aligned(size, self.parameters.dtype)
         self._member: Member | None = None
-        self._crew: Crew | None = None
         self._bind(self.parameters)
 
     @classmethod
@@ -189,10 +188,8 @@ class LLM:
 
     def use_crew(self, crew: Crew | None) -> None:
         """Let a crew help in the kernels, or none any more; see `rustgpt.layers.team`."""
-        if crew is not self._crew:
-            for layer in self.layers:
-                layer.use_crew(crew)
-            self._crew = crew
+        for layer in self.layers:
+            layer.use_crew(crew)
 
     def describe(self) -> str:
         """Return the layers with their sizes, for people."""

@@ -242,6 +242,7 @@ class Workers:
         )  # fmt: skip
         n = min(CREW, config.threads or available_threads())
         self._crew = crew_of(n) if n > 1 and not self.bfloat16 else None
+        self._in_use: Crew | None = None  # by the model
         self._trials = Trials()
         self._teams: dict[int, Team] = {}
         self._helpers: list[_Helper] = []
@@ -249,17 +250,22 @@ class Workers:
     def __enter__(self) -> Workers:
         for model in self.models:
             model.use_bfloat16(self.bfloat16)
-        if self._crew:
-            self._crew.__enter__()
+        try:
+            if self._crew:
+                self._crew.__enter__()
+        except RuntimeError:  # no thread can be started; a small step does not need one
+            self._crew = None
         return self
 
     def __exit__(self, *_: object) -> None:
-        for helper in self._helpers:
-            helper.stop()
-        self.models[0].use_crew(None)
-        if self._crew:
-            self._crew.__exit__()
-        self.models[0].use_bfloat16(False)
+        try:
+            for helper in self._helpers:
+                helper.stop()
+        finally:
+            self.models[0].use_crew(None)
+            self.models[0].use_bfloat16(False)
+            if self._crew:
+                self._crew.__exit__()
 
     def step(self, batch: list[Indices], rate: float, where: str) -> tuple[float, float]:
         """Make one step; return the sum of the losses, and the norm of their mean's gradient."""
@@ -281,7 +287,9 @@ class Workers:
         team, scale = self._team(n), 1.0 / _tokens(batch)
         work = self._divide(batch, team)
         losses, squares = [0.0] * n, [0.0] * n
-        self.models[0].use_crew(crew)
+        if crew is not self._in_use:
+            self.models[0].use_crew(crew)
+            self._in_use = crew
         self.adam.begin_step()
 
         def make(i: int) -> None:

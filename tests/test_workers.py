@@ -521,6 +521,35 @@ def test_a_crew_is_gone_after_an_error(model_of, batch, small_steps):
     assert helpers() == before
 
 
+def test_a_crew_is_gone_after_ctrl_c_while_layers_hear_of_it(
+    model_of, batch, small_steps, monkeypatch
+):
+    model, original, before = model_of(), OutputProjection.use_crew, helpers()
+
+    def interrupted(self, crew):
+        monkeypatch.setattr(OutputProjection, "use_crew", original)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(OutputProjection, "use_crew", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        steps(model, batch, threads=2)
+    assert all(layer.crew is None for layer in model.layers)
+    assert helpers() == before
+
+
+def test_a_training_goes_on_without_a_thread_that_cannot_be_started(
+    model_of, batch, small_steps, monkeypatch
+):
+    def fail(thread):
+        raise RuntimeError("can't start new thread")
+
+    alone, helped = model_of(dtype="float32"), model_of(dtype="float32")
+    expected = steps(alone, batch, threads=1)
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    assert steps(helped, batch, threads=2) == expected
+    assert not any(small_steps)
+
+
 @pytest.mark.parametrize("settings", [{"threads": 1}, {"threads": 2, "precision": "bfloat16"}])
 def test_where_there_is_no_crew(model_of, settings):
     before = helpers()

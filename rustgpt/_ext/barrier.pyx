@@ -3,6 +3,9 @@
 `threading.Barrier` does the same in Python, where each thread that wakes up needs Python's lock
 several times before it goes on. Here one call of the system puts a thread to sleep, and one wakes
 it.
+
+Beside another program, a thread may have half of a processor while one that waits for it has a
+whole one for nothing. The system may take long to see that; so the one that waits lends it.
 """
 import threading
 
@@ -11,10 +14,9 @@ from cpython.pythread cimport (
     PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock,
     PyThread_type_lock, NOWAIT_LOCK, WAIT_LOCK,
 )
-from libc.string cimport memcpy
 
 from rustgpt._ext.processors cimport (
-    bring_to, processor_here, send_off, thread_here,
+    Processors, bring_to, find_processors, processor_here, send_off, thread_here,
 )
 
 cdef extern from "pythread.h" nogil:
@@ -49,9 +51,12 @@ cdef class Barrier:
             raise ValueError(f"n must be 1 to {2**20 - 1}, got {n}")
         self.gates.n, self.gates.lends = n, lends
         self.gates.lock = PyThread_allocate_lock()
-        self.gates.threads = <Thread*> PyMem_Calloc(2 * n, sizeof(Thread))
+        self.gates.threads = <Thread*> PyMem_Calloc(n, sizeof(Thread))
+        self.gates.before = <Thread*> PyMem_Calloc(n, sizeof(Thread))
         self.gates.gates = <PyThread_type_lock*> PyMem_Calloc(2 * n, sizeof(PyThread_type_lock))
-        if self.gates.lock == NULL or self.gates.gates == NULL or self.gates.threads == NULL:
+        if self.gates.lock == NULL or self.gates.gates == NULL:
+            raise MemoryError
+        if self.gates.threads == NULL or self.gates.before == NULL:
             raise MemoryError
         for i in range(2 * (n - 1)):
             self.gates.gates[i] = PyThread_allocate_lock()
@@ -71,6 +76,7 @@ cdef class Barrier:
                     PyThread_free_lock(gate)
             PyMem_Free(self.gates.gates)
         PyMem_Free(self.gates.threads)
+        PyMem_Free(self.gates.before)
         if self.gates.lock != NULL:
             PyThread_free_lock(self.gates.lock)
 
@@ -97,73 +103,88 @@ cdef class Barrier:
 cdef int wait_at(Gates* g) except -1 nogil:
     """`Barrier.wait`."""
     cdef PyThread_type_lock gate = NULL
-    cdef int processor = processor_here() if g.lends else -1
-    cdef bint crowded = False
+    cdef Thread me
+    cdef bint broken, crowded = False
     PyThread_acquire_lock(g.lock, WAIT_LOCK)
+    me.number, me.processor, me.moving = 0, -1, False
+    if g.lends:
+        me.number, me.processor = thread_here(), processor_here()
+        find_processors(0, &me.allowed)
+    cdef unsigned long long meeting = g.meeting
     if not g.broken:
-        crowded = arrive(g, processor)
+        crowded = arrive(g, &me)
         if g.here < g.n:
             gate = g.gates[g.second * (g.n - 1) + g.here - 1]
         else:
             open_gates(g)
-    cdef bint broken = g.broken
+    broken = g.broken
     PyThread_release_lock(g.lock)
     if gate != NULL:
-        if processor < 0:
-            PyThread_acquire_lock(gate, WAIT_LOCK)
-        else:
-            wait_and_lend(g, gate, processor)
+        wait_and_lend(g, meeting, gate, me.processor)
         broken = g.broken
     elif crowded:
-        send_off(processor)
+        leave(g, &me)
     if broken:
         with gil:
             raise threading.BrokenBarrierError
     return 0
 
 
-cdef bint arrive(Gates* g, int processor) noexcept nogil:
-    """Be counted; return whether one who waits did so where this thread runs."""
+cdef bint arrive(Gates* g, Thread* me) noexcept nogil:
+    """Be counted; return whether this is the last, and one who waits did so where it runs."""
     cdef Py_ssize_t i
     cdef bint crowded = False
     for i in range(g.here):
-        crowded |= g.threads[i].processor == processor
-    g.threads[g.here].number = thread_here() if g.lends else 0
-    g.threads[g.here].processor = processor
+        crowded |= g.threads[i].processor == me.processor
+    me.moving = crowded and me.processor >= 0 and g.here == g.n - 1
+    g.threads[g.here] = me[0]
     g.here += 1
-    return crowded and processor >= 0
+    return me.moving
 
 
-cdef void wait_and_lend(Gates* g, PyThread_type_lock gate, int processor) noexcept nogil:
-    """Wait for one who has not arrived; if it takes long, bring it to this thread's processor.
+cdef void leave(Gates* g, const Thread* me) noexcept nogil:
+    """Leave a processor to one who waited there, which it needs now."""
+    cdef Py_ssize_t i
+    send_off(me.processor, &me.allowed)
+    PyThread_acquire_lock(g.lock, WAIT_LOCK)
+    for i in range(g.n):
+        if g.before[i].number == me.number:
+            g.before[i].moving = False
+    PyThread_release_lock(g.lock)
 
-    Where it is, another program may be running, and the system may take long to see that here is
-    nobody. Afterwards it may run anywhere again.
-    """
-    cdef int missing
-    if PyThread_acquire_lock_timed(gate, PATIENCE, 0) == PY_LOCK_ACQUIRED:
-        return
-    missing = one_missing(g)
-    if missing != 0:
-        bring_to(processor, missing)
+
+cdef void wait_and_lend(
+    Gates* g, unsigned long long meeting, PyThread_type_lock gate, int processor
+) noexcept nogil:
+    """Wait for the last; if it takes long, bring one who has not arrived to this processor."""
+    if processor >= 0:
+        if PyThread_acquire_lock_timed(gate, PATIENCE, 0) == PY_LOCK_ACQUIRED:
+            return
+        # Nobody can arrive, or begin to move, while this is done.
+        PyThread_acquire_lock(g.lock, WAIT_LOCK)
+        if g.meeting == meeting and not g.lent and not g.broken:
+            lend(g, processor)
+        PyThread_release_lock(g.lock)
     PyThread_acquire_lock(gate, WAIT_LOCK)
 
 
-cdef int one_missing(Gates* g) noexcept nogil:
-    """The number of one that came to the meeting before, and not yet to this; 0 if none is known.
-    """
+cdef void lend(Gates* g, int processor) noexcept nogil:
+    """Bring here one that came to the meeting before, and not yet to this, if any is known."""
     cdef Py_ssize_t i, j
-    cdef int missing
-    PyThread_acquire_lock(g.lock, WAIT_LOCK)
+    cdef bint missing
+    cdef Processors allowed
     for i in range(g.n):
-        missing = g.threads[g.n + i].number
+        missing = g.before[i].number != 0
         for j in range(g.here):
-            if g.threads[j].number == missing:
-                missing = 0
-        if missing != 0:
-            break
-    PyThread_release_lock(g.lock)
-    return missing
+            missing &= g.threads[j].number != g.before[i].number
+        if missing:
+            g.lent = True  # once a meeting: others who wait would bring it away again
+            if g.before[i].moving:  # and may not be allowed everywhere at this moment
+                allowed = g.before[i].allowed
+            else:
+                find_processors(g.before[i].number, &allowed)
+            bring_to(processor, &allowed, g.before[i].number)
+            return
 
 
 cdef void open_gates(Gates* g) noexcept nogil:
@@ -171,5 +192,6 @@ cdef void open_gates(Gates* g) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(min(g.here, g.n - 1)):
         PyThread_release_lock(g.gates[g.second * (g.n - 1) + i])
-    memcpy(g.threads + g.n, g.threads, g.n * sizeof(Thread))
-    g.here, g.second = 0, not g.second
+    g.threads, g.before = g.before, g.threads
+    g.here, g.second, g.lent = 0, not g.second, False
+    g.meeting += 1

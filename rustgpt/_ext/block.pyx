@@ -12,22 +12,28 @@ after, and a few per head; what is cheap is computed again.
 Several threads may call for one batch, each with its share: all arrays then have the rows of all
 threads, and each thread goes through its own, but makes its part of the weights' gradients over
 all rows. They meet once a pass back, and around attention where its heads are divided.
+
+Or a crew does the work of one call. Each of its threads has all rows, but some columns of every
+product and some heads of attention, so that every number is the same as one thread's. Norms each
+makes for itself, which takes less time than to meet: they meet four or five times a pass.
 """
 from cython cimport floating
 from libc.string cimport memcpy, memset
 
-from rustgpt._ext.activations cimport relu, relu_gradient
-from rustgpt._ext.attention cimport attend, attend_all, attend_all_backward
+from rustgpt._ext.attention cimport attend
 from rustgpt._ext.checks cimport check_blas, check_matrix, check_offsets, check_vector
 from rustgpt._ext.crew cimport Crew, run
 from rustgpt._ext.layer_norm cimport normalise_again, normalise_rows, normalise_rows_backward
 from rustgpt._ext.layout cimport (
     Block, Kept, Scratch, block_of, kept_of, scratch_of, whole_lines,
 )
-from rustgpt._ext.linear cimport add_gradients, affine, check_bfloat16, divides
-from rustgpt._ext.rows cimport row_gelu, row_gelu_backward
+from rustgpt._ext.linear cimport affine, check_bfloat16, divides
 from rustgpt._ext.share cimport (
-    Share, alone, barrier_of, begin_of, edge_of, edges_of, meet, share_of,
+    Share, alone, barrier_of, edge_of, edges_of, meet, part_of, share_of,
+)
+from rustgpt._ext.steps cimport (
+    attend_share, attend_share_backward, back, copy, feed_forward, feed_forward_gradients,
+    norm_gradients, normalise, project, projection_gradients, qkv_gradients, through_activation,
 )
 
 
@@ -83,73 +89,6 @@ cdef int check_texts(const Share* s, const int[::1] offsets) except -1:
     return 0
 
 
-cdef int feed_forward(
-    const Block* b, const Share* s, const floating* p,
-    const floating* x, Py_ssize_t n,        # IN (n, C)
-    floating* hidden, floating* activated,  # OUT (n, F); scratch
-    floating* out,                          # IN/OUT (n, C): added to
-) except -1 nogil:
-    """out += activation(x @ weight1 + bias1) @ weight2 + bias2."""
-    cdef Py_ssize_t i, rows = n, first = 0, size = n * b.F
-    affine(s, x, p + b.weight1, p + b.bias1, n, b.C, b.F, False, False, b.bfloat16,
-           hidden)                                                                    # (n, F)
-    if s.crew:  # row by row, the thread's columns
-        first = begin_of(s, b.F, s.index)
-        size = begin_of(s, b.F, s.index + 1) - first
-    else:  # all at once
-        rows = 1
-    for i in range(rows):
-        if b.gelu:
-            row_gelu(hidden + i * b.F + first, size, activated + i * b.F + first)
-        else:
-            relu(hidden + i * b.F + first, size, hidden + i * b.F + first)
-    if s.crew:
-        meet(s)
-    affine(s, activated if b.gelu else hidden, p + b.weight2, p + b.bias2, n, b.F, b.C, False, True,
-           b.bfloat16, out)                                                           # (n, C)
-    return 0
-
-
-cdef void project(
-    const Block* b, const Share* s, const floating* p, const floating* heads, Py_ssize_t n,
-    floating* out,
-) noexcept nogil:
-    """out += heads @ projection_weight + projection_bias, or heads as they are."""
-    cdef Py_ssize_t i, c, first, stop
-    if b.projection:
-        affine(s, heads, p + b.projection_weight, p + b.projection_bias if b.bias else NULL,
-               n, b.C, b.C, False, True, b.bfloat16, out)  # (n, C)
-        return
-    columns_of(b, s, &first, &stop)
-    for i in range(n):
-        for c in range(first, stop):
-            out[i * b.C + c] += heads[i * b.C + c]
-
-
-cdef void columns_of(
-    const Block* b, const Share* s, Py_ssize_t* first, Py_ssize_t* stop
-) noexcept nogil:
-    """Which columns of a sum (n, C) are this thread's."""
-    first[0], stop[0] = 0, b.C
-    if s.crew:
-        first[0], stop[0] = begin_of(s, b.C, s.index), begin_of(s, b.C, s.index + 1)
-
-
-cdef void copy(
-    const Block* b, const Share* s, const floating* x, Py_ssize_t n, floating* out
-) noexcept nogil:
-    """out (n, C) = x, of this thread's columns."""
-    cdef Py_ssize_t i, first, stop
-    if x == out:
-        return
-    columns_of(b, s, &first, &stop)
-    if stop - first == b.C:
-        memcpy(out, x, n * b.C * sizeof(floating))
-        return
-    for i in range(n):
-        memcpy(out + i * b.C + first, x + i * b.C + first, (stop - first) * sizeof(floating))
-
-
 def block_forward(
     const floating[:, ::1] x not None,        # IN (N, C)
     const int[::1] offsets not None,          # IN (B + 1,)
@@ -164,7 +103,7 @@ def block_forward(
     double epsilon2,                          # IN: of norm2
     floating[:, ::1] out not None,            # OUT (N, C)
     floating[::1] kept not None,              # OUT (block_kept_size(...),)
-    floating[::1] scratch not None,           # block_scratch_size(N, longest text, C, F, threads)
+    floating[::1] scratch not None,           # block_scratch_size(N, longest text, C, F, ...)
     bint bfloat16=False,                      # IN: whether the linear products round to it
     object share=None,                        # IN: this thread's, of several
     Crew crew=None,                           # threads that do it together
@@ -189,10 +128,9 @@ def block_forward(
     cdef bint single = floating is float
     a.b, a.k, a.s, a.single = b, k, s, single
     a.N, a.longest, a.B, a.offsets = N, longest, offsets.shape[0] - 1, &offsets[0]
-    a.p, a.x, a.out, a.kept, a.scratch = (
-        &parameters[0], &x[0, 0], &out[0, 0], &kept[0], &scratch[0]
-    )
-    run(crew if s.crew else None, forward_part, &a)
+    a.p, a.x, a.out, a.dout = &parameters[0], &x[0, 0], &out[0, 0], NULL
+    a.kept, a.scratch = &kept[0], &scratch[0]
+    run(crew if s.crew else None, block_part, &a)
 
 
 cdef struct Pass:
@@ -205,7 +143,7 @@ cdef struct Pass:
     const int* offsets
     const void* p
     const void* x
-    const void* dout
+    const void* dout  # NULL: forward
     void* out
     void* kept
     void* scratch
@@ -213,81 +151,23 @@ cdef struct Pass:
     void* dp
 
 
-cdef int forward_part(const void* work, Py_ssize_t index) except -1 nogil:
-    """One thread's part of `block_forward`."""
+cdef int block_part(const void* work, Py_ssize_t index) except -1 nogil:
+    """One thread's part of `block_forward`, or of `block_backward`."""
     cdef const Pass* a = <const Pass*> work
-    cdef Share s = a.s
-    if s.crew:
-        s.index = index
-    cdef Scratch w = scratch_of(&a.b, &s, a.N, a.longest)
+    cdef Share s = part_of(&a.s, index)
     if a.single:
-        return forward(&a.b, &a.k, &w, &s, <const float*> a.p, <const float*> a.x, a.offsets, a.B,
-                       <float*> a.out, <float*> a.kept, <float*> a.scratch)
-    return forward(&a.b, &a.k, &w, &s, <const double*> a.p, <const double*> a.x, a.offsets, a.B,
-                   <double*> a.out, <double*> a.kept, <double*> a.scratch)
+        return pass_of(a, &s, <const float*> a.x)
+    return pass_of(a, &s, <const double*> a.x)
 
 
-cdef int backward_part(const void* work, Py_ssize_t index) except -1 nogil:
-    """One thread's part of `block_backward`."""
-    cdef const Pass* a = <const Pass*> work
-    cdef Share s = a.s
-    if s.crew:
-        s.index = index
-    cdef Scratch w = scratch_of(&a.b, &s, a.N, a.longest)
-    if a.single:
-        return backward(&a.b, &a.k, &w, &s, <const float*> a.p, <float*> a.dp,
-                        <const float*> a.dout, <const float*> a.x, a.offsets, a.B, a.N,
-                        <const float*> a.kept, <float*> a.dx, <float*> a.scratch)
-    return backward(&a.b, &a.k, &w, &s, <const double*> a.p, <double*> a.dp,
-                    <const double*> a.dout, <const double*> a.x, a.offsets, a.B, a.N,
-                    <const double*> a.kept, <double*> a.dx, <double*> a.scratch)
-
-
-cdef int attend_share(
-    const Share* s, const floating* qkv, const int* offsets, Py_ssize_t B,
-    Py_ssize_t C, Py_ssize_t H, floating* heads, floating* lse, floating* scratch,
-) except -1 nogil:
-    """Attention of this thread's texts; or of its heads of all texts, between two meetings."""
-    cdef Py_ssize_t first, stop
-    if s.heads:  # of all rows, whose other columns others have made
-        meet(s)
-        attend_all(qkv, offsets, B, C, H, edge_of(H, s.index, s.n), edge_of(H, s.index + 1, s.n),
-                   heads, lse, scratch)
-        meet(s)
-    else:
-        texts_of(s, offsets, B, &first, &stop)
-        attend_all(qkv, offsets + first, stop - first, C, H, 0, H, heads, lse, scratch)
-    return 0
-
-
-cdef int attend_share_backward(
-    const Share* s, const floating* dheads, const floating* qkv,
-    const floating* lse, const int* offsets, Py_ssize_t B, Py_ssize_t C, Py_ssize_t H,
-    floating* dqkv, floating* scratch,
-) except -1 nogil:
-    cdef Py_ssize_t first, stop
-    if s.heads:
-        meet(s)
-        attend_all_backward(dheads, qkv, lse, offsets, B, C, H, edge_of(H, s.index, s.n),
-                            edge_of(H, s.index + 1, s.n), dqkv, scratch)
-        meet(s)
-    else:
-        texts_of(s, offsets, B, &first, &stop)
-        attend_all_backward(dheads, qkv, lse, offsets + first, stop - first, C, H, 0, H, dqkv,
-                            scratch)
-    return 0
-
-
-cdef void texts_of(
-    const Share* s, const int* offsets, Py_ssize_t B, Py_ssize_t* first, Py_ssize_t* stop
-) noexcept nogil:
-    """The texts of a thread: those from its first row to its last."""
-    first[0] = 0
-    while first[0] < B and offsets[first[0]] < s.first:
-        first[0] += 1
-    stop[0] = first[0]
-    while stop[0] < B and offsets[stop[0] + 1] <= s.stop:
-        stop[0] += 1
+cdef int pass_of(const Pass* a, const Share* s, const floating* x) except -1 nogil:
+    cdef Scratch w = scratch_of(&a.b, s, a.N, a.longest)
+    if a.dout == NULL:
+        return forward(&a.b, &a.k, &w, s, <const floating*> a.p, x, a.offsets, a.B,
+                       <floating*> a.out, <floating*> a.kept, <floating*> a.scratch)
+    return backward(&a.b, &a.k, &w, s, <const floating*> a.p, <floating*> a.dp,
+                    <const floating*> a.dout, x, a.offsets, a.B, a.N, <const floating*> a.kept,
+                    <floating*> a.dx, <floating*> a.scratch)
 
 
 cdef int forward(
@@ -321,29 +201,13 @@ cdef int forward(
     copy(b, s, <const floating*> (sum1 if b.pre_norm else normal), n, sum2)
     feed_forward(b, s, p, normal, n, kept + k.hidden + r * b.F, activated, sum2)
     if not b.pre_norm:
-        if s.crew:
+        if s.crew:  # a norm keeps its bits if its rows are divided
             meet(s)
             r, n = edge_of(n, s.index, s.n), edge_of(n, s.index + 1, s.n)
             n -= r
         normalise_rows(kept + k.sum2 + r * C, p + b.norm2, p + b.norm2 + C, b.epsilon2, n, C,
                        out + r * C, kept + k.mean2 + r, kept + k.rstd2 + r)
     return 0
-
-
-cdef void normalise(
-    const Block* b, const Kept* k, const Share* s, int which, const floating* p,
-    const floating* x, Py_ssize_t n, floating* out, floating* kept,
-) noexcept nogil:
-    """out (n, C) = norm1 or norm2 of x. In a crew, where each thread does it, one keeps the rest.
-    """
-    cdef floating* mean = NULL
-    cdef floating* rstd = NULL
-    if not s.crew or s.index == 0:
-        mean = kept + (k.mean1 if which == 1 else k.mean2) + s.first
-        rstd = kept + (k.rstd1 if which == 1 else k.rstd2) + s.first
-    cdef const floating* weight = p + (b.norm1 if which == 1 else b.norm2)
-    normalise_rows(x, weight, weight + b.C, b.epsilon1 if which == 1 else b.epsilon2, n, b.C, out,
-                   mean, rstd)
 
 
 def block_backward(
@@ -362,7 +226,7 @@ def block_backward(
     const floating[::1] kept not None,        # IN: what block_forward kept
     floating[:, ::1] dx not None,             # OUT (N, C): overwritten; may be dout itself
     floating[::1] dparameters not None,       # IN/OUT (P,): added to
-    floating[::1] scratch not None,           # block_scratch_size(N, longest text, C, F, threads)
+    floating[::1] scratch not None,           # block_scratch_size(N, longest text, C, F, ...)
     bint bfloat16=False,                      # IN: whether the linear products round to it
     object share=None,                        # IN: this thread's, of several
     bint overwrite=False,                     # IN: whether to write over dparameters instead
@@ -395,7 +259,7 @@ def block_backward(
     a.N, a.longest, a.B, a.offsets = N, longest, offsets.shape[0] - 1, &offsets[0]
     a.p, a.dp, a.dout, a.x = &parameters[0], &dparameters[0], &dout[0, 0], &x[0, 0]
     a.kept, a.dx, a.scratch = <void*> &kept[0], &dx[0, 0], &scratch[0]
-    run(crew if s.crew else None, backward_part, &a)
+    run(crew if s.crew else None, block_part, &a)
 
 
 cdef int backward(
@@ -493,86 +357,6 @@ cdef int backward(
     if s.index == 0:
         norm_gradients(b, s, dp, scratch + w.dnorms)
     return 0
-
-
-cdef void back(
-    const Block* b, const Share* s, const floating* weight, const floating* dout, Py_ssize_t n,
-    Py_ssize_t c_in, Py_ssize_t c_out, bint add, floating* dx,
-) noexcept nogil:
-    """dx = (dx if add) + dout @ weight.T, from out = x @ weight."""
-    affine(s, dout, weight, <const floating*> NULL, n, c_out, c_in, True, add, b.bfloat16, dx)
-
-
-cdef void through_activation(
-    const Block* b, const Share* s, const floating* p,
-    const floating* dout,                      # IN (n, C)
-    const floating* hidden, Py_ssize_t n,      # IN (n, F)
-    floating* dhidden, floating* activated,    # OUT (n, F); the second if GELU
-) noexcept nogil:
-    """From out = activation(hidden) @ weight2 + bias2, the gradient of hidden."""
-    cdef Py_ssize_t i, rows = 1, first = 0, size = n * b.F
-    back(b, s, p + b.weight2, dout, n, b.F, b.C, False, dhidden)
-    if s.crew:
-        rows, first = n, begin_of(s, b.F, s.index)
-        size = begin_of(s, b.F, s.index + 1) - first
-    for i in range(rows):
-        if b.gelu:
-            row_gelu_backward(dhidden + i * b.F + first, hidden + i * b.F + first, size,
-                              dhidden + i * b.F + first, activated + i * b.F + first)
-        else:
-            relu_gradient(dhidden + i * b.F + first, hidden + i * b.F + first, size,
-                          dhidden + i * b.F + first)
-
-
-# The gradients of the weights, a thread's part of them, over N rows.
-
-
-cdef void feed_forward_gradients(
-    const Block* b, const Kept* k, const Scratch* w, const Share* s, floating* dp,
-    const floating* dout, const floating* kept, const floating* scratch, Py_ssize_t N,
-) noexcept nogil:
-    cdef const floating* seen = scratch + w.activated if b.gelu else kept + k.hidden
-    # forward: out = seen @ weight2 + bias2; hidden = normal2 @ weight1 + bias1
-    gradients_of(b, s, dout, seen, N, b.F, b.C, dp + b.weight2, dp + b.bias2)
-    gradients_of(b, s, scratch + w.dhidden, scratch + w.normal2, N, b.C, b.F, dp + b.weight1,
-                 dp + b.bias1)
-
-
-cdef void projection_gradients(
-    const Block* b, const Kept* k, const Share* s, floating* dp, const floating* dout,
-    const floating* kept, Py_ssize_t N,
-) noexcept nogil:
-    # forward: out = heads @ projection_weight + projection_bias
-    if b.projection:
-        gradients_of(b, s, dout, kept + k.heads, N, b.C, b.C, dp + b.projection_weight,
-                     dp + b.projection_bias if b.bias else NULL)
-
-
-cdef void qkv_gradients(
-    const Block* b, const Scratch* w, const Share* s, floating* dp, const floating* x,
-    const floating* scratch, Py_ssize_t N,
-) noexcept nogil:
-    # forward: qkv = inner @ qkv_weight + qkv_bias, inner = norm1(x) or x
-    gradients_of(b, s, scratch + w.dqkv, scratch + w.normal1 if b.pre_norm else x, N, b.C, 3 * b.C,
-                 dp + b.qkv_weight, dp + b.qkv_bias if b.bias else NULL)
-
-
-cdef void gradients_of(
-    const Block* b, const Share* s, const floating* dout, const floating* x, Py_ssize_t N,
-    Py_ssize_t c_in, Py_ssize_t c_out, floating* dweight, floating* dbias,
-) noexcept nogil:
-    add_gradients(s, dout, x, N, c_in, c_out, False, not b.overwrite, b.bfloat16, dweight, dbias)
-
-
-cdef void norm_gradients(
-    const Block* b, const Share* s, floating* dp, const floating* dnorms
-) noexcept nogil:
-    """Add up what each thread has of the norms' gradients, in their order."""
-    cdef Py_ssize_t i, c
-    for i in range(s.n):
-        for c in range(2 * b.C):
-            dp[b.norm1 + c] += dnorms[i * whole_lines(4 * b.C) + c]
-            dp[b.norm2 + c] += dnorms[i * whole_lines(4 * b.C) + 2 * b.C + c]
 
 
 def block_decode(

@@ -17,13 +17,16 @@ from cpython.pythread cimport (
 )
 
 from rustgpt._ext.barrier cimport Barrier
-from rustgpt._ext.processors cimport keep_off, processor_here
+from rustgpt._ext.processors cimport (
+    Processors, find_processors, keep_off, process_here, processor_here, thread_here,
+)
 
 
 cdef class Crew:
-    """A few threads for one kernel at a time. They are there while it is entered.
+    """A few threads for one kernel at a time. They are there while it is entered, once.
 
-    What a kernel computes does not depend on its crew, not by a bit.
+    What a kernel computes does not depend on its crew, not by a bit. In a process that was forked
+    from the crew's, which has no threads but the forking one, kernels do without it.
 
     Parameters
     ----------
@@ -57,15 +60,17 @@ cdef class Crew:
         free(self.calling)
 
     def __enter__(self):
-        if self.threads:
+        if self.entered:
             raise RuntimeError("a crew cannot be entered twice")
-        self.processor = -1
+        self.entered, self.process, self.processor = True, process_here(), -1
         try:
             for i in range(self.n - 1):
-                thread = threading.Thread(target=self._help, args=(i,), name="rustgpt", daemon=True)
-                thread.start()
-                self.threads.append(thread)
-                self.numbers[i] = thread.native_id
+                self.threads.append(
+                    threading.Thread(target=self._help, args=(i,), name="rustgpt", daemon=True)
+                )
+                self.threads[i].start()
+            with nogil:
+                await_helpers(self)  # each says which it is
         except BaseException:
             self._go_home()
             raise
@@ -73,7 +78,11 @@ cdef class Crew:
         return self
 
     def __exit__(self, *_):
-        PyThread_acquire_lock(self.calling, WAIT_LOCK)
+        if not self.entered or self.left:
+            raise RuntimeError("a crew must be entered once, and left once")
+        self.left = True
+        with nogil:
+            PyThread_acquire_lock(self.calling, WAIT_LOCK)
         self._go_home()
 
     def __reduce__(self):
@@ -85,16 +94,25 @@ cdef class Crew:
         for i in range(len(self.threads)):
             PyThread_release_lock(self.go[i])
         for thread in self.threads:
-            thread.join()
+            # Ctrl-C may have come before it was known to run; then it goes by itself.
+            if thread.ident is not None:
+                thread.join()
         self.threads.clear()
 
     def _help(self, Py_ssize_t i):
+        self.numbers[i] = thread_here()
         with nogil:
+            PyThread_release_lock(self.done[i])
             PyThread_acquire_lock(self.go[i], WAIT_LOCK)
             while self.work != NULL:
                 self.job(self.work, i + 1)
                 PyThread_release_lock(self.done[i])
                 PyThread_acquire_lock(self.go[i], WAIT_LOCK)
+
+
+cdef bint is_at_hand(Crew crew) noexcept:
+    """Whether a crew can help: not alone, nor where its process was forked."""
+    return crew.n > 1 and not (crew.entered and crew.process != process_here())
 
 
 cdef int run(Crew crew, Job job, const void* work) except -1:
@@ -112,20 +130,27 @@ cdef int run(Crew crew, Job job, const void* work) except -1:
         for i in range(crew.n - 1):
             PyThread_release_lock(crew.go[i])
         job(work, 0)
-        for i in range(crew.n - 1):
-            PyThread_acquire_lock(crew.done[i], WAIT_LOCK)
+        await_helpers(crew)
         PyThread_release_lock(crew.calling)
     return 0
+
+
+cdef void await_helpers(Crew crew) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(crew.n - 1):
+        PyThread_acquire_lock(crew.done[i], WAIT_LOCK)
 
 
 cdef void follow(Crew crew) noexcept nogil:
     """Let the helpers keep off where the caller is now."""
     cdef Py_ssize_t i
+    cdef Processors allowed
     cdef int processor = processor_here()
     if processor != crew.processor:
         crew.processor = processor
+        find_processors(0, &allowed)
         for i in range(crew.n - 1):
-            keep_off(processor, crew.numbers[i])
+            keep_off(processor, &allowed, crew.numbers[i])
 
 
 cdef PyThread_type_lock closed() except NULL:

@@ -13,7 +13,9 @@ from rustgpt._ext.checks cimport (
 from rustgpt._ext.crew cimport Crew, run
 from rustgpt._ext.linear cimport add_gradients, affine, check_bfloat16, divides
 from rustgpt._ext.rows cimport row_dot, row_exp, row_max
-from rustgpt._ext.share cimport Share, barrier_of, edge_of, edges_of, meet, share_of
+from rustgpt._ext.share cimport (
+    Share, barrier_of, edge_of, edges_of, meet, part_of, share_of,
+)
 
 
 def softmax(
@@ -186,9 +188,7 @@ cdef struct Output:
 cdef int blocks_part(const void* work, Py_ssize_t index) except -1 nogil:
     """One thread's part of `linear_cross_entropy`."""
     cdef const Output* o = <const Output*> work
-    cdef Share s = o.s
-    if s.crew:
-        s.index = index
+    cdef Share s = part_of(&o.s, index)
     if o.single:
         blocks_of_rows(o, &s, <const float*> o.x, <const float*> o.weight, <const float*> o.bias,
                        <float*> o.losses, <float*> o.dx, <float*> o.dweight, <float*> o.dbias,

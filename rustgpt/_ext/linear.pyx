@@ -50,7 +50,7 @@ cdef void affine(
     cdef Py_ssize_t i, c, first = 0, columns = c_out
     cdef Py_ssize_t ldw = c_in if transposed else c_out
     cdef floating* row
-    if s.crew:
+    if s.crew:  # which has no other products than in place and in strips: see `divides`
         first = begin_of(s, c_out, s.index)
         columns = begin_of(s, c_out, s.index + 1) - first
         if columns == 0:

@@ -20,11 +20,12 @@ def sum_of_squares(
 ):
     """Return sum(x^2), summed in double: the square of the L2 norm."""
     cdef Squares q
+    cdef Py_ssize_t P = x.shape[0]
     cdef bint single = floating is float
-    if x.shape[0] == 0:
+    if P == 0:
         return 0.0
-    q.n, q.P, q.single, q.x = 1 if crew is None else crew.n, x.shape[0], single, &x[0]
-    run(crew, squares_part, &q)
+    q.s, q.single, q.x = share_of(None, None, None, P, crew), single, &x[0]
+    run(crew if q.s.crew else None, squares_part, &q)
     cdef double total = 0.0
     cdef int i
     for i in range(PARTS):
@@ -33,7 +34,7 @@ def sum_of_squares(
 
 
 cdef struct Squares:
-    Py_ssize_t n, P
+    Share s
     bint single
     const void* x
     double[PARTS] sums
@@ -42,10 +43,10 @@ cdef struct Squares:
 cdef int squares_part(const void* work, Py_ssize_t index) except -1 nogil:
     """One thread's parts of a sum of squares; what they are does not depend on the threads."""
     cdef Squares* q = <Squares*> work
-    cdef Py_ssize_t i, first, size
-    for i in range(edge_of(PARTS, index, q.n), edge_of(PARTS, index + 1, q.n)):
-        first = edge_of(q.P, i, PARTS)
-        size = edge_of(q.P, i + 1, PARTS) - first
+    cdef Py_ssize_t i, first, size, P = q.s.stop
+    for i in range(edge_of(PARTS, index, q.s.n), edge_of(PARTS, index + 1, q.s.n)):
+        first = edge_of(P, i, PARTS)
+        size = edge_of(P, i + 1, PARTS) - first
         if q.single:
             q.sums[i] = row_squares(<const float*> q.x + first, size)
         else:
@@ -126,7 +127,7 @@ def adam_step(
     u.n_edges, u.edges = edges.shape[0], &edges[0] if edges.shape[0] else NULL
     u.scale, u.rate, u.beta1, u.beta2 = gradient_scale, rate, beta1, beta2
     u.inverse_root, u.epsilon, u.decay = inverse_root, epsilon, decay
-    run(crew, adam_part, &u)
+    run(crew if u.s.crew else None, adam_part, &u)
 
 
 cdef struct Update:

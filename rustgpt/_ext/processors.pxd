@@ -1,58 +1,72 @@
 """Owns on which processors threads run, where the system lets a program say so (Linux).
 
-Where it does not, or refuses, nothing is lost but time: so no error is looked at.
+Where it does not, or refuses, nothing is lost but time: so no error is looked at. A thread that is
+moved may afterwards run where it might before, which its owner may have chosen.
 """
 
 cdef extern from *:
     """
     #ifndef RUSTGPT_PROCESSORS
     #define RUSTGPT_PROCESSORS
+    #ifdef _WIN32
+    static inline int process_here(void) { return 0; } /* which cannot fork */
+    #else
+    #include <unistd.h>
+    static inline int process_here(void) { return (int)getpid(); }
+    #endif
     #if defined(__linux__)
     #include <sched.h>
     #include <sys/syscall.h>
-    #include <unistd.h>
+    typedef cpu_set_t Processors;
     static inline int thread_here(void) { return (int)syscall(SYS_gettid); }
     static inline int processor_here(void) { return sched_getcpu(); }
-    static inline int find_processors(int processor, cpu_set_t* found) {
-        return processor >= 0 && processor < CPU_SETSIZE
-            && sched_getaffinity(0, sizeof *found, found) == 0 && CPU_ISSET(processor, found);
+    static inline void find_processors(int thread, Processors* found) {
+        if (sched_getaffinity(thread, sizeof *found, found) != 0) CPU_ZERO(found);
     }
-    static inline void keep_off(int processor, int thread) {
-        cpu_set_t others;
-        if (!find_processors(processor, &others)) return;
+    static inline int is_among(int processor, const Processors* some) {
+        return processor >= 0 && processor < CPU_SETSIZE && CPU_ISSET(processor, some);
+    }
+    static inline void keep_off(int processor, const Processors* allowed, int thread) {
+        Processors others = *allowed;
+        if (thread == 0 || !is_among(processor, allowed)) return;
         CPU_CLR(processor, &others);
         if (CPU_COUNT(&others) > 0) sched_setaffinity(thread, sizeof others, &others);
     }
-    static inline void send_off(int processor) {
-        cpu_set_t all;
-        if (!find_processors(processor, &all)) return;
-        keep_off(processor, 0);
-        sched_setaffinity(0, sizeof all, &all);
+    static inline void send_off(int processor, const Processors* allowed) {
+        keep_off(processor, allowed, thread_here());
+        sched_setaffinity(0, sizeof *allowed, allowed);
     }
-    static inline void bring_to(int processor, int thread) {
-        cpu_set_t all, here;
-        if (!find_processors(processor, &all)) return;
+    static inline void bring_to(int processor, const Processors* allowed, int thread) {
+        Processors here;
+        if (!is_among(processor, allowed) || syscall(SYS_tgkill, getpid(), thread, 0) != 0) return;
         CPU_ZERO(&here);
         CPU_SET(processor, &here);
-        if (sched_setaffinity(thread, sizeof here, &here) == 0)
-            sched_setaffinity(thread, sizeof all, &all);
+        sched_setaffinity(thread, sizeof here, &here);
+        sched_setaffinity(thread, sizeof *allowed, allowed);
     }
     #else
+    typedef int Processors;
     static inline int thread_here(void) { return 0; }
     static inline int processor_here(void) { return -1; }
-    static inline void keep_off(int processor, int thread) {}
-    static inline void send_off(int processor) {}
-    static inline void bring_to(int processor, int thread) {}
+    static inline void find_processors(int thread, Processors* found) { *found = 0; }
+    static inline void keep_off(int processor, const Processors* allowed, int thread) {}
+    static inline void send_off(int processor, const Processors* allowed) {}
+    static inline void bring_to(int processor, const Processors* allowed, int thread) {}
     #endif
     #endif
     """
-    # The system's number of the calling thread.
+    ctypedef struct Processors:
+        pass
+    # The system's number of the calling process, and of the calling thread.
+    int process_here() noexcept nogil
     int thread_here() noexcept nogil
-    # Where it is; -1 if that is not known.
+    # Where the calling thread is; -1 if that is not known.
     int processor_here() noexcept nogil
-    # From now on a thread may run wherever the caller may, but not on one processor.
-    void keep_off(int processor, int thread) noexcept nogil
-    # The caller goes to another processor than this, where it is; it may come back.
-    void send_off(int processor) noexcept nogil
-    # A thread comes to a processor; then it may run wherever the caller may.
-    void bring_to(int processor, int thread) noexcept nogil
+    # Where a thread may run; 0 is the calling one.
+    void find_processors(int thread, Processors* found) noexcept nogil
+    # From now on a thread runs where it is allowed, but not on one processor.
+    void keep_off(int processor, const Processors* allowed, int thread) noexcept nogil
+    # The calling thread goes to another processor; then it may run where it is allowed.
+    void send_off(int processor, const Processors* allowed) noexcept nogil
+    # A thread of this process comes to a processor; then it may run where it is allowed.
+    void bring_to(int processor, const Processors* allowed, int thread) noexcept nogil

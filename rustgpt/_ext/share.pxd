@@ -7,12 +7,12 @@ rows, but some columns of a product and some heads of attention.
 from cpython.object cimport PyObject
 
 from rustgpt._ext.barrier cimport Barrier, Gates, wait_at
-from rustgpt._ext.crew cimport Crew
+from rustgpt._ext.crew cimport Crew, is_at_hand
 
 
 cdef struct Share:
     Py_ssize_t index, n     # which thread, of how many
-    Py_ssize_t first, stop  # its rows
+    Py_ssize_t first, stop  # its rows; all, in a crew
     Py_ssize_t most         # rows that a thread has at most
     bint heads              # whether attention divides its heads, not its texts
     bint crew               # whether products divide their columns, not their rows
@@ -40,6 +40,14 @@ cdef inline const int[::1] edges_of(object share) except *:
         return None if share is None else share.edges
     except (AttributeError, TypeError, ValueError) as error:
         raise TypeError(f"share must be a rustgpt.reference.share.Share: {error}") from None
+
+
+cdef inline Share part_of(const Share* s, Py_ssize_t index) noexcept nogil:
+    """The share of a crew's thread; without a crew, the calling thread's own."""
+    cdef Share part = s[0]
+    if s.crew:
+        part.index = index
+    return part
 
 
 cdef inline object barrier_of(object share):
@@ -71,7 +79,7 @@ cdef inline Share share_of(
     if crew is not None:
         if share is not None:
             raise ValueError("share must be None where there is a crew")
-        if crew.n > 1 and divides:
+        if divides and is_at_hand(crew):
             s.n, s.heads, s.crew, s.gates = crew.n, True, True, &crew.barrier.gates
         return s
     if share is None:

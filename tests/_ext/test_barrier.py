@@ -85,45 +85,73 @@ needs_processors = pytest.mark.skipif(
 )
 
 
-@needs_processors
-def test_who_waits_lends_a_processor_to_one_that_has_none():
+@pytest.fixture
+def busy():
+    """Two processes that compute on each of two processors, which the system sees no use to move
+    a thread between then."""
+    program = "import os, sys\nos.sched_setaffinity(0, [int(sys.argv[1])])\nprint(flush=True)\n"
+    program += "while True: pass"
+    processors = sorted(os.sched_getaffinity(0))[:2]
+    loads = [
+        subprocess.Popen([sys.executable, "-c", program, str(p)], stdout=subprocess.PIPE)
+        for p in processors * 2
+    ]
+    for load in loads:
+        load.stdout.readline()
+    yield processors
+    for load in loads:
+        load.kill()
+        load.communicate()
+
+
+def wait_for_one_who_comes_late(here, there, lends, bound, processor_of):
+    """Return where a thread was that came late from `there`, and where it might be then."""
     allowed = os.sched_getaffinity(0)
-    here, there = sorted(allowed)[:2]
-    meeting, places = team.barrier(2, lends=True), []
+    meeting, places, ready = team.barrier(2, lends=lends), [], threading.Event()
 
     def come_late():
-        time.sleep(0.05)  # also to the first meeting
         meeting.wait()
-        os.sched_setaffinity(0, {there})  # where it has a quarter of the time
-        end = time.thread_time() + 0.2
+        os.sched_setaffinity(0, {there})
+        if not bound:
+            os.sched_setaffinity(0, allowed)
+        ready.set()
+        end = time.thread_time() + 0.02
         while time.thread_time() < end:
             pass
-        places.append(os.sched_getaffinity(0))
+        places.append((processor_of(threading.get_native_id()), os.sched_getaffinity(0)))
         meeting.wait()
 
-    busy = f"import os\nos.sched_setaffinity(0, [{there}])\nprint(flush=True)\nwhile True: pass"
-    loads = [
-        subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE) for _ in range(3)
+    def come():
+        os.sched_setaffinity(0, {here})
+        meeting.wait()
+        assert ready.wait(60)
+        meeting.wait()
+
+    with ThreadPoolExecutor(2) as pool:
+        late = pool.submit(come_late)
+        pool.submit(come).result(timeout=60)
+        late.result(timeout=60)
+    return places[0]
+
+
+@needs_processors
+@pytest.mark.parametrize("lends", [True, False])
+def test_who_waits_lends_its_processor(busy, processor_of, lends):
+    (here, there), allowed, times = busy, os.sched_getaffinity(0), 9
+    found = [
+        wait_for_one_who_comes_late(here, there, lends, False, processor_of) for _ in range(times)
     ]
-    try:
-        for load in loads:
-            load.stdout.readline()
-        with ThreadPoolExecutor(2) as pool:
-            late = pool.submit(come_late)
+    assert all(after == allowed for _, after in found)  # it may go where it likes
+    brought = sum(place == here for place, _ in found)
+    assert brought > 6 if lends else brought < 3
 
-            def come():
-                os.sched_setaffinity(0, {here})
-                meeting.wait()
-                os.sched_setaffinity(0, allowed)
-                meeting.wait()
 
-            pool.submit(come).result(timeout=60)
-            late.result(timeout=60)
-    finally:
-        for load in loads:
-            load.kill()
-            load.communicate()
-    assert places == [allowed]  # it was brought here, and may go where it likes
+@needs_processors
+def test_a_thread_that_was_bound_to_a_processor_stays_there(busy, processor_of):
+    here, there = busy
+    for _ in range(3):
+        found = wait_for_one_who_comes_late(here, there, True, True, processor_of)
+        assert found == (there, {there})
 
 
 @needs_processors

@@ -2,6 +2,8 @@
 
 import copy
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -129,11 +131,13 @@ def test_a_crew_must_be_there(compiled, arguments, kernel):
         given["scratch"] = np.zeros(scratch, np.float32)
     if compiled.level == "plain" and kernel in HELPED[:3]:
         return  # BLAS' products cannot be divided
-    for _ in range(2):
-        with pytest.raises(ValueError, match=f"{kernel}: crew must be entered"):
-            getattr(compiled, kernel)(**given, crew=crew)
-        with crew:  # and after it has been there once
-            getattr(compiled, kernel)(**given, crew=crew)
+    absent = pytest.raises(ValueError, match=f"{kernel}: crew must be entered")
+    with absent:
+        getattr(compiled, kernel)(**given, crew=crew)
+    with crew:
+        getattr(compiled, kernel)(**given, crew=crew)
+    with absent:  # any more
+        getattr(compiled, kernel)(**given, crew=crew)
 
 
 @pytest.mark.parametrize("kernel", HELPED)
@@ -161,13 +165,62 @@ def test_threads_of_a_crew_are_there_while_it_is_entered():
     before = helpers()
     crew = Crew(3)
     assert helpers() == before
-    for _ in range(2):
-        with crew:
-            assert helpers() == before + 2
-            with pytest.raises(RuntimeError, match="entered twice"):
-                crew.__enter__()
-            assert helpers() == before + 2
-        assert helpers() == before
+    with crew:
+        assert helpers() == before + 2
+        with pytest.raises(RuntimeError, match="entered twice"):
+            crew.__enter__()
+        assert helpers() == before + 2
+    assert helpers() == before
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_crew_is_entered_once_and_left_once(n):
+    crew = Crew(n)
+    with pytest.raises(RuntimeError, match="entered once, and left once"):
+        crew.__exit__()
+    with crew, pytest.raises(RuntimeError, match="entered twice"):
+        crew.__enter__()
+    with pytest.raises(RuntimeError, match="entered twice"):
+        crew.__enter__()
+    with pytest.raises(RuntimeError, match="entered once, and left once"):
+        crew.__exit__()
+
+
+def test_ctrl_c_while_a_thread_starts_leaves_none(monkeypatch):
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        if len(started) == 1:
+            raise KeyboardInterrupt
+        started.append(thread)
+
+    started, before, crew = [], helpers(), Crew(4)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        crew.__enter__()
+    assert started
+    assert helpers() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
+def test_a_forked_process_does_without_the_crew():
+    program = """
+import os, sys
+import numpy as np
+from rustgpt._ext.crew import Crew
+from rustgpt.backend import ops
+
+x = np.arange(1000, dtype=np.float32)
+with Crew(2) as crew:
+    expected = ops.sum_of_squares(x, crew)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if ops.sum_of_squares(x, crew) == expected else 3)
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], timeout=60, check=False)
+    assert done.returncode == 0
 
 
 def test_a_thread_that_cannot_be_started_leaves_none(monkeypatch):
