@@ -182,8 +182,8 @@ class Trials:
 
     TIMED = 16  # steps of the first way that are timed, after as many in which caches settle
     KEPT = 1024  # steps of the second way, until the first is timed again
-    PATIENCE = 32  # how much the second may lose before it ends, in steps of the first
-    RESTED = (64, 16384)  # steps of the first after that, then twice as many each time
+    PATIENCE = 16  # how much the second may lose before it ends, in steps of the first
+    RESTED = (128, 16384)  # steps of the first after that, then twice as many each time
 
     def __init__(self) -> None:
         self.second = False  # which way the next step is to go
