@@ -139,7 +139,7 @@ class _Helper:
 
     def __init__(self) -> None:
         self.at_work = False
-        self._barrier = barrier(2)
+        self._barrier = barrier(2, breaks=True)  # where work begins and where it ends
         self._work: Callable[[], None] | None = None
         self._thread = threading.Thread(target=self._run, name="rustgpt", daemon=True)
         self._thread.start()
@@ -312,8 +312,7 @@ class Workers:
 
     def _team(self, n: int) -> Team:
         if n not in self._teams:
-            # Where threads meet once a layer, a thread comes to more good in its own cache.
-            self._teams[n] = Team(n, lends=not self.in_team)
+            self._teams[n] = Team(n)
         return self._teams[n]
 
     def _each(self, work: Callable[[int], None], team: Team) -> None:

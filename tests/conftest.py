@@ -190,8 +190,8 @@ def nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
                     broken.append(self)
                 raise
 
-    def barrier(n: int, lends: bool = False) -> Barrier:
-        made.append(original(n, lends))
+    def barrier(n: int, breaks: bool = False) -> Barrier:
+        made.append(original(n, breaks))
         if len(made) == 1:
             timer.start()
         return made[-1]

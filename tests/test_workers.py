@@ -9,13 +9,13 @@ import time
 import numpy as np
 import pytest
 
+from rustgpt._ext import barrier
 from rustgpt.backend import ops, use_backend
 from rustgpt.config import TrainConfig
 from rustgpt.errors import TrainingError
 from rustgpt.layers.embeddings import Embeddings
 from rustgpt.layers.layer import Layer
 from rustgpt.layers.output_projection import OutputProjection
-from rustgpt.layers.team import Team
 from rustgpt.llm import LLM, build_layers
 from rustgpt.workers import Trials, Workers, _pieces, _shares, worker_count
 
@@ -435,9 +435,6 @@ def test_threads_of_a_model_without_blocks_meet_before_the_embeddings(model_of, 
     expected = steps(alone, batch, 1, threads=1)
 
     class Late(threading.Barrier):
-        def __init__(self, n, lends):
-            super().__init__(n)
-
         def wait(self):
             super().wait()
             if threading.current_thread() is not threading.main_thread():
@@ -653,15 +650,13 @@ def test_what_got_slow_and_fast_again_is_soon_used_again():
     assert sum(ways(trials, 1000, (1.0, 0.7))) > 800
 
 
-def test_threads_with_gradients_of_their_own_lend_processors(
-    model_of, batch, shared, monkeypatch
-):  # fmt: skip
-    seen, original = [], Team.__init__
+def test_wherever_threads_wait_for_each_other_they_lend_processors(model_of, batch, monkeypatch):
+    class Seen(barrier.Barrier):
+        def __init__(self, n, lends=False, breaks=False):
+            seen.append((n, lends, breaks))
 
-    def spy(self, n, lends=False):
-        seen.append((n, lends))
-        original(self, n, lends)
-
-    monkeypatch.setattr(Team, "__init__", spy)
-    steps(model_of(), batch, threads=2)
-    assert seen == [(2, not shared)]
+    seen = []
+    monkeypatch.setattr(barrier, "Barrier", Seen)
+    steps(model_of(), batch, threads=3)
+    # The team, and where each of two helpers waits for its work.
+    assert sorted(seen) == [(2, True, True), (2, True, True), (3, True, False)]

@@ -1,20 +1,17 @@
 """What a kernel needs to wait for other threads."""
 from cpython.pythread cimport PyThread_type_lock
 
-from rustgpt._ext.processors cimport Processors
-
 
 cdef struct Thread:
-    int number          # the system's; 0 if it is not known
-    int processor       # where it arrived
-    bint moving         # whether it is on its way to another
-    Processors allowed  # where it might run when it arrived
+    int number     # the system's; 0 if it is not known
+    int processor  # where it waits
 
 
 cdef struct Gates:
     Py_ssize_t n, here          # how many threads meet, and how many of them have arrived
     unsigned long long meeting  # which it is
-    bint lends, lent            # whether one who waits long lends its processor; has done so
+    bint lends, breaks          # whether one who waits lends its processor; not to whom: see there
+    Py_ssize_t lent             # how often that was done at this meeting
     bint second, broken         # whether the second set of gates is in use; whether it is all over
     PyThread_type_lock lock     # on all of this
     PyThread_type_lock* gates   # 2 (n - 1), each locked unless somebody may pass

@@ -15,9 +15,7 @@ from cpython.pythread cimport (
     PyThread_type_lock, NOWAIT_LOCK, WAIT_LOCK,
 )
 
-from rustgpt._ext.processors cimport (
-    Processors, bring_to, find_processors, processor_here, send_off, thread_here,
-)
+from rustgpt._ext.processors cimport bring_to, processor_here, send_off, thread_here, time_of
 
 cdef extern from "pythread.h" nogil:
     enum:
@@ -26,8 +24,17 @@ cdef extern from "pythread.h" nogil:
 
 
 cdef enum:
-    # Microseconds after which a waiting thread lends its processor.
-    PATIENCE = 500
+    # Microseconds after which a waiting thread looks whether to lend its processor; then it looks
+    # again after twice as long each time.
+    PATIENCE = 200
+    PATIENCE_AT_MOST = 64000
+
+
+# Held while a thread is moved: two who move one thread would mistake what the other has done for
+# where it may run. Nobody waits for it: a forked process may find it held for ever.
+cdef PyThread_type_lock moving = PyThread_allocate_lock()
+if moving == NULL:
+    raise MemoryError
 
 
 cdef class Barrier:
@@ -43,13 +50,16 @@ cdef class Barrier:
         How many they are.
     lends
         Whether one who waits for long lends its processor to another, if the system lets it: Linux.
+    breaks
+        Whether after every second meeting the threads do what is unknown here. Then nobody is
+        moved who is through: a thread that it starts may run where it might at that moment.
     """
 
-    def __cinit__(self, Py_ssize_t n, bint lends=False):
+    def __cinit__(self, Py_ssize_t n, bint lends=False, bint breaks=False):
         cdef Py_ssize_t i
         if not 1 <= n < 2**20:
             raise ValueError(f"n must be 1 to {2**20 - 1}, got {n}")
-        self.gates.n, self.gates.lends = n, lends
+        self.gates.n, self.gates.lends, self.gates.breaks = n, lends, breaks
         self.gates.lock = PyThread_allocate_lock()
         self.gates.threads = <Thread*> PyMem_Calloc(n, sizeof(Thread))
         self.gates.before = <Thread*> PyMem_Calloc(n, sizeof(Thread))
@@ -103,88 +113,108 @@ cdef class Barrier:
 cdef int wait_at(Gates* g) except -1 nogil:
     """`Barrier.wait`."""
     cdef PyThread_type_lock gate = NULL
-    cdef Thread me
+    cdef int processor = processor_here() if g.lends else -1
     cdef bint broken, crowded = False
     PyThread_acquire_lock(g.lock, WAIT_LOCK)
-    me.number, me.processor, me.moving = 0, -1, False
-    if g.lends:
-        me.number, me.processor = thread_here(), processor_here()
-        find_processors(0, &me.allowed)
     cdef unsigned long long meeting = g.meeting
+    cdef Py_ssize_t place = g.here
     if not g.broken:
-        crowded = arrive(g, &me)
+        crowded = arrive(g, processor)
         if g.here < g.n:
-            gate = g.gates[g.second * (g.n - 1) + g.here - 1]
+            gate = g.gates[g.second * (g.n - 1) + place]
         else:
             open_gates(g)
     broken = g.broken
     PyThread_release_lock(g.lock)
     if gate != NULL:
-        wait_and_lend(g, meeting, gate, me.processor)
+        if processor < 0 or not wait_and_lend(g, meeting, place, gate):
+            PyThread_acquire_lock(gate, WAIT_LOCK)
         broken = g.broken
-    elif crowded:
-        leave(g, &me)
+    elif crowded and PyThread_acquire_lock(moving, NOWAIT_LOCK):
+        send_off(processor)  # one who waited here needs it now
+        PyThread_release_lock(moving)
+    if g.breaks and meeting % 2 == 1:
+        PyThread_acquire_lock(g.lock, WAIT_LOCK)
+        g.before[place].number = 0
+        PyThread_release_lock(g.lock)
     if broken:
         with gil:
             raise threading.BrokenBarrierError
     return 0
 
 
-cdef bint arrive(Gates* g, Thread* me) noexcept nogil:
-    """Be counted; return whether this is the last, and one who waits did so where it runs."""
+cdef bint arrive(Gates* g, int processor) noexcept nogil:
+    """Be counted; return whether one who waits did so on this processor."""
     cdef Py_ssize_t i
     cdef bint crowded = False
     for i in range(g.here):
-        crowded |= g.threads[i].processor == me.processor
-    me.moving = crowded and me.processor >= 0 and g.here == g.n - 1
-    g.threads[g.here] = me[0]
+        crowded |= g.threads[i].processor == processor
+    g.threads[g.here].number = thread_here() if processor >= 0 else 0
+    g.threads[g.here].processor = processor
     g.here += 1
-    return me.moving
+    return crowded and processor >= 0
 
 
-cdef void leave(Gates* g, const Thread* me) noexcept nogil:
-    """Leave a processor to one who waited there, which it needs now."""
-    cdef Py_ssize_t i
-    send_off(me.processor, &me.allowed)
-    PyThread_acquire_lock(g.lock, WAIT_LOCK)
-    for i in range(g.n):
-        if g.before[i].number == me.number:
-            g.before[i].moving = False
-    PyThread_release_lock(g.lock)
-
-
-cdef void wait_and_lend(
-    Gates* g, unsigned long long meeting, PyThread_type_lock gate, int processor
+cdef bint wait_and_lend(
+    Gates* g, unsigned long long meeting, Py_ssize_t place, PyThread_type_lock gate
 ) noexcept nogil:
-    """Wait for the last; if it takes long, bring one who has not arrived to this processor."""
-    if processor >= 0:
-        if PyThread_acquire_lock_timed(gate, PATIENCE, 0) == PY_LOCK_ACQUIRED:
-            return
-        # Nobody can arrive, or begin to move, while this is done.
+    """Wait for the last, and lend this processor to those that stand still; return whether the
+    gate was passed.
+    """
+    cdef long long patience = PATIENCE, before
+    cdef Py_ssize_t lent, turn = 0
+    cdef int late
+    while True:
         PyThread_acquire_lock(g.lock, WAIT_LOCK)
-        if g.meeting == meeting and not g.lent and not g.broken:
-            lend(g, processor)
+        late, lent = 0, g.lent
+        if g.meeting == meeting and not g.broken:
+            late = one_missing(g, turn)
         PyThread_release_lock(g.lock)
-    PyThread_acquire_lock(gate, WAIT_LOCK)
+        if late == 0:
+            return False
+        before = time_of(late)
+        if PyThread_acquire_lock_timed(gate, patience, 0) == PY_LOCK_ACQUIRED:
+            return True
+        if time_of(late) - before < patience / 2:
+            lend(g, meeting, place, late, lent)
+        patience = min(2 * patience, PATIENCE_AT_MOST)
+        turn += 1
 
 
-cdef void lend(Gates* g, int processor) noexcept nogil:
-    """Bring here one that came to the meeting before, and not yet to this, if any is known."""
-    cdef Py_ssize_t i, j
-    cdef bint missing
-    cdef Processors allowed
+cdef bint is_missing(const Gates* g, int number) noexcept nogil:
+    """Whether a thread, whose number is known, has not arrived."""
+    cdef Py_ssize_t i
+    for i in range(g.here):
+        if g.threads[i].number == number:
+            return False
+    return number != 0
+
+
+cdef int one_missing(const Gates* g, Py_ssize_t turn) noexcept nogil:
+    """Return the number of one that came to the meeting before and not yet to this, 0 if none is
+    known; each turn of another.
+    """
+    cdef Py_ssize_t i
+    cdef int found
     for i in range(g.n):
-        missing = g.before[i].number != 0
-        for j in range(g.here):
-            missing &= g.threads[j].number != g.before[i].number
-        if missing:
-            g.lent = True  # once a meeting: others who wait would bring it away again
-            if g.before[i].moving:  # and may not be allowed everywhere at this moment
-                allowed = g.before[i].allowed
-            else:
-                find_processors(g.before[i].number, &allowed)
-            bring_to(processor, &allowed, g.before[i].number)
-            return
+        found = g.before[(turn + i) % g.n].number
+        if is_missing(g, found):
+            return found
+    return 0
+
+
+cdef void lend(
+    Gates* g, unsigned long long meeting, Py_ssize_t place, int late, Py_ssize_t lent
+) noexcept nogil:
+    """Bring a thread to this processor, unless it has arrived or another one was first."""
+    PyThread_acquire_lock(g.lock, WAIT_LOCK)  # nobody can arrive while this is done
+    if g.meeting == meeting and not g.broken and g.lent == lent and is_missing(g, late):
+        g.threads[place].processor = processor_here()
+        if PyThread_acquire_lock(moving, NOWAIT_LOCK):
+            bring_to(g.threads[place].processor, late)
+            PyThread_release_lock(moving)
+            g.lent += 1
+    PyThread_release_lock(g.lock)
 
 
 cdef void open_gates(Gates* g) noexcept nogil:
@@ -193,5 +223,5 @@ cdef void open_gates(Gates* g) noexcept nogil:
     for i in range(min(g.here, g.n - 1)):
         PyThread_release_lock(g.gates[g.second * (g.n - 1) + i])
     g.threads, g.before = g.before, g.threads
-    g.here, g.second, g.lent = 0, not g.second, False
+    g.here, g.second, g.lent = 0, not g.second, 0
     g.meeting += 1

@@ -17,6 +17,7 @@ cdef extern from *:
     #if defined(__linux__)
     #include <sched.h>
     #include <sys/syscall.h>
+    #include <time.h>
     typedef cpu_set_t Processors;
     static inline int thread_here(void) { return (int)syscall(SYS_gettid); }
     static inline int processor_here(void) { return sched_getcpu(); }
@@ -32,17 +33,26 @@ cdef extern from *:
         CPU_CLR(processor, &others);
         if (CPU_COUNT(&others) > 0) sched_setaffinity(thread, sizeof others, &others);
     }
-    static inline void send_off(int processor, const Processors* allowed) {
-        keep_off(processor, allowed, thread_here());
-        sched_setaffinity(0, sizeof *allowed, allowed);
+    static inline void send_off(int processor) {
+        Processors allowed;
+        find_processors(0, &allowed);
+        keep_off(processor, &allowed, thread_here());
+        sched_setaffinity(0, sizeof allowed, &allowed);
     }
-    static inline void bring_to(int processor, const Processors* allowed, int thread) {
-        Processors here;
-        if (!is_among(processor, allowed) || syscall(SYS_tgkill, getpid(), thread, 0) != 0) return;
+    static inline void bring_to(int processor, int thread) {
+        Processors here, allowed;
+        find_processors(thread, &allowed);
+        if (!is_among(processor, &allowed) || syscall(SYS_tgkill, getpid(), thread, 0) != 0) return;
         CPU_ZERO(&here);
         CPU_SET(processor, &here);
         sched_setaffinity(thread, sizeof here, &here);
-        sched_setaffinity(thread, sizeof *allowed, allowed);
+        sched_setaffinity(thread, sizeof allowed, &allowed);
+    }
+    /* A thread's clock, as pthread_getcpuclockid() makes it, which knows no thread by number. */
+    static inline long long time_of(int thread) {
+        struct timespec t;
+        if (clock_gettime((clockid_t)(~(unsigned)thread << 3 | 6), &t) != 0) return 0;
+        return t.tv_sec * 1000000LL + t.tv_nsec / 1000;
     }
     #else
     typedef int Processors;
@@ -50,8 +60,9 @@ cdef extern from *:
     static inline int processor_here(void) { return -1; }
     static inline void find_processors(int thread, Processors* found) { *found = 0; }
     static inline void keep_off(int processor, const Processors* allowed, int thread) {}
-    static inline void send_off(int processor, const Processors* allowed) {}
-    static inline void bring_to(int processor, const Processors* allowed, int thread) {}
+    static inline void send_off(int processor) {}
+    static inline void bring_to(int processor, int thread) {}
+    static inline long long time_of(int thread) { return 0; }
     #endif
     #endif
     """
@@ -66,7 +77,9 @@ cdef extern from *:
     void find_processors(int thread, Processors* found) noexcept nogil
     # From now on a thread runs where it is allowed, but not on one processor.
     void keep_off(int processor, const Processors* allowed, int thread) noexcept nogil
-    # The calling thread goes to another processor; then it may run where it is allowed.
-    void send_off(int processor, const Processors* allowed) noexcept nogil
-    # A thread of this process comes to a processor; then it may run where it is allowed.
-    void bring_to(int processor, const Processors* allowed, int thread) noexcept nogil
+    # The calling thread goes to another processor, a thread of this process comes to one. Afterwards
+    # it may run where it might before: no two may do this at once.
+    void send_off(int processor) noexcept nogil
+    void bring_to(int processor, int thread) noexcept nogil
+    # How many microseconds a thread has computed; 0 if that is not known.
+    long long time_of(int thread) noexcept nogil

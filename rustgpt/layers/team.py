@@ -39,16 +39,17 @@ class SharedBuffers(Buffers):
             return super().get(name, shape, dtype)
 
 
-def barrier(n: int, lends: bool = False) -> Barrier:
+def barrier(n: int, breaks: bool = False) -> Barrier:
     """Return where n threads can meet: compiled, so that it does without Python's lock.
 
-    With `lends`, one who waits for long lends its processor to one it waits for.
+    There, one who waits for long lends its processor to one that it waits for; but not, with
+    `breaks`, between every second meeting and the next.
     """
     if backend_name() != "cython":
         return threading.Barrier(n)
     from rustgpt._ext.barrier import Barrier as Compiled
 
-    found: Barrier = Compiled(n, lends)
+    found: Barrier = Compiled(n, lends=True, breaks=breaks)
     return found
 
 
@@ -69,8 +70,6 @@ class Team:
     ----------
     n
         How many they are.
-    lends
-        Whether one who waits for long lends its processor to another; see `barrier`.
 
     Attributes
     ----------
@@ -78,10 +77,10 @@ class Team:
         Where they meet.
     """
 
-    def __init__(self, n: int, lends: bool = False) -> None:
+    def __init__(self, n: int) -> None:
         self.n = n
         self.scratch = SharedBuffers()
-        self.barrier = barrier(n, lends)
+        self.barrier = barrier(n)
 
     def members(self, edges: Indices, heads: bool) -> list[Member]:
         """Return each thread's part of a batch.

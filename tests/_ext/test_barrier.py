@@ -104,13 +104,29 @@ def busy():
         load.communicate()
 
 
-def wait_for_one_who_comes_late(here, there, lends, bound, processor_of):
-    """Return where a thread was that came late from `there`, and where it might be then."""
+def wait_for_one_who_comes_late(
+    here, there, processor_of, *, lends=True, breaks=False, meetings=1, bound=False, asleep=0
+):  # fmt: skip
+    """Return where a thread was that came late from `there`, and where it might be then.
+
+    That is after some meetings. It computes until then, and as many as are `asleep` come after it.
+    """
     allowed = os.sched_getaffinity(0)
-    meeting, places, ready = team.barrier(2, lends=lends), [], threading.Event()
+    meeting, places = Barrier(2 + asleep, lends, breaks), []
+    ready, done = threading.Event(), threading.Event()
+
+    def meet():
+        for _ in range(meetings):
+            meeting.wait()
+
+    def come_later():
+        meet()
+        assert done.wait(60)
+        meeting.wait()
 
     def come_late():
-        meeting.wait()
+        time.sleep(0.01 * asleep)
+        meet()
         os.sched_setaffinity(0, {there})
         if not bound:
             os.sched_setaffinity(0, allowed)
@@ -119,27 +135,41 @@ def wait_for_one_who_comes_late(here, there, lends, bound, processor_of):
         while time.thread_time() < end:
             pass
         places.append((processor_of(threading.get_native_id()), os.sched_getaffinity(0)))
+        done.set()
         meeting.wait()
 
     def come():
         os.sched_setaffinity(0, {here})
-        meeting.wait()
+        meet()
         assert ready.wait(60)
         meeting.wait()
 
-    with ThreadPoolExecutor(2) as pool:
-        late = pool.submit(come_late)
+    with ThreadPoolExecutor(2 + asleep) as pool:
+        others = [pool.submit(come_later) for _ in range(asleep)]
+        others.append(pool.submit(come_late))
         pool.submit(come).result(timeout=60)
-        late.result(timeout=60)
+        for other in others:
+            other.result(timeout=60)
     return places[0]
 
 
 @needs_processors
-@pytest.mark.parametrize("lends", [True, False])
-def test_who_waits_lends_its_processor(busy, processor_of, lends):
+@pytest.mark.parametrize(
+    ("lends", "situation"),
+    [
+        (True, {}),
+        (True, {"asleep": 1}),
+        (True, {"asleep": 2}),
+        (True, {"breaks": True}),
+        (False, {"breaks": True, "meetings": 2}),
+        (True, {"breaks": True, "meetings": 3}),
+        (False, {"lends": False}),
+    ],
+)
+def test_who_waits_lends_its_processor(busy, processor_of, lends, situation):
     (here, there), allowed, times = busy, os.sched_getaffinity(0), 9
     found = [
-        wait_for_one_who_comes_late(here, there, lends, False, processor_of) for _ in range(times)
+        wait_for_one_who_comes_late(here, there, processor_of, **situation) for _ in range(times)
     ]
     assert all(after == allowed for _, after in found)  # it may go where it likes
     brought = sum(place == here for place, _ in found)
@@ -147,10 +177,44 @@ def test_who_waits_lends_its_processor(busy, processor_of, lends):
 
 
 @needs_processors
+def test_whom_several_lend_a_processor_may_go_where_it_might(busy):
+    allowed, n = os.sched_getaffinity(0), 6
+    meetings = [Barrier(2, lends=True) for _ in range(n)]
+
+    def wait(meeting, processor):
+        os.sched_setaffinity(0, {processor})
+        meeting.wait()
+        meeting.wait()
+
+    with ThreadPoolExecutor(n) as pool:
+        for _ in range(50):
+            waiting = [pool.submit(wait, meetings[i], busy[i % 2]) for i in range(n)]
+            for meeting in meetings:
+                meeting.wait()
+            end = time.thread_time() + 0.01
+            while time.thread_time() < end:
+                pass
+            for meeting in meetings:
+                meeting.wait()
+            for future in waiting:
+                future.result(timeout=60)
+            found = os.sched_getaffinity(0)
+            os.sched_setaffinity(0, allowed)
+            assert found == allowed
+
+
+@needs_processors
+def test_a_thread_that_has_a_processor_stays_there(processor_of):
+    here, there = sorted(os.sched_getaffinity(0))[:2]
+    found = [wait_for_one_who_comes_late(here, there, processor_of) for _ in range(9)]
+    assert sum(place == there for place, _ in found) > 6
+
+
+@needs_processors
 def test_a_thread_that_was_bound_to_a_processor_stays_there(busy, processor_of):
     here, there = busy
     for _ in range(3):
-        found = wait_for_one_who_comes_late(here, there, True, True, processor_of)
+        found = wait_for_one_who_comes_late(here, there, processor_of, bound=True)
         assert found == (there, {there})
 
 
@@ -158,7 +222,7 @@ def test_a_thread_that_was_bound_to_a_processor_stays_there(busy, processor_of):
 def test_who_comes_last_leaves_the_processor_to_one_that_waits_there(processor_of):
     allowed = os.sched_getaffinity(0)
     here = min(allowed)
-    meeting, left = team.barrier(2, lends=True), 0
+    meeting, left = Barrier(2, lends=True), 0
 
     def wait_here(begun):
         os.sched_setaffinity(0, {here})
