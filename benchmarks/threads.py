@@ -1,7 +1,7 @@
 """Owns what a second thread brings: its pace beside one thread's, alone and beside a busy process.
 
 A process that computes without end has a share of the machine, and training must lose no more than
-that. Each round gives the same turns to one thread and to two, with and without such a process, on
+that. Each round gives the same turns to one thread and to two, first without such a process, on
 the shapes of `training.py`; two threads need two processors that nobody else uses. What one thread
 loses beside the process, with a processor for each, is the machine's doing, not training's.
 """
@@ -50,15 +50,17 @@ def measure(name: str, rounds: int) -> dict[str, float | str]:
     one, two = (System("rustgpt", name, threads) for threads in (1, 2))
     for system in (one, two):
         pace(system)  # warms up
-    quiet, loaded, lost, lost_by_one, shares = [], [], [], [], []
+    quiet, loaded, lost_by_one, shares = [], [], [], []
+    for _ in range(rounds):  # without the process, which training remembers for a while
+        alone = pace(one)
+        quiet.append(pace(two) / alone)
     for _ in range(rounds):
-        alone, together = pace(one), pace(two)
+        alone = pace(one)
         beside, share = pace_under_load(two)
-        quiet.append(together / alone)
         loaded.append(beside / alone)
-        lost.append(1 - beside / together)
         lost_by_one.append(1 - pace_under_load(one)[0] / alone)
         shares.append(share)
+    lost = [1 - ratio / statistics.median(quiet) for ratio in loaded]
     one.close()
     two.close()
     return {

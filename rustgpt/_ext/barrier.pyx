@@ -161,7 +161,7 @@ cdef bint wait_and_lend(
     """Wait for the last, and lend this processor to those that stand still; return whether the
     gate was passed.
     """
-    cdef long long patience = PATIENCE, before
+    cdef long long patience = PATIENCE, computed
     cdef Py_ssize_t lent, turn = 0
     cdef int late
     while True:
@@ -172,10 +172,10 @@ cdef bint wait_and_lend(
         PyThread_release_lock(g.lock)
         if late == 0:
             return False
-        before = time_of(late)
+        computed = time_of(late)
         if PyThread_acquire_lock_timed(gate, patience, 0) == PY_LOCK_ACQUIRED:
             return True
-        if time_of(late) - before < patience / 2:
+        if 2 * (time_of(late) - computed) < patience:
             lend(g, meeting, place, late, lent)
         patience = min(2 * patience, PATIENCE_AT_MOST)
         turn += 1
