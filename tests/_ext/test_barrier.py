@@ -107,7 +107,8 @@ def busy():
 def wait_for_one_who_comes_late(
     here, there, processor_of, *, lends=True, breaks=False, meetings=1, bound=False, asleep=0
 ):  # fmt: skip
-    """Return where a thread was that came late from `there`, and where it might be then.
+    """Return where a thread was that came late from `there`, where it might be then, and how many
+    seconds after it was there.
 
     That is after some meetings. It computes until then, and as many as are `asleep` come after it.
     """
@@ -131,10 +132,12 @@ def wait_for_one_who_comes_late(
         if not bound:
             os.sched_setaffinity(0, allowed)
         ready.set()
-        end = time.thread_time() + 0.02
+        began, end = time.monotonic(), time.thread_time() + 0.02
         while time.thread_time() < end:
             pass
-        places.append((processor_of(threading.get_native_id()), os.sched_getaffinity(0)))
+        seconds = time.monotonic() - began
+        place = processor_of(threading.get_native_id())
+        places.append((place, os.sched_getaffinity(0), seconds))
         done.set()
         meeting.wait()
 
@@ -167,13 +170,13 @@ def wait_for_one_who_comes_late(
     ],
 )
 def test_who_waits_lends_its_processor(busy, processor_of, lends, situation):
-    (here, there), allowed, times = busy, os.sched_getaffinity(0), 9
+    (here, there), allowed, times = busy, os.sched_getaffinity(0), 15
     found = [
         wait_for_one_who_comes_late(here, there, processor_of, **situation) for _ in range(times)
     ]
-    assert all(after == allowed for _, after in found)  # it may go where it likes
-    brought = sum(place == here for place, _ in found)
-    assert brought > 6 if lends else brought < 3
+    assert all(after == allowed for _, after, _ in found)  # it may go where it likes
+    brought = sum(place == here for place, _, _ in found)
+    assert (2 * brought > times) == lends
 
 
 @needs_processors
@@ -206,8 +209,16 @@ def test_whom_several_lend_a_processor_may_go_where_it_might(busy):
 @needs_processors
 def test_a_thread_that_has_a_processor_stays_there(processor_of):
     here, there = sorted(os.sched_getaffinity(0))[:2]
-    found = [wait_for_one_who_comes_late(here, there, processor_of) for _ in range(9)]
-    assert sum(place == there for place, _ in found) > 6
+    stayed = []
+    for _ in range(200):
+        place, _, seconds = wait_for_one_who_comes_late(here, there, processor_of)
+        if seconds < 0.021:  # of which it computed 0.02: nobody else had the processor
+            stayed.append(place == there)
+        if len(stayed) == 9:
+            break
+    else:
+        pytest.skip("other programs keep the processors busy")
+    assert sum(stayed) > 6
 
 
 @needs_processors
@@ -215,7 +226,7 @@ def test_a_thread_that_was_bound_to_a_processor_stays_there(busy, processor_of):
     here, there = busy
     for _ in range(3):
         found = wait_for_one_who_comes_late(here, there, processor_of, bound=True)
-        assert found == (there, {there})
+        assert found[:2] == (there, {there})
 
 
 @needs_processors
