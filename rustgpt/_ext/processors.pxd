@@ -77,8 +77,8 @@ cdef extern from *:
     void find_processors(int thread, Processors* found) noexcept nogil
     # From now on a thread runs where it is allowed, but not on one processor.
     void keep_off(int processor, const Processors* allowed, int thread) noexcept nogil
-    # The calling thread goes to another processor, a thread of this process comes to one. Afterwards
-    # it may run where it might before: no two may do this at once.
+    # The calling thread goes to another processor; a thread of this process comes to one.
+    # Afterwards it may run where it might before: no two may do this at once.
     void send_off(int processor) noexcept nogil
     void bring_to(int processor, int thread) noexcept nogil
     # How many microseconds a thread has computed; 0 if that is not known.
