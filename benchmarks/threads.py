@@ -1,9 +1,9 @@
 """Owns what a second thread brings: its pace beside one thread's, alone and beside a busy process.
 
 A process that computes without end has a share of the machine, and training must lose no more than
-that. Each round gives the same turns to one thread and to two, first without such a process, on
-the shapes of `training.py`; two threads need two processors that nobody else uses. What one thread
-loses beside the process, with a processor for each, is the machine's doing, not training's.
+that. On each shape of `training.py` one thread and two take turns, first in some rounds without
+such a process, then in as many with it; two threads need two processors that nobody else uses. What
+one thread loses beside the process, with a processor for each, is the machine's doing.
 """
 
 import argparse

@@ -10,7 +10,8 @@ cdef struct Thread:
 cdef struct Gates:
     Py_ssize_t n, here          # how many threads meet, and how many of them have arrived
     unsigned long long meeting  # which it is
-    bint lends, breaks          # whether one who waits lends its processor; not to whom: see there
+    bint lends                  # whether one who waits for long lends its processor
+    bint breaks                 # but not to one who is through with every second meeting
     Py_ssize_t lent             # how often that was done at this meeting
     bint second, broken         # whether the second set of gates is in use; whether it is all over
     PyThread_type_lock lock     # on all of this

@@ -43,7 +43,7 @@ def barrier(n: int, breaks: bool = False) -> Barrier:
     """Return where n threads can meet: compiled, so that it does without Python's lock.
 
     There, one who waits for long lends its processor to one that it waits for; but not, with
-    `breaks`, between every second meeting and the next.
+    `breaks`, to one who is through with every second meeting and has not come to the next.
     """
     if backend_name() != "cython":
         return threading.Barrier(n)

@@ -176,7 +176,7 @@ def test_who_waits_lends_its_processor(busy, processor_of, lends, situation):
     ]
     assert all(after == allowed for _, after, _ in found)  # it may go where it likes
     brought = sum(place == here for place, _, _ in found)
-    assert (2 * brought > times) == lends
+    assert 3 * brought > 2 * times if lends else 3 * brought < times
 
 
 @needs_processors
