@@ -176,8 +176,11 @@ def guarded() -> Callable[..., Any]:
 
 
 @pytest.fixture(autouse=True)
-def nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let a test fail whose threads do not meet, instead of waiting for ever."""
+def nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], Any]]:
+    """Let a test fail whose threads do not meet, instead of waiting for ever.
+
+    nobody_waits_for_ever(barrier): a barrier that the package's functions did not make.
+    """
     limit, broken = 60.0, []
 
     class Limited(threading.Barrier):
@@ -190,23 +193,26 @@ def nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
                     broken.append(self)
                 raise
 
-    def barrier(n: int, breaks: bool = False) -> Barrier:
-        made.append(original(n, breaks))
+    def watched(barrier: Any) -> Any:
+        made.append(barrier)
         if len(made) == 1:
             timer.start()
-        return made[-1]
+        return barrier
+
+    def barrier(n: int, breaks: bool = False) -> Barrier:
+        return watched(original(n, breaks))
 
     def give_up() -> None:
         broken.extend(made)
         for barrier in made:
             barrier.abort()
 
-    original, made = team.barrier, []
+    original, made = team.barrier, list[Any]()
     timer = threading.Timer(limit, give_up)
     monkeypatch.setattr(threading, "Barrier", Limited)
     for module in (team, workers):
         monkeypatch.setattr(module, "barrier", barrier)
-    yield
+    yield watched
     timer.cancel()
     assert not broken, "a thread waited for one that never came"
 

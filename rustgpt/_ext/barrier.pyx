@@ -113,9 +113,9 @@ cdef class Barrier:
 cdef int wait_at(Gates* g) except -1 nogil:
     """`Barrier.wait`."""
     cdef PyThread_type_lock gate = NULL
-    cdef int processor = processor_here() if g.lends else -1
     cdef bint broken, crowded = False
     PyThread_acquire_lock(g.lock, WAIT_LOCK)
+    cdef int processor = processor_here() if g.lends else -1
     cdef unsigned long long meeting = g.meeting
     cdef Py_ssize_t place = g.here
     if not g.broken:
@@ -134,7 +134,7 @@ cdef int wait_at(Gates* g) except -1 nogil:
         send_off(processor)  # one who waited here needs it now
         PyThread_release_lock(moving)
     if g.breaks and meeting % 2 == 1:
-        PyThread_acquire_lock(g.lock, WAIT_LOCK)
+        PyThread_acquire_lock(g.lock, WAIT_LOCK)  # until nobody is moving this thread
         g.before[place].number = 0
         PyThread_release_lock(g.lock)
     if broken:
@@ -161,7 +161,7 @@ cdef bint wait_and_lend(
     """Wait for the last, and lend this processor to those that stand still; return whether the
     gate was passed.
     """
-    cdef long long patience = PATIENCE, computed
+    cdef long long patience = PATIENCE, before, now
     cdef Py_ssize_t lent, turn = 0
     cdef int late
     while True:
@@ -170,24 +170,29 @@ cdef bint wait_and_lend(
         if g.meeting == meeting and not g.broken:
             late = one_missing(g, turn)
         PyThread_release_lock(g.lock)
-        if late == 0:
+        before = time_of(late) if late != 0 else -1
+        if before < 0:
             return False
-        computed = time_of(late)
         if PyThread_acquire_lock_timed(gate, patience, 0) == PY_LOCK_ACQUIRED:
             return True
-        if 2 * (time_of(late) - computed) < patience:
+        now = time_of(late)
+        if now >= 0 and 2 * (now - before) < patience:
             lend(g, meeting, place, late, lent)
         patience = min(2 * patience, PATIENCE_AT_MOST)
         turn += 1
 
 
+cdef bint is_among(int number, const Thread* threads, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        if threads[i].number == number:
+            return True
+    return False
+
+
 cdef bint is_missing(const Gates* g, int number) noexcept nogil:
     """Whether a thread, whose number is known, has not arrived."""
-    cdef Py_ssize_t i
-    for i in range(g.here):
-        if g.threads[i].number == number:
-            return False
-    return number != 0
+    return number != 0 and not is_among(number, g.threads, g.here)
 
 
 cdef int one_missing(const Gates* g, Py_ssize_t turn) noexcept nogil:
@@ -206,9 +211,12 @@ cdef int one_missing(const Gates* g, Py_ssize_t turn) noexcept nogil:
 cdef void lend(
     Gates* g, unsigned long long meeting, Py_ssize_t place, int late, Py_ssize_t lent
 ) noexcept nogil:
-    """Bring a thread to this processor, unless it has arrived or another one was first."""
-    PyThread_acquire_lock(g.lock, WAIT_LOCK)  # nobody can arrive while this is done
-    if g.meeting == meeting and not g.broken and g.lent == lent and is_missing(g, late):
+    """Bring a thread to this processor, unless another one was first, or it has arrived or does
+    now what is unknown here.
+    """
+    PyThread_acquire_lock(g.lock, WAIT_LOCK)  # it can do neither while this is done
+    cdef bint wanted = g.meeting == meeting and not g.broken and g.lent == lent
+    if wanted and is_missing(g, late) and is_among(late, g.before, g.n):
         g.threads[place].processor = processor_here()
         if PyThread_acquire_lock(moving, NOWAIT_LOCK):
             bring_to(g.threads[place].processor, late)

@@ -51,7 +51,7 @@ cdef extern from *:
     /* A thread's clock, as pthread_getcpuclockid() makes it, which knows no thread by number. */
     static inline long long time_of(int thread) {
         struct timespec t;
-        if (clock_gettime((clockid_t)(~(unsigned)thread << 3 | 6), &t) != 0) return 0;
+        if (clock_gettime((clockid_t)(~(unsigned)thread << 3 | 6), &t) != 0) return -1;
         return t.tv_sec * 1000000LL + t.tv_nsec / 1000;
     }
     #else
@@ -62,7 +62,7 @@ cdef extern from *:
     static inline void keep_off(int processor, const Processors* allowed, int thread) {}
     static inline void send_off(int processor) {}
     static inline void bring_to(int processor, int thread) {}
-    static inline long long time_of(int thread) { return 0; }
+    static inline long long time_of(int thread) { return -1; }
     #endif
     #endif
     """
@@ -81,5 +81,5 @@ cdef extern from *:
     # Afterwards it may run where it might before: no two may do this at once.
     void send_off(int processor) noexcept nogil
     void bring_to(int processor, int thread) noexcept nogil
-    # How many microseconds a thread has computed; 0 if that is not known.
+    # How many microseconds a thread has computed; -1 if that is not known.
     long long time_of(int thread) noexcept nogil
