@@ -12,7 +12,7 @@ cdef struct Gates:
     unsigned long long meeting  # which it is
     bint lends                  # whether one who waits for long lends its processor
     bint breaks                 # but not to one who is through with every second meeting
-    Py_ssize_t lent             # how often that was done at this meeting
+    Py_ssize_t lent             # how often that was done
     bint second, broken         # whether the second set of gates is in use; whether it is all over
     PyThread_type_lock lock     # on all of this
     PyThread_type_lock* gates   # 2 (n - 1), each locked unless somebody may pass

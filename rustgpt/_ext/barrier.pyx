@@ -53,6 +53,11 @@ cdef class Barrier:
     breaks
         Whether after every second meeting the threads do what is unknown here. Then nobody is
         moved who is through: a thread that it starts may run where it might at that moment.
+
+    Attributes
+    ----------
+    lent
+        How often a processor was lent.
     """
 
     def __cinit__(self, Py_ssize_t n, bint lends=False, bint breaks=False):
@@ -100,6 +105,10 @@ cdef class Barrier:
         """
         with nogil:
             wait_at(&self.gates)
+
+    @property
+    def lent(self):
+        return self.gates.lent
 
     def abort(self):
         """Let nobody wait here any more."""
@@ -219,9 +228,8 @@ cdef void lend(
     if wanted and is_missing(g, late) and is_among(late, g.before, g.n):
         g.threads[place].processor = processor_here()
         if PyThread_acquire_lock(moving, NOWAIT_LOCK):
-            bring_to(g.threads[place].processor, late)
+            g.lent += bring_to(g.threads[place].processor, late)
             PyThread_release_lock(moving)
-            g.lent += 1
     PyThread_release_lock(g.lock)
 
 
@@ -231,5 +239,5 @@ cdef void open_gates(Gates* g) noexcept nogil:
     for i in range(min(g.here, g.n - 1)):
         PyThread_release_lock(g.gates[g.second * (g.n - 1) + i])
     g.threads, g.before = g.before, g.threads
-    g.here, g.second, g.lent = 0, not g.second, 0
+    g.here, g.second = 0, not g.second
     g.meeting += 1

@@ -39,14 +39,16 @@ cdef extern from *:
         keep_off(processor, &allowed, thread_here());
         sched_setaffinity(0, sizeof allowed, &allowed);
     }
-    static inline void bring_to(int processor, int thread) {
+    static inline int bring_to(int processor, int thread) {
         Processors here, allowed;
         find_processors(thread, &allowed);
-        if (!is_among(processor, &allowed) || syscall(SYS_tgkill, getpid(), thread, 0) != 0) return;
+        if (!is_among(processor, &allowed) || syscall(SYS_tgkill, getpid(), thread, 0) != 0)
+            return 0;
         CPU_ZERO(&here);
         CPU_SET(processor, &here);
-        sched_setaffinity(thread, sizeof here, &here);
+        if (sched_setaffinity(thread, sizeof here, &here) != 0) return 0;
         sched_setaffinity(thread, sizeof allowed, &allowed);
+        return 1;
     }
     /* A thread's clock, as pthread_getcpuclockid() makes it, which knows no thread by number. */
     static inline long long time_of(int thread) {
@@ -61,7 +63,7 @@ cdef extern from *:
     static inline void find_processors(int thread, Processors* found) { *found = 0; }
     static inline void keep_off(int processor, const Processors* allowed, int thread) {}
     static inline void send_off(int processor) {}
-    static inline void bring_to(int processor, int thread) {}
+    static inline int bring_to(int processor, int thread) { return 0; }
     static inline long long time_of(int thread) { return -1; }
     #endif
     #endif
@@ -77,9 +79,10 @@ cdef extern from *:
     void find_processors(int thread, Processors* found) noexcept nogil
     # From now on a thread runs where it is allowed, but not on one processor.
     void keep_off(int processor, const Processors* allowed, int thread) noexcept nogil
-    # The calling thread goes to another processor; a thread of this process comes to one.
+    # The calling thread goes to another processor; a thread of this process comes to one, which is
+    # 1, or 0 if it may not run there.
     # Afterwards it may run where it might before: no two may do this at once.
     void send_off(int processor) noexcept nogil
-    void bring_to(int processor, int thread) noexcept nogil
+    int bring_to(int processor, int thread) noexcept nogil
     # How many microseconds a thread has computed; -1 if that is not known.
     long long time_of(int thread) noexcept nogil
