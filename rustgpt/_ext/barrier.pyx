@@ -192,6 +192,7 @@ cdef bint wait_and_lend(
 
 
 cdef bint is_among(int number, const Thread* threads, Py_ssize_t n) noexcept nogil:
+    """Whether one of n threads has this number."""
     cdef Py_ssize_t i
     for i in range(n):
         if threads[i].number == number:

@@ -258,6 +258,7 @@ def test_nobody_is_moved_who_does_what_is_unknown(barrier, busy, bind):
             meeting.wait()
 
     def is_moved():
+        bind(allowed)  # which the other one, moving this thread before, may have written over
         end = time.monotonic() + 0.004
         while time.monotonic() < end:
             if os.sched_getaffinity(0) != allowed:
@@ -301,18 +302,18 @@ def test_a_thread_that_was_bound_to_a_processor_stays_there(barrier, busy, proce
 @needs_processors
 def test_who_comes_last_leaves_the_processor_to_one_that_waits_there(barrier, bind, processor_of):
     allowed = os.sched_getaffinity(0)
-    here, meeting = min(allowed), barrier(2)
+    here = min(allowed)
 
-    def wait_here(begun):
+    def wait_here(meeting, begun):
         os.sched_setaffinity(0, {here})
         begun.set()
         meeting.wait()
         time.sleep(0.01)  # and does not wake the other, which would come here for it
 
     def leaves():
-        begun = threading.Event()
+        meeting, begun = barrier(2), threading.Event()  # to which nobody has come before
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(wait_here, begun)
+            waiting = pool.submit(wait_here, meeting, begun)
             begun.wait(60)
             time.sleep(0.01)  # until it does
             bind({here})
