@@ -15,7 +15,9 @@ from cpython.pythread cimport (
     PyThread_type_lock, NOWAIT_LOCK, WAIT_LOCK,
 )
 
-from rustgpt._ext.processors cimport bring_to, processor_here, send_off, thread_here, time_of
+from rustgpt._ext.processors cimport (
+    Processors, allow, bring_to, find_processors, keep_off, processor_here, thread_here, time_of,
+)
 
 cdef extern from "pythread.h" nogil:
     enum:
@@ -26,8 +28,8 @@ cdef extern from "pythread.h" nogil:
 cdef enum:
     # Microseconds after which a waiting thread looks whether to lend its processor; then it looks
     # again after twice as long each time.
-    PATIENCE = 200
-    PATIENCE_AT_MOST = 64000
+    PATIENCE = 100
+    PATIENCE_AT_MOST = 800
 
 
 # Held while a thread is moved: two who move one thread would mistake what the other has done for
@@ -115,33 +117,30 @@ cdef class Barrier:
         with nogil:
             PyThread_acquire_lock(self.gates.lock, WAIT_LOCK)
             self.gates.broken = True
-            open_gates(&self.gates)
+            open_gates(&self.gates, -1)
             PyThread_release_lock(self.gates.lock)
 
 
 cdef int wait_at(Gates* g) except -1 nogil:
     """`Barrier.wait`."""
     cdef PyThread_type_lock gate = NULL
-    cdef bint broken, crowded = False
+    cdef bint broken
     PyThread_acquire_lock(g.lock, WAIT_LOCK)
     cdef int processor = processor_here() if g.lends else -1
     cdef unsigned long long meeting = g.meeting
     cdef Py_ssize_t place = g.here
     if not g.broken:
-        crowded = arrive(g, processor)
+        arrive(g, processor)
         if g.here < g.n:
             gate = g.gates[g.second * (g.n - 1) + place]
         else:
-            open_gates(g)
+            open_gates(g, processor)
     broken = g.broken
     PyThread_release_lock(g.lock)
     if gate != NULL:
         if processor < 0 or not wait_and_lend(g, meeting, place, gate):
             PyThread_acquire_lock(gate, WAIT_LOCK)
         broken = g.broken
-    elif crowded and PyThread_acquire_lock(moving, NOWAIT_LOCK):
-        send_off(processor)  # one who waited here needs it now
-        PyThread_release_lock(moving)
     if g.breaks and meeting % 2 == 1:
         PyThread_acquire_lock(g.lock, WAIT_LOCK)  # until nobody is moving this thread
         g.before[place].number = 0
@@ -152,16 +151,10 @@ cdef int wait_at(Gates* g) except -1 nogil:
     return 0
 
 
-cdef bint arrive(Gates* g, int processor) noexcept nogil:
-    """Be counted; return whether one who waits did so on this processor."""
-    cdef Py_ssize_t i
-    cdef bint crowded = False
-    for i in range(g.here):
-        crowded |= g.threads[i].processor == processor
+cdef void arrive(Gates* g, int processor) noexcept nogil:
     g.threads[g.here].number = thread_here() if processor >= 0 else 0
     g.threads[g.here].processor = processor
     g.here += 1
-    return crowded and processor >= 0
 
 
 cdef bint wait_and_lend(
@@ -234,11 +227,33 @@ cdef void lend(
     PyThread_release_lock(g.lock)
 
 
-cdef void open_gates(Gates* g) noexcept nogil:
-    """Let all pass who wait, and begin the next meeting at the other gates."""
+cdef void open_gates(Gates* g, int processor) noexcept nogil:
+    """Let all pass who wait, and begin the next meeting at the other gates.
+
+    One whose processor was lent wakes up on another than `processor`, which is still in use. There
+    a sleeper goes first: if the thread in use went instead, it would have to wait for its turn.
+    """
     cdef Py_ssize_t i
+    cdef PyThread_type_lock gate
     for i in range(min(g.here, g.n - 1)):
-        PyThread_release_lock(g.gates[g.second * (g.n - 1) + i])
+        gate = g.gates[g.second * (g.n - 1) + i]
+        if processor < 0 or g.threads[i].processor != processor:
+            PyThread_release_lock(gate)
+        else:
+            open_elsewhere(gate, g.threads[i].number, processor)
     g.threads, g.before = g.before, g.threads
     g.here, g.second = 0, not g.second
     g.meeting += 1
+
+
+cdef void open_elsewhere(PyThread_type_lock gate, int thread, int processor) noexcept nogil:
+    """Open a gate for a thread that shall not go on where it waits."""
+    cdef Processors allowed
+    cdef bint moves = PyThread_acquire_lock(moving, NOWAIT_LOCK)
+    if moves:
+        find_processors(thread, &allowed)
+        keep_off(processor, &allowed, thread)
+    PyThread_release_lock(gate)
+    if moves:
+        allow(&allowed, thread)
+        PyThread_release_lock(moving)

@@ -33,11 +33,9 @@ cdef extern from *:
         CPU_CLR(processor, &others);
         if (CPU_COUNT(&others) > 0) sched_setaffinity(thread, sizeof others, &others);
     }
-    static inline void send_off(int processor) {
-        Processors allowed;
-        find_processors(0, &allowed);
-        keep_off(processor, &allowed, thread_here());
-        sched_setaffinity(0, sizeof allowed, &allowed);
+    static inline void allow(const Processors* allowed, int thread) {
+        if (thread == 0 || CPU_COUNT(allowed) == 0) return;
+        sched_setaffinity(thread, sizeof *allowed, allowed);
     }
     static inline int bring_to(int processor, int thread) {
         Processors here, allowed;
@@ -47,7 +45,7 @@ cdef extern from *:
         CPU_ZERO(&here);
         CPU_SET(processor, &here);
         if (sched_setaffinity(thread, sizeof here, &here) != 0) return 0;
-        sched_setaffinity(thread, sizeof allowed, &allowed);
+        allow(&allowed, thread);
         return 1;
     }
     /* A thread's clock, as pthread_getcpuclockid() makes it, which knows no thread by number. */
@@ -62,7 +60,7 @@ cdef extern from *:
     static inline int processor_here(void) { return -1; }
     static inline void find_processors(int thread, Processors* found) { *found = 0; }
     static inline void keep_off(int processor, const Processors* allowed, int thread) {}
-    static inline void send_off(int processor) {}
+    static inline void allow(const Processors* allowed, int thread) {}
     static inline int bring_to(int processor, int thread) { return 0; }
     static inline long long time_of(int thread) { return -1; }
     #endif
@@ -77,12 +75,11 @@ cdef extern from *:
     int processor_here() noexcept nogil
     # Where a thread may run; 0 is the calling one.
     void find_processors(int thread, Processors* found) noexcept nogil
-    # From now on a thread runs where it is allowed, but not on one processor.
+    # From now on a thread runs where it is allowed, but not on one processor; or there too.
     void keep_off(int processor, const Processors* allowed, int thread) noexcept nogil
-    # The calling thread goes to another processor; a thread of this process comes to one, which is
-    # 1, or 0 if it may not run there.
-    # Afterwards it may run where it might before: no two may do this at once.
-    void send_off(int processor) noexcept nogil
+    void allow(const Processors* allowed, int thread) noexcept nogil
+    # A thread of this process comes to a processor: 1, or 0 if it may not run there. Afterwards it
+    # may run where it might before: no two may do this at once.
     int bring_to(int processor, int thread) noexcept nogil
     # How many microseconds a thread has computed; -1 if that is not known.
     long long time_of(int thread) noexcept nogil

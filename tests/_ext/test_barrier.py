@@ -300,28 +300,61 @@ def test_a_thread_that_was_bound_to_a_processor_stays_there(barrier, busy, proce
 
 
 @needs_processors
-def test_who_comes_last_leaves_the_processor_to_one_that_waits_there(barrier, bind, processor_of):
-    allowed = os.sched_getaffinity(0)
-    here = min(allowed)
+@pytest.mark.parametrize("breaks", [False, True])
+@pytest.mark.parametrize("lends", [True, False])
+def test_who_waited_goes_on_elsewhere_if_its_processor_is_in_use(
+    barrier, busy, bind, processor_of, lends, breaks
+):
+    here, there = busy
+    allowed = {here, there}
 
-    def wait_here(meeting, begun):
+    def wait_here(meeting):
         os.sched_setaffinity(0, {here})
-        begun.set()
+        os.sched_setaffinity(0, allowed)
         meeting.wait()
-        time.sleep(0.01)  # and does not wake the other, which would come here for it
+        place = processor_of(threading.get_native_id())
+        time.sleep(0.01)
+        assert os.sched_getaffinity(0) == allowed  # it may go where it likes
+        return place
 
-    def leaves():
-        meeting, begun = barrier(2), threading.Event()  # to which nobody has come before
+    def goes_elsewhere():
+        meeting = barrier(2, lends, breaks)  # to which nobody has come before
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(wait_here, meeting, begun)
-            begun.wait(60)
+            waiting = pool.submit(wait_here, meeting)
             time.sleep(0.01)  # until it does
             bind({here})
             bind(allowed)
             meeting.wait()
-            left = processor_of(threading.get_native_id()) != here
-            waiting.result(timeout=60)
-        assert os.sched_getaffinity(0) == allowed
-        return left
+            compute(0.005)
+            assert os.sched_getaffinity(0) == allowed
+            return waiting.result(timeout=60) == there
 
-    assert usually(leaves)
+    assert usually(goes_elsewhere) == lends
+
+
+@needs_processors
+def test_who_was_sent_elsewhere_may_go_where_it_might_before_it_does_what_is_unknown(
+    barrier, busy, bind
+):
+    here, allowed, rounds = busy[0], set(busy), 300
+    meeting = barrier(2, breaks=True)
+
+    def wait_here():
+        narrow = 0
+        for _ in range(rounds):
+            meeting.wait()
+            os.sched_setaffinity(0, {here})
+            os.sched_setaffinity(0, allowed)
+            meeting.wait()
+            narrow += os.sched_getaffinity(0) != allowed
+        return narrow
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(wait_here)
+        for _ in range(rounds):
+            meeting.wait()
+            time.sleep(0.001)  # until it waits
+            bind({here})
+            bind(allowed)
+            meeting.wait()
+        assert waiting.result(timeout=60) == 0
