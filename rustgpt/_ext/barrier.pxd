@@ -12,6 +12,7 @@ cdef struct Gates:
     unsigned long long meeting  # which it is
     bint lends                  # whether one who waits for long lends its processor
     bint breaks                 # but not to one who is through with every second meeting
+    bint watches                # whether one who waits looks for a moment before it sleeps
     Py_ssize_t lent             # how often that was done
     bint second, broken         # whether the second set of gates is in use; whether it is all over
     PyThread_type_lock lock     # on all of this
@@ -25,3 +26,5 @@ cdef class Barrier:
 
 
 cdef int wait_at(Gates* g) except -1 nogil
+
+cdef void acquire(PyThread_type_lock lock, bint watches) noexcept nogil

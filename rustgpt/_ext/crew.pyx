@@ -5,6 +5,9 @@ called them, each would need Python's lock in between, for which it waits longer
 arithmetic. A crew's helpers run no Python: one thread calls the kernels, and each kernel wakes the
 helpers, does its own part, and waits until theirs are done.
 
+To fall asleep and be woken takes as long as some of these kernels. So whoever waits here looks for
+so long, and no longer, whether it may go on; then it sleeps.
+
 Linux likes to wake a thread on the processor of the one that wakes it, and where there are few it
 does not look for an idle one. So it is told to keep the helpers off the processor of the caller.
 """
@@ -16,7 +19,7 @@ from cpython.pythread cimport (
     PyThread_type_lock, NOWAIT_LOCK, WAIT_LOCK,
 )
 
-from rustgpt._ext.barrier cimport Barrier
+from rustgpt._ext.barrier cimport Barrier, acquire
 from rustgpt._ext.processors cimport (
     Processors, find_processors, keep_off, process_here, processor_here, thread_here,
 )
@@ -37,6 +40,7 @@ cdef class Crew:
     def __cinit__(self, Py_ssize_t n):
         cdef Py_ssize_t i
         self.barrier = Barrier(n)
+        self.barrier.gates.watches = True
         self.n, self.threads = n, []
         self.calling = closed()
         self.numbers = <int*> PyMem_Calloc(n, sizeof(int))
@@ -107,7 +111,7 @@ cdef class Crew:
             while self.work != NULL:
                 self.job(self.work, i + 1)
                 PyThread_release_lock(self.done[i])
-                PyThread_acquire_lock(self.go[i], WAIT_LOCK)
+                acquire(self.go[i], True)
 
 
 cdef bint is_at_hand(Crew crew) noexcept:
@@ -138,7 +142,7 @@ cdef int run(Crew crew, Job job, const void* work) except -1:
 cdef void await_helpers(Crew crew) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(crew.n - 1):
-        PyThread_acquire_lock(crew.done[i], WAIT_LOCK)
+        acquire(crew.done[i], True)
 
 
 cdef void follow(Crew crew) noexcept nogil:

@@ -264,6 +264,14 @@ def test_a_crew_helps_one_kernel_at_a_time(compiled):
     assert "at work on one kernel at a time" in errors[0]
 
 
+def test_helpers_sleep_until_there_is_work(compiled):
+    with Crew(3) as crew:
+        compiled.sum_of_squares(np.ones(1000, np.float32), crew=crew)
+        began = time.process_time()
+        time.sleep(0.5)
+        assert time.process_time() - began < 0.25
+
+
 def test_a_copy_of_a_layer_has_no_crew():
     with Crew(2) as crew:
         assert copy.deepcopy([crew]) == [None]
