@@ -4,6 +4,7 @@ from libc.math cimport log, sqrt
 
 from rustgpt._ext.blas cimport gemm
 from rustgpt._ext.rows cimport combine, dots, row_exp, row_max
+from rustgpt._ext.tiles cimport in_place, multiply
 
 cdef enum:
     # Query rows whose scores are in cache at once. A text of no more rows goes through `tiles`,
@@ -11,6 +12,19 @@ cdef enum:
     BLOCK = 64
     # Fewer new rows than this, when decoding, are faster in plain loops than in BLAS.
     FEW = 48
+
+
+cdef inline void matmul(
+    bint trans_a, bint trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
+    const floating* a, Py_ssize_t lda, const floating* b, Py_ssize_t ldb, bint add,
+    floating* c, Py_ssize_t ldc,
+) noexcept nogil:
+    """C (m, n) = (C if add) + op(A) @ op(B)."""
+    if in_place(m, n, k):
+        multiply(trans_b, m, n, k, a, 1 if trans_a else lda, lda if trans_a else 1, b, ldb, add,
+                 <const floating*> NULL, c, ldc)
+    else:
+        gemm(trans_a, trans_b, m, n, k, <floating> 1, a, lda, b, ldb, <floating> add, c, ldc)
 
 
 cdef inline void softmax_row(
@@ -69,15 +83,13 @@ cdef inline void attend(
         r = min(<Py_ssize_t> BLOCK, rows - i0)
         keys = start + i0 + r
         # Pass 1: scores = q @ k.T                                    (r, keys)
-        gemm(False, True, r, keys, D, <floating> 1, q + i0 * ldq, ldq, k, ldkv,
-             <floating> 0, scores, keys)
+        matmul(False, True, r, keys, D, q + i0 * ldq, ldq, k, ldkv, False, scores, keys)
         # Pass 2: softmax over the keys that a row may see.
         for i in range(r):
             softmax_row(scores + i * keys, start + i0 + i + 1, keys, scale,
                         NULL if lse == NULL else lse + (i0 + i) * ld_lse)
         # Pass 3: out = probabilities @ v                             (r, D)
-        gemm(False, False, r, D, keys, <floating> 1, scores, keys, v, ldkv,
-             <floating> 0, out + i0 * ldo, ldo)
+        matmul(False, False, r, D, keys, scores, keys, v, ldkv, False, out + i0 * ldo, ldo)
 
 
 cdef void attend_all(

@@ -10,7 +10,6 @@ end at the mask; a longer one through BLAS, which computes that half too on the 
 from cython cimport floating
 from libc.math cimport sqrt
 
-from rustgpt._ext.blas cimport gemm
 from rustgpt._ext.checks cimport check_blas, check_matrix, check_offsets
 from rustgpt._ext.rows cimport row_dot, row_exp
 from rustgpt._ext.tiles cimport (
@@ -188,7 +187,7 @@ cdef void attend_backward(
 ) noexcept nogil:
     """One head of one sequence; `ld` is the row length of q, k, v and of their gradients."""
     cdef Py_ssize_t block, i0, i, j, r, seen, keys
-    cdef floating scale = <floating> (1.0 / sqrt(<double> D)), mean, beta
+    cdef floating scale = <floating> (1.0 / sqrt(<double> D)), mean
     cdef floating* row
     cdef floating* drow
     # From the last block to the first: the last sees every key and so overwrites dk and dv.
@@ -196,21 +195,17 @@ cdef void attend_backward(
         i0 = block * BLOCK
         r = min(<Py_ssize_t> BLOCK, T - i0)
         keys = i0 + r
-        beta = <floating> (keys < T)
         # Passes 1 and 2 again: scores = q @ k.T; p = exp(scale * scores - lse)      (r, keys)
-        gemm(False, True, r, keys, D, <floating> 1, q + i0 * ld, ld, k, ld,
-             <floating> 0, scores, keys)
+        matmul(False, True, r, keys, D, q + i0 * ld, ld, k, ld, False, scores, keys)
         for i in range(r):
             row, seen = scores + i * keys, i0 + i + 1
             row_exp(row, scale, lse[(i0 + i) * ld_lse], row, seen)
             for j in range(seen, keys):
                 row[j] = 0
         # Pass 3 was out = p @ v:  dv += p.T @ dout                                  (keys, D)
-        gemm(True, False, keys, D, r, <floating> 1, scores, keys, dout + i0 * ldo, ldo,
-             beta, dv, ld)
+        matmul(True, False, keys, D, r, scores, keys, dout + i0 * ldo, ldo, keys < T, dv, ld)
         #                          dp = dout @ v.T                                   (r, keys)
-        gemm(False, True, r, keys, D, <floating> 1, dout + i0 * ldo, ldo, v, ld,
-             <floating> 0, dscores, keys)
+        matmul(False, True, r, keys, D, dout + i0 * ldo, ldo, v, ld, False, dscores, keys)
         # Pass 2 was p = softmax(scale * scores):  dscores = scale * p * (dp - sum(p * dp))
         for i in range(r):
             row, drow, seen = scores + i * keys, dscores + i * keys, i0 + i + 1
@@ -220,11 +215,9 @@ cdef void attend_backward(
             for j in range(seen, keys):
                 drow[j] = 0
         # Pass 1 was scores = q @ k.T:  dq = dscores @ k                             (r, D)
-        gemm(False, False, r, D, keys, <floating> 1, dscores, keys, k, ld,
-             <floating> 0, dq + i0 * ld, ld)
+        matmul(False, False, r, D, keys, dscores, keys, k, ld, False, dq + i0 * ld, ld)
         #                               dk += dscores.T @ q                          (keys, D)
-        gemm(True, False, keys, D, r, <floating> 1, dscores, keys, q + i0 * ld, ld,
-             beta, dk, ld)
+        matmul(True, False, keys, D, r, dscores, keys, q + i0 * ld, ld, keys < T, dk, ld)
 
 
 cdef void attend_all_backward(
