@@ -4,6 +4,7 @@ from libc.math cimport log, sqrt
 
 from rustgpt._ext.blas cimport gemm
 from rustgpt._ext.rows cimport combine, dots, row_exp, row_max
+from rustgpt._ext.strips cimport in_strips, multiply_strips, sum_in_strips
 from rustgpt._ext.tiles cimport in_place, multiply
 
 cdef enum:
@@ -23,6 +24,9 @@ cdef inline void matmul(
     if in_place(m, n, k):
         multiply(trans_b, m, n, k, a, 1 if trans_a else lda, lda if trans_a else 1, b, ldb, add,
                  <const floating*> NULL, c, ldc)
+    elif sum_in_strips(m, n, k) if trans_a else in_strips(m):
+        multiply_strips(trans_a, trans_b, m, n, k, a, lda, b, ldb, add, <const floating*> NULL, c,
+                        ldc)
     else:
         gemm(trans_a, trans_b, m, n, k, <floating> 1, a, lda, b, ldb, <floating> add, c, ldc)
 
