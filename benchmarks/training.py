@@ -84,7 +84,7 @@ def peak_memory() -> float:
     try:
         with open("/proc/self/status", encoding="ascii") as status:
             return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
-    except OSError:  # not Linux
+    except (OSError, StopIteration):  # not Linux
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -8,10 +8,10 @@ from rustgpt._ext.strips cimport in_strips, multiply_strips, sum_in_strips
 from rustgpt._ext.tiles cimport in_place, multiply
 
 cdef enum:
-    # Query rows whose scores are in cache at once. A text of no more rows goes through `tiles`,
-    # whose softmax knows rows of at most so many scores.
+    # Query rows whose scores are in cache at once. A text of no more rows stays in registers: the
+    # softmax of `tiles` knows rows of at most so many scores.
     BLOCK = 64
-    # Fewer new rows than this, when decoding, are faster in plain loops than in BLAS.
+    # Fewer new rows than this, when decoding, are faster in plain loops than as products.
     FEW = 48
 
 
@@ -20,7 +20,7 @@ cdef inline void matmul(
     const floating* a, Py_ssize_t lda, const floating* b, Py_ssize_t ldb, bint add,
     floating* c, Py_ssize_t ldc,
 ) noexcept nogil:
-    """C (m, n) = (C if add) + op(A) @ op(B)."""
+    """C (m, n) = (C if add) + op(A) @ op(B), where that is faster, without BLAS."""
     if in_place(m, n, k):
         multiply(trans_b, m, n, k, a, 1 if trans_a else lda, lda if trans_a else 1, b, ldb, add,
                  <const floating*> NULL, c, ldc)

@@ -5,7 +5,8 @@ b, so that no row is padding. Queries are taken in blocks of BLOCK rows, whose s
 Kept for the backward pass is one number a row and head, the log of the softmax's denominator; the
 scores are computed again. For a sequence of T: 2 T^2 C operations forward and 5 T^2 C backward, the
 masked half left out. A text of up to BLOCK rows goes through products that stay in registers and
-end at the mask; a longer one through BLAS, which computes that half too on the diagonal's blocks.
+end at the mask; a longer one through larger ones, which compute that half too on the diagonal's
+blocks.
 """
 from cython cimport floating
 from libc.math cimport sqrt

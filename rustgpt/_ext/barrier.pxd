@@ -5,6 +5,7 @@ from cpython.pythread cimport PyThread_type_lock
 cdef struct Thread:
     int number     # the system's; 0 if it is not known
     int processor  # where it waits
+    bint* sent     # to be told whether it was sent elsewhere
 
 
 cdef struct Gates:

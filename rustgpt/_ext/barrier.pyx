@@ -42,11 +42,11 @@ cdef extern from "pythread.h" nogil:
 
 cdef enum:
     # Microseconds after which a waiting thread looks whether to lend its processor; then it looks
-    # again after twice as long each time.
+    # again after twice as long each time, up to so many for each of the threads.
     PATIENCE = 100
-    PATIENCE_AT_MOST = 800
-    # Looks at a lock before a thread of a crew sleeps. They take about 15 microseconds: less than
-    # to fall asleep and be woken (21, on two cores of Zen 5).
+    PATIENCE_AT_MOST = 400
+    # Looks at a lock before a thread of a crew sleeps. On Zen 5 they take 15 microseconds, and to
+    # fall asleep and be woken 21; where a pause is longer, they take up to 40.
     LOOKS = 600
 
 
@@ -142,13 +142,13 @@ cdef class Barrier:
 cdef int wait_at(Gates* g) except -1 nogil:
     """`Barrier.wait`."""
     cdef PyThread_type_lock gate = NULL
-    cdef bint broken
+    cdef bint broken, sent = False
     acquire(g.lock, g.watches)
     cdef int processor = processor_here() if g.lends else -1
     cdef unsigned long long meeting = g.meeting
     cdef Py_ssize_t place = g.here
     if not g.broken:
-        arrive(g, processor)
+        arrive(g, processor, &sent)
         if g.here < g.n:
             gate = g.gates[g.second * (g.n - 1) + place]
         else:
@@ -159,9 +159,11 @@ cdef int wait_at(Gates* g) except -1 nogil:
         if processor < 0 or not wait_and_lend(g, meeting, place, gate):
             acquire(gate, g.watches)
         broken = g.broken
-    if g.breaks and meeting % 2 == 1:
+    cdef bint leaves = g.breaks and meeting % 2 == 1
+    if sent or leaves:
         PyThread_acquire_lock(g.lock, WAIT_LOCK)  # until nobody is moving this thread
-        g.before[place].number = 0
+        if leaves:
+            g.before[place].number = 0
         PyThread_release_lock(g.lock)
     if broken:
         with gil:
@@ -180,9 +182,10 @@ cdef void acquire(PyThread_type_lock lock, bint watches) noexcept nogil:
     PyThread_acquire_lock(lock, WAIT_LOCK)
 
 
-cdef void arrive(Gates* g, int processor) noexcept nogil:
+cdef void arrive(Gates* g, int processor, bint* sent) noexcept nogil:
     g.threads[g.here].number = thread_here() if processor >= 0 else 0
     g.threads[g.here].processor = processor
+    g.threads[g.here].sent = sent
     g.here += 1
 
 
@@ -209,7 +212,7 @@ cdef bint wait_and_lend(
         now = time_of(late)
         if now >= 0 and 2 * (now - before) < patience:
             lend(g, meeting, place, late, lent)
-        patience = min(2 * patience, PATIENCE_AT_MOST)
+        patience = min(2 * patience, PATIENCE_AT_MOST * <long long> g.n)
         turn += 1
 
 
@@ -269,20 +272,24 @@ cdef void open_gates(Gates* g, int processor) noexcept nogil:
         if processor < 0 or g.threads[i].processor != processor:
             PyThread_release_lock(gate)
         else:
-            open_elsewhere(gate, g.threads[i].number, processor)
+            open_elsewhere(gate, &g.threads[i], processor)
     g.threads, g.before = g.before, g.threads
     g.here, g.second = 0, not g.second
     g.meeting += 1
 
 
-cdef void open_elsewhere(PyThread_type_lock gate, int thread, int processor) noexcept nogil:
+cdef void open_elsewhere(
+    PyThread_type_lock gate, const Thread* thread, int processor
+) noexcept nogil:
     """Open a gate for a thread that shall not go on where it waits."""
     cdef Processors allowed
-    cdef bint moves = PyThread_acquire_lock(moving, NOWAIT_LOCK)
-    if moves:
-        find_processors(thread, &allowed)
-        keep_off(processor, &allowed, thread)
+    cdef int number = thread.number
+    if not PyThread_acquire_lock(moving, NOWAIT_LOCK):
+        PyThread_release_lock(gate)
+        return
+    find_processors(number, &allowed)
+    keep_off(processor, &allowed, number)
+    thread.sent[0] = True  # it stays until it may run where it might before
     PyThread_release_lock(gate)
-    if moves:
-        allow(&allowed, thread)
-        PyThread_release_lock(moving)
+    allow(&allowed, number)
+    PyThread_release_lock(moving)

@@ -6,7 +6,7 @@ arithmetic. A crew's helpers run no Python: one thread calls the kernels, and ea
 helpers, does its own part, and waits until theirs are done.
 
 To fall asleep and be woken takes as long as some of these kernels. So whoever waits here looks for
-so long, and no longer, whether it may go on; then it sleeps.
+about so long, and no longer, whether it may go on; then it sleeps.
 
 Linux likes to wake a thread on the processor of the one that wakes it, and where there are few it
 does not look for an idle one. So it is told to keep the helpers off the processor of the caller.

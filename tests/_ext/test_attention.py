@@ -6,16 +6,16 @@ import math
 import numpy as np
 import pytest
 
-# Up to 64 rows go through products in registers, 4 at a time and 16 keys wide; more take BLAS, 64
-# rows at a time. When decoding, fewer than 48 new rows have plain loops.
+# Up to 64 rows go through products in registers, 4 at a time and 16 keys wide; more are taken 64 at
+# a time, 256 keys and 64 numbers of a head wide. When decoding, fewer than 48 new rows have loops.
 LENGTHS = [
     (1,), (2,), (4,), (7,), (16,), (17,), (47,), (48,), (49,), (63,), (64,), (65,), (130,), (201,),
-    (), (0,), (0, 3, 0, 65, 1, 0), (5, 48, 5),
+    (323,), (), (0,), (0, 3, 0, 65, 1, 0), (5, 48, 5),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
-@pytest.mark.parametrize(("H", "D"), [(1, 1), (2, 3), (3, 8), (4, 5), (2, 16), (1, 33)])
+@pytest.mark.parametrize(("H", "D"), [(1, 1), (2, 3), (3, 8), (4, 5), (2, 16), (1, 33), (1, 70)])
 def test_kernel_agrees_with_its_twin(compiled, arguments, agrees, dtype, lengths, H, D):
     sizes = {"lengths": lengths, "H": H, "D": D}
     agrees(compiled, "attention_forward", arguments("attention_forward", dtype, **sizes))

@@ -308,20 +308,21 @@ def test_who_waited_goes_on_elsewhere_if_its_processor_is_in_use(
     here, there = busy
     allowed = {here, there}
 
-    def wait_here(meeting):
+    def wait_here(meeting, ready):
         os.sched_setaffinity(0, {here})
         os.sched_setaffinity(0, allowed)
+        ready.set()
         meeting.wait()
-        place = processor_of(threading.get_native_id())
-        time.sleep(0.01)
         assert os.sched_getaffinity(0) == allowed  # it may go where it likes
-        return place
+        return processor_of(threading.get_native_id())
 
     def goes_elsewhere():
         meeting = barrier(2, lends, breaks)  # to which nobody has come before
+        ready = threading.Event()
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(wait_here, meeting)
-            time.sleep(0.01)  # until it does
+            waiting = pool.submit(wait_here, meeting, ready)
+            assert ready.wait(60)
+            time.sleep(0.01)  # until it waits
             bind({here})
             bind(allowed)
             meeting.wait()
@@ -333,18 +334,20 @@ def test_who_waited_goes_on_elsewhere_if_its_processor_is_in_use(
 
 
 @needs_processors
-def test_who_was_sent_elsewhere_may_go_where_it_might_before_it_does_what_is_unknown(
-    barrier, busy, bind
-):
+@pytest.mark.parametrize("breaks", [False, True])
+def test_who_was_sent_elsewhere_may_go_where_it_might_when_it_goes_on(barrier, busy, bind, breaks):
     here, allowed, rounds = busy[0], set(busy), 300
-    meeting = barrier(2, breaks=True)
+    meeting = barrier(2, breaks=breaks)
+    bind(allowed)
 
     def wait_here():
         narrow = 0
+        os.sched_setaffinity(0, allowed)
         for _ in range(rounds):
+            if breaks:  # nobody moves this thread between every second meeting and the next
+                os.sched_setaffinity(0, {here})
+                os.sched_setaffinity(0, allowed)
             meeting.wait()
-            os.sched_setaffinity(0, {here})
-            os.sched_setaffinity(0, allowed)
             meeting.wait()
             narrow += os.sched_getaffinity(0) != allowed
         return narrow
