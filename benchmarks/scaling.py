@@ -117,8 +117,9 @@ def plot(axis: str, rows: list[dict[str, Any]], folder: Path) -> None:
     values = [r["value"] for r in rows]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(7.2, 2.7), layout="constrained")
     draw_paces(left, values, rows)
-    right.plot(values, [100 * r["share_of_sgemm"] for r in rows], "o-")
-    right.set(ylim=(0, 120), ylabel="share of SGEMM (%)")
+    shares = [100 * r["share_of_sgemm"] for r in rows]
+    right.plot(values, shares, "o-")
+    right.set(ylim=(0, max(120, 1.1 * max(shares))), ylabel="share of SGEMM (%)")
     for side in (left, right):
         side.set_xscale("log", base=2)
         side.set_xticks(values, map(short, values), fontsize=8)
