@@ -336,28 +336,27 @@ def test_who_waited_goes_on_elsewhere_if_its_processor_is_in_use(
 @needs_processors
 @pytest.mark.parametrize("breaks", [False, True])
 def test_who_was_sent_elsewhere_may_go_where_it_might_when_it_goes_on(barrier, busy, bind, breaks):
-    here, allowed, rounds = busy[0], set(busy), 300
-    meeting = barrier(2, breaks=breaks)
+    here, allowed, rounds = busy[0], set(busy), 600
+    meeting, looked = barrier(2, breaks=breaks), threading.Semaphore(0)
     bind(allowed)
 
     def wait_here():
         narrow = 0
         os.sched_setaffinity(0, allowed)
         for _ in range(rounds):
-            if breaks:  # nobody moves this thread between every second meeting and the next
-                os.sched_setaffinity(0, {here})
-                os.sched_setaffinity(0, allowed)
-            meeting.wait()
             meeting.wait()
             narrow += os.sched_getaffinity(0) != allowed
+            os.sched_setaffinity(0, {here})
+            os.sched_setaffinity(0, allowed)
+            looked.release()
         return narrow
 
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(wait_here)
         for _ in range(rounds):
-            meeting.wait()
             time.sleep(0.001)  # until it waits
             bind({here})
             bind(allowed)
             meeting.wait()
+            assert looked.acquire(timeout=60)  # while nobody waits who could bring it here
         assert waiting.result(timeout=60) == 0
