@@ -70,7 +70,7 @@ cdef extern from *:
             const T *strip = strips + j * RUSTGPT_PITCH(depth), *first = bias ? bias + j : NULL;  \\
             if (width == vectors * LANES_##NAME)                                                  \\
                 tiles_##NAME(m, vectors, add, first, a, row_a, step_a, strip, W, depth, c + j,    \\
-                             ldc);                                                                \\
+                             ldc, (ahead_##NAME){strip, 0, 0, 0});                                \\
             else                                                                                  \\
                 last_tiles_##NAME(m, vectors, width, add, first, a, row_a, step_a, strip, W,      \\
                                   depth, c + j, ldc);                                             \\

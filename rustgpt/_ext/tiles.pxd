@@ -46,7 +46,9 @@ cdef extern from *:
     #define RUSTGPT_IN_ORDER
     #endif
     /* Whether C is asked for first and added when the sums are made, which need not wait for it. */
-    #define RUSTGPT_ADD_LAST (RUSTGPT_VECTOR == 32)
+    #define RUSTGPT_ADD_LAST (RUSTGPT_VECTOR >= 32)
+    /* Whether a tile asks the memory for what the next tiles multiply. */
+    #define RUSTGPT_ASKS (RUSTGPT_VECTOR == 64)
     /* Whether a tile is written in vectors, below; or else in loops, slower than BLAS. */
     #if defined(__GNUC__)
     #define RUSTGPT_FAST_TILES 1
@@ -127,6 +129,16 @@ cdef extern from *:
             for (j = 0; j < columns; j++) out[j * ldo + i] = x[i * ld + j];                       \\
     }
 
+    /* What tiles ask the memory for: in step l for row l % W, of which every W steps ask for
+       another place; each tile for other ones than the tile before. */
+    #define RUSTGPT_AHEAD(T, NAME)                                                                \\
+    typedef struct {                                                                              \\
+        const T* first;                                                                           \\
+        Py_ssize_t row, place, tile; /* from one to the next */                                   \\
+    } ahead_##NAME;
+    RUSTGPT_AHEAD(float, f32)
+    RUSTGPT_AHEAD(double, f64)
+
     /* One tile: C = (C if add) + bias + A @ B. A[i, l] is a[i * row_a + l * step_a]; bias NULL is
        none. `rows` and `vectors` are constants where it is inlined. */
     #if defined(__GNUC__)
@@ -137,7 +149,8 @@ cdef extern from *:
     static RUSTGPT_INLINE void tile_##NAME(                                                       \\
         const int rows, const int vectors, int add, const T* bias,                                \\
         const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \\
-        Py_ssize_t k, T* c, Py_ssize_t ldc) {                                                     \\
+        Py_ssize_t k, T* c, Py_ssize_t ldc, ahead_##NAME ahead) {                                 \\
+        enum { W = RUSTGPT_VECTORS * LANES_##NAME };                                              \\
         vector_##NAME sums[RUSTGPT_TILE_ROWS][RUSTGPT_VECTORS];                                   \\
         for (int i = 0; i < rows; i++)                                                            \\
             for (int v = 0; v < vectors; v++) {                                                   \\
@@ -150,6 +163,8 @@ cdef extern from *:
         RUSTGPT_UNROLL                                                                            \\
         for (Py_ssize_t l = 0; l < k; l++) {                                                      \\
             vector_##NAME row[RUSTGPT_VECTORS];                                                   \\
+            if (RUSTGPT_ASKS)                                                                     \\
+                RUSTGPT_PREFETCH(ahead.first + l % W * ahead.row + l / W * ahead.place);          \\
             for (int v = 0; v < vectors; v++)                                                     \\
                 row[v] = *(const vector_##NAME*)(b + l * ldb + v * LANES_##NAME);                 \\
             for (int i = 0; i < rows; i++) {                                                      \\
@@ -171,7 +186,8 @@ cdef extern from *:
     static void tile_##NAME(                                                                      \\
         const int rows, const int vectors, int add, const T* bias,                                \\
         const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \\
-        Py_ssize_t k, T* c, Py_ssize_t ldc) {                                                     \\
+        Py_ssize_t k, T* c, Py_ssize_t ldc, ahead_##NAME ahead) {                                 \\
+        (void)ahead;                                                                              \\
         for (int i = 0; i < rows; i++) {                                                          \\
             T* row = c + i * ldc;                                                                 \\
             for (int j = 0; j < vectors * LANES_##NAME; j++)                                      \\
@@ -184,7 +200,7 @@ cdef extern from *:
     #endif
 
     #define RUSTGPT_TILE_OF(NAME, ROWS, VECTORS)                                                  \\
-        tile_##NAME(ROWS, VECTORS, add, bias, a, row_a, step_a, b, ldb, k, c, ldc)
+        tile_##NAME(ROWS, VECTORS, add, bias, a, row_a, step_a, b, ldb, k, c, ldc, ahead)
     #if RUSTGPT_VECTORS == 4
     #define RUSTGPT_TILE_ROW(NAME, ROWS) case ROWS: switch (vectors) {                            \\
         case 1: RUSTGPT_TILE_OF(NAME, ROWS, 1); break;                                            \\
@@ -212,9 +228,9 @@ cdef extern from *:
     static void tiles_##NAME(                                                                     \\
         Py_ssize_t m, int vectors, int add, const T* bias,                                        \\
         const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \\
-        Py_ssize_t k, T* c, Py_ssize_t ldc) {                                                     \\
+        Py_ssize_t k, T* c, Py_ssize_t ldc, ahead_##NAME ahead) {                                 \\
         Py_ssize_t left = (m + RUSTGPT_TILE_ROWS - 1) / RUSTGPT_TILE_ROWS, rows;                  \\
-        for (; left > 0; left--) {                                                                \\
+        for (int tile = 1; left > 0; left--, tile++) {                                            \\
             rows = (m + left - 1) / left;                                                         \\
             switch (rows) {                                                                       \\
             RUSTGPT_TILE_ROW(NAME, 1)                                                             \\
@@ -224,6 +240,8 @@ cdef extern from *:
             a += rows * row_a;                                                                    \\
             c += rows * ldc;                                                                      \\
             m -= rows;                                                                            \\
+            ahead.first += ahead.tile;                                                            \\
+            if (tile == RUSTGPT_VECTORS) ahead = (ahead_##NAME){b, 0, 0, 0}; /* that was all */   \\
         }                                                                                         \\
     }                                                                                             \\
     /* The last columns, which fill no whole vector: through arrays that do. */                   \\
@@ -240,15 +258,28 @@ cdef extern from *:
             r = m - i < RUSTGPT_TILE_ROWS ? m - i : RUSTGPT_TILE_ROWS;                            \\
             for (Py_ssize_t x = 0; add && x < r; x++)                                             \\
                 memcpy(out + x * W, c + (i + x) * ldc, width * sizeof(T));                        \\
-            tiles_##NAME(r, vectors, add, last, a + i * row_a, row_a, step_a, b, ldb, k, out, W); \\
+            tiles_##NAME(r, vectors, add, last, a + i * row_a, row_a, step_a, b, ldb, k, out, W,  \\
+                         (ahead_##NAME){b, 0, 0, 0});                                             \\
             for (Py_ssize_t x = 0; x < r; x++)                                                    \\
                 memcpy(c + (i + x) * ldc, out + x * W, width * sizeof(T));                        \\
         }                                                                                         \\
     }                                                                                             \\
+    /* Where the piece of B begins that has row l and column j of op(B) first. */                 \\
+    static const T* piece_##NAME(                                                                 \\
+        int trans_b, const T* b, Py_ssize_t ldb, Py_ssize_t l, Py_ssize_t j) {                    \\
+        return trans_b ? b + j * ldb + l : b + l * ldb + j;                                       \\
+    }                                                                                             \\
+    /* A piece of `depth` rows of op(B), to be asked for by the first few of as many steps. */    \\
+    static ahead_##NAME ahead_of_##NAME(                                                          \\
+        int trans_b, const T* piece, Py_ssize_t ldb, Py_ssize_t depth) {                          \\
+        enum { W = RUSTGPT_VECTORS * LANES_##NAME, LINE = 64 / sizeof(T) };                       \\
+        if (trans_b) return (ahead_##NAME){piece, ldb, LINE, depth / RUSTGPT_VECTORS};            \\
+        return (ahead_##NAME){piece, ldb, W * ldb, LINE};                                         \\
+    }                                                                                             \\
     static void multiply_##NAME(                                                                  \\
         int trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,                                    \\
         const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \\
-        int add, const T* bias, T* c, Py_ssize_t ldc) {                                           \\
+        const T* next, int add, const T* bias, T* c, Py_ssize_t ldc) {                            \\
         enum { W = RUSTGPT_VECTORS * LANES_##NAME };                                              \\
         T copy[RUSTGPT_DEPTH * W];                                                                \\
         for (Py_ssize_t j = 0; j < n; j += W) {                                                   \\
@@ -257,20 +288,26 @@ cdef extern from *:
             int whole = width == vectors * LANES_##NAME;                                          \\
             do {                                                                                  \\
                 Py_ssize_t depth = k - l < RUSTGPT_DEPTH ? k - l : RUSTGPT_DEPTH, ldc_b = W;      \\
-                const T* strip = copy;                                                            \\
+                const T *piece = piece_##NAME(trans_b, b, ldb, l, j), *strip = copy;              \\
+                const T* after = next ? piece_##NAME(trans_b, next, ldb, l, j)                    \\
+                    : l + depth < k ? piece_##NAME(trans_b, b, ldb, l + depth, j)                 \\
+                    : j + W < n ? piece_##NAME(trans_b, b, ldb, 0, j + W) : NULL;                 \\
+                ahead_##NAME ahead = {a, 0, 0, 0};                                                \\
+                if (after) ahead = ahead_of_##NAME(trans_b, after, ldb, depth);                   \\
                 if (!whole) memset(copy, 0, sizeof(T) * depth * W);                               \\
                 if (trans_b)                                                                      \\
-                    transpose_##NAME(b + j * ldb + l, ldb, width, depth, copy, W);                \\
+                    transpose_##NAME(piece, ldb, width, depth, copy, W);                          \\
                 else if (!whole)                                                                  \\
                     for (Py_ssize_t y = 0; y < depth; y++)                                        \\
-                        memcpy(copy + y * W, b + (l + y) * ldb + j, width * sizeof(T));           \\
+                        memcpy(copy + y * W, piece + y * ldb, width * sizeof(T));                 \\
                 else {                                                                            \\
-                    strip = b + l * ldb + j;                                                      \\
+                    strip = piece;                                                                \\
                     ldc_b = ldb;                                                                  \\
                 }                                                                                 \\
                 if (whole)                                                                        \\
                     tiles_##NAME(m, vectors, add || l > 0, bias && l == 0 ? bias + j : NULL,      \\
-                                 a + l * step_a, row_a, step_a, strip, ldc_b, depth, c + j, ldc); \\
+                                 a + l * step_a, row_a, step_a, strip, ldc_b, depth, c + j, ldc,  \\
+                                 ahead);                                                          \\
                 else                                                                              \\
                     last_tiles_##NAME(m, vectors, width, add || l > 0,                            \\
                                       bias && l == 0 ? bias + j : NULL, a + l * step_a, row_a,    \\
@@ -369,7 +406,6 @@ cdef extern from *:
     """
     enum: RUSTGPT_FAST_TILES
     enum: RUSTGPT_TILE_ROWS
-    void RUSTGPT_PREFETCH(const void* p) nogil
     enum: RUSTGPT_VECTOR
     void transpose_f32(const float* x, Py_ssize_t ld, Py_ssize_t rows, Py_ssize_t columns,
                        float* out, Py_ssize_t ldo) noexcept nogil
@@ -377,12 +413,12 @@ cdef extern from *:
                        double* out, Py_ssize_t ldo) noexcept nogil
     void multiply_f32(
         bint trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const float* a, Py_ssize_t row_a,
-        Py_ssize_t step_a, const float* b, Py_ssize_t ldb, bint add, const float* bias, float* c,
-        Py_ssize_t ldc) noexcept nogil
+        Py_ssize_t step_a, const float* b, Py_ssize_t ldb, const float* next, bint add,
+        const float* bias, float* c, Py_ssize_t ldc) noexcept nogil
     void multiply_f64(
         bint trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const double* a, Py_ssize_t row_a,
-        Py_ssize_t step_a, const double* b, Py_ssize_t ldb, bint add, const double* bias, double* c,
-        Py_ssize_t ldc) noexcept nogil
+        Py_ssize_t step_a, const double* b, Py_ssize_t ldb, const double* next, bint add,
+        const double* bias, double* c, Py_ssize_t ldc) noexcept nogil
     void tile_softmax_f32(float* x, Py_ssize_t ld, int m, int n, int seen, float scale,
                           float* lse, Py_ssize_t ld_lse) noexcept nogil
     void tile_softmax_f64(double* x, Py_ssize_t ld, int m, int n, int seen, double scale,
@@ -432,16 +468,17 @@ cdef inline void transpose(
 cdef inline void multiply(
     bint trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
     const floating* a, Py_ssize_t row_a, Py_ssize_t step_a, const floating* b, Py_ssize_t ldb,
-    bint add, const floating* bias, floating* c, Py_ssize_t ldc,
+    const floating* next, bint add, const floating* bias, floating* c, Py_ssize_t ldc,
 ) noexcept nogil:
     """C = (C if add) + bias + A @ op(B), where A[i, l] is a[i * row_a + l * step_a].
 
-    op(B) is (k, n), C is (m, n); bias (n,) may be NULL.
+    op(B) is (k, n), C is (m, n); bias (n,) may be NULL. `next`, if it is not, is what will be B in
+    the next product, of as many columns: the memory is asked for it meanwhile.
     """
     if floating is float:
-        multiply_f32(trans_b, m, n, k, a, row_a, step_a, b, ldb, add, bias, c, ldc)
+        multiply_f32(trans_b, m, n, k, a, row_a, step_a, b, ldb, next, add, bias, c, ldc)
     else:
-        multiply_f64(trans_b, m, n, k, a, row_a, step_a, b, ldb, add, bias, c, ldc)
+        multiply_f64(trans_b, m, n, k, a, row_a, step_a, b, ldb, next, add, bias, c, ldc)
 
 
 cdef inline void product(
@@ -449,7 +486,8 @@ cdef inline void product(
     Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, floating* c, Py_ssize_t ldc,
 ) noexcept nogil:
     """C (m, n) = A (m, k) @ B (k, n), where A[i, l] is a[i * row_a + l * step_a]."""
-    multiply(False, m, n, k, a, row_a, step_a, b, ldb, False, <const floating*> NULL, c, ldc)
+    multiply(False, m, n, k, a, row_a, step_a, b, ldb, <const floating*> NULL, False,
+             <const floating*> NULL, c, ldc)
 
 
 # Numbers of the largest second factor, or result, that is made in place: about what a cache holds.
@@ -466,26 +504,19 @@ cdef inline bint in_place(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k) noexcept nog
 
 
 # Of a larger matrix, whose rows lie one after another, the second-level cache holds so many
-# numbers: a slice of its rows, which is asked for before it is multiplied, so that memory is read
-# in order and not by the columns of a tile.
+# numbers: a slice of its rows. Slice by slice memory is read in order, and not by a tile's columns.
 cdef enum:
     SLICE = 98304
 
 
-cdef inline bint in_slices(Py_ssize_t m, Py_ssize_t width) noexcept nogil:
-    """Whether m rows are better multiplied with a matrix of this width in slices than by BLAS."""
-    return (
-        RUSTGPT_FAST_TILES and RUSTGPT_VECTOR == 64 and m > 1 and max(m, 64) * width <= SLICE
-    )
+cdef inline bint in_slices(Py_ssize_t width, Py_ssize_t beside) noexcept nogil:
+    """Whether a matrix of this width is better taken in slices than by BLAS.
+
+    Each is used with so many rows of this width beside it.
+    """
+    return RUSTGPT_FAST_TILES and RUSTGPT_VECTOR == 64 and max(beside, 64) * width <= SLICE
 
 
 cdef inline Py_ssize_t rows_a_slice(Py_ssize_t width) noexcept nogil:
     """Whole tiles of 64 rows; no fewer than one number a row."""
     return SLICE // max(1, width) // 64 * 64
-
-
-cdef inline void ask_for(const floating* x, Py_ssize_t size) noexcept nogil:
-    """Let the processor read numbers from memory that will soon be needed."""
-    cdef Py_ssize_t line
-    for line in range((size * <Py_ssize_t> sizeof(floating) + 63) // 64):
-        RUSTGPT_PREFETCH(<const char*> x + 64 * line)
