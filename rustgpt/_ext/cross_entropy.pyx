@@ -124,16 +124,16 @@ def linear_cross_entropy(
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], V = scratch.shape[1]
     cdef const int[::1] edges = edges_of(share)
     cdef object barrier = barrier_of(share)
-    cdef bint divided = N <= scratch.shape[0] and divides(N, C, V, bfloat16)
+    cdef Py_ssize_t R = scratch.shape[0]
+    cdef bint divided = N <= R and divides(N, C, V, bfloat16)
     cdef Share s = share_of(share, edges, barrier, N, crew, divided)
-    cdef Py_ssize_t R = scratch.shape[0] // (1 if s.crew else s.n)
     cdef Output o
     check_bfloat16(bfloat16, sizeof(floating))
     check_blas("x", x.shape)
     check_weight("weight", weight.shape, C, V, transposed)
     check_loss(targets, N, V, max_norm, losses.shape)
     if R < 1:
-        raise ValueError("scratch must have at least one row for each thread, got fewer")
+        raise ValueError("scratch must have at least one row, got none")
     if bias is not None:
         check_vector("bias", bias.shape, V)
     if (dx is None) != (dweight is None):
@@ -149,13 +149,9 @@ def linear_cross_entropy(
         if overwrite and dbias is not None:
             dbias[:] = 0
         return 0.0
-    # Where each thread's rows begin; without a share, both stand here.
-    cdef int[2] all_rows = [0, <int> N]
     cdef bint single = floating is float
-    o.s, o.edges, o.single = s, all_rows, single
-    if share is not None:
-        o.edges = &edges[0]
-    o.C, o.V, o.R, o.transposed, o.bfloat16 = C, V, R, transposed, bfloat16
+    o.s, o.single = s, single
+    o.N, o.C, o.V, o.R, o.transposed, o.bfloat16 = N, C, V, R, transposed, bfloat16
     o.scale, o.max_norm, o.gradient, o.overwrite = scale, max_norm, dx is not None, overwrite
     o.x, o.weight, o.bias, o.targets = matrix_at(x), matrix_at(weight), vector_at(bias), &targets[0]
     o.losses, o.dx, o.scratch = &losses[0], matrix_at[floating](dx), &scratch[0, 0]
@@ -170,8 +166,7 @@ def linear_cross_entropy(
 
 cdef struct Output:
     Share s           # of the calling thread
-    const int* edges
-    Py_ssize_t C, V, R
+    Py_ssize_t N, C, V, R
     bint single, transposed, bfloat16, gradient, overwrite
     double scale, max_norm
     const int* targets
@@ -205,29 +200,31 @@ cdef int blocks_of_rows(
     const floating* bias, floating* losses, floating* dx, floating* dweight, floating* dbias,
     floating* scratch,
 ) except -1 nogil:
-    cdef Py_ssize_t C = o.C, V = o.V, R = o.R, block, first, n, i
-    cdef Py_ssize_t blocks = (s.most + R - 1) // R, sharers = 1 if s.crew else s.n
-    cdef floating* logits = scratch + (0 if s.crew else s.index * R * V)  # of this thread's rows
-    for block in range(blocks):
-        first = min(s.first + block * R, s.stop)
-        n = min(R, s.stop - first)
-        affine(s, x + first * C, weight, bias, n, C, V, o.transposed, False, o.bfloat16,
-               logits)                                                            # (n, V)
-        losses_of_share(o, s, first, n, losses, logits)
-        if not o.gradient:
-            continue
-        # forward: logits = x @ weight + bias
-        affine(s, logits, weight, <const floating*> NULL, n, V, C, not o.transposed, False,
-               o.bfloat16, dx + first * C)                                        # (n, C)
-        if s.n > 1 and not s.crew:
+    cdef Py_ssize_t N = o.N, C = o.C, V = o.V, i, block, n, start, rows
+    cdef bint team = s.n > 1 and not s.crew
+    if team:
+        meet(s)  # the others' rows of x are there
+    for i in range((N + o.R - 1) // o.R):
+        block = i * o.R
+        n = min(o.R, N - block)
+        start, rows = 0, n
+        if team:  # this thread's of the block's rows
+            start = edge_of(n, s.index, s.n)
+            rows = edge_of(n, s.index + 1, s.n) - start
+        affine(s, x + (block + start) * C, weight, bias, rows, C, V, o.transposed, False,
+               o.bfloat16, scratch + start * V)                                   # (rows, V)
+        losses_of_share(o, s, block + start, rows, losses, scratch + start * V)
+        if o.gradient:
+            # forward: logits = x @ weight + bias
+            affine(s, scratch + start * V, weight, <const floating*> NULL, rows, V, C,
+                   not o.transposed, False, o.bfloat16, dx + (block + start) * C)  # (rows, C)
+        if team:
             meet(s)
-        for i in range(sharers):
-            first = min(<Py_ssize_t> o.edges[i] + block * R, <Py_ssize_t> o.edges[i + 1])
-            add_gradients(s, scratch + i * R * V, x + first * C, min(R, o.edges[i + 1] - first), C,
-                          V, o.transposed, block > 0 or i > 0 or not o.overwrite, o.bfloat16,
-                          dweight, dbias)
-        if s.n > 1 and block + 1 < blocks:
-            meet(s)
+        if o.gradient:
+            add_gradients(s, scratch, x + block * C, n, C, V, o.transposed,
+                          block > 0 or not o.overwrite, o.bfloat16, dweight, dbias)
+            if team and block + n < N:
+                meet(s)  # before the logits are written over
     return 0
 
 

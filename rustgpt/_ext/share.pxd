@@ -13,7 +13,6 @@ from rustgpt._ext.crew cimport Crew, is_at_hand
 cdef struct Share:
     Py_ssize_t index, n     # which thread, of how many
     Py_ssize_t first, stop  # its rows; all, in a crew
-    Py_ssize_t most         # rows that a thread has at most
     bint heads              # whether attention divides its heads, not its texts
     bint crew               # whether products divide their columns, not their rows
     Gates* gates            # where it meets the others, if that is a compiled barrier
@@ -64,7 +63,7 @@ cdef inline object barrier_of(object share):
 cdef inline Share alone(Py_ssize_t N) noexcept nogil:
     """All of the work for N rows."""
     cdef Share s
-    s.index, s.n, s.first, s.stop, s.most, s.heads, s.crew = 0, 1, 0, N, N, False, False
+    s.index, s.n, s.first, s.stop, s.heads, s.crew = 0, 1, 0, N, False, False
     s.gates, s.barrier = NULL, NULL
     return s
 
@@ -93,11 +92,9 @@ cdef inline Share share_of(
         raise ValueError(
             f"share must have edges from 0 to the {N} rows, and an index below their number less 1"
         )
-    s.most = 0
     for i in range(s.n):
         if edges[i + 1] < edges[i]:
             raise ValueError(f"share must have edges that rise, but edges[{i + 1}] is less")
-        s.most = max(s.most, edges[i + 1] - edges[i])
     s.first, s.stop = edges[s.index], edges[s.index + 1]
     if isinstance(barrier, Barrier):
         s.gates = &(<Barrier> barrier).gates

@@ -112,10 +112,10 @@ class OutputProjection(Layer):
         self, x: Array, targets: Indices, scale: float, max_norm: float, dx: Array | None
     ) -> float:  # (N, C), (N,) -> scalar
         losses = self.buffer("losses", len(x))
-        n, most, share = 1, len(x), None
+        n, share = 1, None
         if self.member and dx is not None:
             n, share = self.member.team.n, self.member.share
-            most = share.most_rows
+        most = math.ceil(len(x) / n)  # rows of a thread
         at_once = max(ROWS_AT_LEAST, LOGITS_AT_ONCE // self.vocab_size)
         at_once = math.ceil(most / max(1, math.ceil(most / at_once)))  # blocks of one size
         logits = self.scratch("logits", n * max(1, at_once), self.vocab_size)  # (rows, V)

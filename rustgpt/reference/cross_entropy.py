@@ -1,10 +1,8 @@
 """Owns softmax and cross-entropy, in NumPy."""
 
-import math
-
 import numpy as np
 
-from rustgpt.reference.arrays import Array, Indices, Matrix, OutMatrix, OutVector, Vector
+from rustgpt.reference.arrays import Indices, Matrix, OutMatrix, OutVector, Vector
 from rustgpt.reference.linear import add_gradients, linear_forward, product
 from rustgpt.reference.share import Crew, Share, whole
 
@@ -63,36 +61,25 @@ def linear_cross_entropy(
     Returns the sum of the losses of this thread's rows.
     """
     share = share or whole(len(x))
-    n = len(share.edges) - 1
-    at_once = len(scratch) // n
     if overwrite and share.index == 0:
         for gradient in (dweight, dbias):
             if gradient is not None:
                 gradient[...] = 0
-    blocks = math.ceil(share.most_rows / at_once)
-
-    def rows_of(thread: int, block: int) -> tuple[slice, Array]:
-        """Return which rows a thread does at a time, and their logits."""
-        start, stop = (int(edge) for edge in share.edges[thread : thread + 2])
-        first = min(start + block * at_once, stop)
-        count = min(at_once, stop - first)
-        where = thread * at_once
-        return slice(first, first + count), scratch[where : where + count]
-
-    for block in range(blocks):
-        rows, logits = rows_of(share.index, block)
-        linear_forward(x[rows], weight, bias, logits, transposed, bfloat16)  # (rows, V)
-        if len(logits):
-            cross_entropy(logits, targets[rows], scale, max_norm, losses[rows], logits)
-        if dx is None or dweight is None:
-            continue
-        dx[rows] = product(logits, weight if transposed else weight.T, bfloat16)  # (rows, C)
+    share.barrier.wait()  # the others' rows of x are there
+    for first in range(0, len(x), len(scratch)):
+        block = slice(first, min(first + len(scratch), len(x)))
+        logits = scratch[: block.stop - first]
+        mine = share.part_of(len(logits))  # rows of the block
+        rows = slice(first + mine.start, first + mine.stop)
+        linear_forward(x[rows], weight, bias, logits[mine], transposed, bfloat16)  # (rows, V)
+        if mine.start < mine.stop:
+            cross_entropy(logits[mine], targets[rows], scale, max_norm, losses[rows], logits[mine])
+        if dx is not None:
+            dx[rows] = product(logits[mine], weight if transposed else weight.T, bfloat16)
         share.barrier.wait()
-        for thread in range(n):
-            rows, logits = rows_of(thread, block)
-            add_gradients(logits, x[rows], dweight, dbias, share, transposed, bfloat16)
-        if block + 1 < blocks:
-            share.barrier.wait()
+        if dx is not None and dweight is not None:
+            add_gradients(logits, x[block], dweight, dbias, share, transposed, bfloat16)
+            share.barrier.wait()  # before the logits are written over
     return float(losses[share.rows].sum(dtype=np.float64))
 
 

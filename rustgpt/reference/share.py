@@ -69,11 +69,6 @@ class Share:
         n = len(self.edges) - 1
         return slice(size * self.index // n, size * (self.index + 1) // n)
 
-    @property
-    def most_rows(self) -> int:
-        """The most that a thread has."""
-        return int(np.diff(self.edges).max())
-
 
 def whole(N: int) -> Share:
     """Return the share of a thread that does everything for N rows."""

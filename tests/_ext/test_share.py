@@ -1,6 +1,8 @@
 """Tests of kernels that several threads call for one batch, each with a share of it."""
 
+import copy
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -92,7 +94,7 @@ def test_threads_do_of_a_block_what_one_does(
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("rows", [2, 6, 24])  # of logits, for both threads
+@pytest.mark.parametrize("rows", [1, 2, 6, 24])  # of logits, for both threads
 @pytest.mark.parametrize("transposed", [False, True])
 def test_threads_find_the_loss_that_one_finds(
     kernels, arguments, guarded, close, dtype, shares, overwrite, rows, transposed
@@ -228,10 +230,32 @@ def test_a_text_is_divided_only_with_the_heads(compiled, arguments, kernel):
         getattr(compiled, kernel)(**given, share=share)
 
 
-def test_each_thread_needs_a_row_of_logits(compiled, arguments):
-    given = arguments("linear_cross_entropy", "float32", N=4, R=1)
-    with pytest.raises(ValueError, match="at least one row for each thread"):
-        compiled.linear_cross_entropy(**given, share=shares_of([0, 2, 4])[0])
+def test_rows_of_a_block_are_divided_whoever_made_them(kernels, arguments, close, dtype):
+    given = arguments("linear_cross_entropy", dtype, N=12, C=5, V=7, R=12)
+    alone = copy.deepcopy(given)
+    kernels.linear_cross_entropy(**alone)
+    x, given["x"] = given["x"], np.full_like(given["x"], np.nan)
+
+    def call(share):
+        time.sleep(0.05 * share.index)  # the first comes before the second has made its rows
+        given["x"][share.rows] = x[share.rows]
+        return kernels.linear_cross_entropy(**given, share=share)
+
+    with ThreadPoolExecutor(2) as pool:
+        losses = list(pool.map(call, shares_of([0, 2, 12])))
+    assert sum(losses) == pytest.approx(alone["losses"].sum(), rel=1e-5)
+    for name in ("losses", "dx", "dweight", "dbias"):
+        close(given[name], alone[name], 3)
+
+
+def test_losses_alone_can_be_divided(kernels, arguments, close, dtype, shares):
+    given = arguments("linear_cross_entropy", dtype, N=12, C=5, V=7, R=4)
+    given |= {"dx": None, "dweight": None, "dbias": None}
+    alone, mine = ({**given, "losses": np.full(12, np.nan, dtype)} for _ in range(2))
+    kernels.linear_cross_entropy(**alone)
+    found = together(kernels.linear_cross_entropy, shares, mine)
+    assert sum(found) == pytest.approx(alone["losses"].sum(), rel=1e-5)
+    close(mine["losses"], alone["losses"], 3)
 
 
 def test_an_error_in_a_meeting_ends_the_kernel(compiled, arguments):
