@@ -117,24 +117,27 @@ cdef extern from *:
     #define RUSTGPT_TRANSPOSE(T, NAME)                                                            \\
     static void transpose_##NAME(const T* x, Py_ssize_t ld, Py_ssize_t rows, Py_ssize_t columns,  \\
                                  T* out, Py_ssize_t ldo) {                                        \\
-        enum { R = 32 / sizeof(T), S = 16 / sizeof(T) };                                          \\
-        Py_ssize_t i = 0, j;                                                                      \\
-        for (; i + R <= rows; i += R) {                                                           \\
-            for (j = 0; j + S <= columns; j += S)                                                 \\
-                transpose_piece_##NAME(x + i * ld + j, ld, out + j * ldo + i, ldo);               \\
-            for (; j < columns; j++)                                                              \\
-                for (int l = 0; l < R; l++) out[j * ldo + i + l] = x[(i + l) * ld + j];           \\
+        enum { R = 32 / sizeof(T), S = 16 / sizeof(T), LINE = 64 / sizeof(T) };                   \\
+        for (Py_ssize_t first = 0; first < columns; first += LINE) { /* by lines */               \\
+            Py_ssize_t i = 0, j, last = columns - first < LINE ? columns : first + LINE;          \\
+            for (; i + R <= rows; i += R) {                                                       \\
+                for (j = first; j + S <= last; j += S)                                            \\
+                    transpose_piece_##NAME(x + i * ld + j, ld, out + j * ldo + i, ldo);           \\
+                for (; j < last; j++)                                                             \\
+                    for (int l = 0; l < R; l++) out[j * ldo + i + l] = x[(i + l) * ld + j];       \\
+            }                                                                                     \\
+            for (; i < rows; i++)                                                                 \\
+                for (j = first; j < last; j++) out[j * ldo + i] = x[i * ld + j];                  \\
         }                                                                                         \\
-        for (; i < rows; i++)                                                                     \\
-            for (j = 0; j < columns; j++) out[j * ldo + i] = x[i * ld + j];                       \\
     }
 
-    /* What tiles ask the memory for: in step l for row l % W, of which every W steps ask for
-       another place; each tile for other ones than the tile before. */
+    /* What the first few tiles ask the memory for: each for another line of some rows, and every
+       1 << shift steps for that of the next row. */
     #define RUSTGPT_AHEAD(T, NAME)                                                                \\
     typedef struct {                                                                              \\
         const T* first;                                                                           \\
-        Py_ssize_t row, place, tile; /* from one to the next */                                   \\
+        Py_ssize_t row; /* from one to the next */                                                \\
+        int shift, tiles;                                                                         \\
     } ahead_##NAME;
     RUSTGPT_AHEAD(float, f32)
     RUSTGPT_AHEAD(double, f64)
@@ -150,7 +153,6 @@ cdef extern from *:
         const int rows, const int vectors, int add, const T* bias,                                \\
         const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \\
         Py_ssize_t k, T* c, Py_ssize_t ldc, ahead_##NAME ahead) {                                 \\
-        enum { W = RUSTGPT_VECTORS * LANES_##NAME };                                              \\
         vector_##NAME sums[RUSTGPT_TILE_ROWS][RUSTGPT_VECTORS];                                   \\
         for (int i = 0; i < rows; i++)                                                            \\
             for (int v = 0; v < vectors; v++) {                                                   \\
@@ -164,7 +166,7 @@ cdef extern from *:
         for (Py_ssize_t l = 0; l < k; l++) {                                                      \\
             vector_##NAME row[RUSTGPT_VECTORS];                                                   \\
             if (RUSTGPT_ASKS)                                                                     \\
-                RUSTGPT_PREFETCH(ahead.first + l % W * ahead.row + l / W * ahead.place);          \\
+                RUSTGPT_PREFETCH(ahead.first + (l >> ahead.shift) * ahead.row);                   \\
             for (int v = 0; v < vectors; v++)                                                     \\
                 row[v] = *(const vector_##NAME*)(b + l * ldb + v * LANES_##NAME);                 \\
             for (int i = 0; i < rows; i++) {                                                      \\
@@ -240,8 +242,10 @@ cdef extern from *:
             a += rows * row_a;                                                                    \\
             c += rows * ldc;                                                                      \\
             m -= rows;                                                                            \\
-            ahead.first += ahead.tile;                                                            \\
-            if (tile == RUSTGPT_VECTORS) ahead = (ahead_##NAME){b, 0, 0, 0}; /* that was all */   \\
+            if (tile < ahead.tiles)                                                               \\
+                ahead.first += 64 / sizeof(T);                                                    \\
+            else                                                                                  \\
+                ahead.row = 0; /* that was all */                                                 \\
         }                                                                                         \\
     }                                                                                             \\
     /* The last columns, which fill no whole vector: through arrays that do. */                   \\
@@ -269,12 +273,13 @@ cdef extern from *:
         int trans_b, const T* b, Py_ssize_t ldb, Py_ssize_t l, Py_ssize_t j) {                    \\
         return trans_b ? b + j * ldb + l : b + l * ldb + j;                                       \\
     }                                                                                             \\
-    /* A piece of `depth` rows of op(B), to be asked for by the first few of as many steps. */    \\
+    /* A piece of `depth` rows of op(B), to be asked for in as many steps of each tile. */        \\
     static ahead_##NAME ahead_of_##NAME(                                                          \\
         int trans_b, const T* piece, Py_ssize_t ldb, Py_ssize_t depth) {                          \\
-        enum { W = RUSTGPT_VECTORS * LANES_##NAME, LINE = 64 / sizeof(T) };                       \\
-        if (trans_b) return (ahead_##NAME){piece, ldb, LINE, depth / RUSTGPT_VECTORS};            \\
-        return (ahead_##NAME){piece, ldb, W * ldb, LINE};                                         \\
+        ahead_##NAME ahead = {piece, ldb, 0, RUSTGPT_VECTORS};                                    \\
+        while (trans_b && depth >> ahead.shift > RUSTGPT_VECTORS * LANES_##NAME) ahead.shift++;   \\
+        ahead.tiles <<= ahead.shift;                                                              \\
+        return ahead;                                                                             \\
     }                                                                                             \\
     static void multiply_##NAME(                                                                  \\
         int trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,                                    \\
