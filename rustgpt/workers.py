@@ -23,9 +23,11 @@ from rustgpt.optim.adam import Adam
 from rustgpt.optim.clipping import clip_factor
 from rustgpt.reference.share import Crew
 
-# A thread takes its rows through the model in pieces of at least so many tokens. Smaller ones
-# would slow the matrix products; larger ones leave the cache and need more memory for what is kept.
+# Rows go through the model in pieces of at least so many tokens, in all threads together; but in
+# each of at least so many. Smaller ones would slow the matrix products; larger ones leave the cache
+# and need more memory for what is kept.
 TOKENS_A_PIECE = 512
+TOKENS_OF_A_THREAD = 256
 
 # A thread with fewer tokens spends more time on reading the parameters than on the arithmetic.
 TOKENS_AT_LEAST = 64
@@ -344,11 +346,12 @@ class Workers:
 
     def _divide(self, batch: list[Indices], team: Team) -> list[list[_Piece]]:
         """Return each thread's pieces of a batch."""
+        each = max(TOKENS_A_PIECE // team.n, TOKENS_OF_A_THREAD)
         if self.in_team and team.n > 1:
-            pieces = [_divided(rows, team) for rows in _pieces(batch, team.n * TOKENS_A_PIECE)]
+            pieces = [_divided(rows, team) for rows in _pieces(batch, team.n * each)]
             return [[piece[i] for piece in pieces] for i in range(team.n)]
         shares = _shares(batch, team.n)
-        return [[_joined(rows) for rows in _pieces(share, TOKENS_A_PIECE)] for share in shares]
+        return [[_joined(rows) for rows in _pieces(share, each)] for share in shares]
 
     def _differentiate(self, i: int, team: Team, pieces: list[_Piece], scale: float) -> float:
         """Fill in worker i's gradients, or its part of the team's; return the sum of the losses."""

@@ -94,6 +94,7 @@ def test_a_batch_goes_through_the_model_in_pieces(model_of, batch, monkeypatch, 
     whole, cut, seen = model_of(), model_of(), []
     expected = steps(whole, batch, threads=1)
     monkeypatch.setattr("rustgpt.workers.TOKENS_A_PIECE", 5)
+    monkeypatch.setattr("rustgpt.workers.TOKENS_OF_A_THREAD", 5)
     original = LLM.loss_and_gradients
 
     def spy(self, ids, targets, offsets, scale):
@@ -381,13 +382,17 @@ def test_many_steps_of_one_text_each_are_shared(model_of, batch):
         assert workers.threads == 3
 
 
-def test_a_team_takes_larger_pieces(model_of, batch, shared, monkeypatch):
-    monkeypatch.setattr("rustgpt.workers.TOKENS_A_PIECE", 10)
+@pytest.mark.parametrize(("together", "each"), [(20, 1), (10, 10)])
+def test_a_piece_is_for_all_threads_of_a_team(model_of, batch, shared, monkeypatch, together, each):
+    monkeypatch.setattr("rustgpt.workers.TOKENS_A_PIECE", together)
+    monkeypatch.setattr("rustgpt.workers.TOKENS_OF_A_THREAD", each)
     with Workers(model_of(), TrainConfig(threads=2, batch_size=6)) as workers:
         work = workers._divide(batch, workers._team(2))
     tokens = [[len(piece.ids) for piece in pieces] for pieces in work]
     if shared:
         assert tokens == [[26, 19]] * 2  # 20 and more for both, where each has half
+    else:
+        assert tokens == [[14, 8], [20, 3]]  # 10 and more until the last
 
 
 def test_no_thread_begins_a_piece_before_all_have_ended_the_last(
@@ -398,6 +403,7 @@ def test_no_thread_begins_a_piece_before_all_have_ended_the_last(
     batch = [row % 28 for row in batch]
     expected = steps(whole, batch, 1, threads=1)
     monkeypatch.setattr("rustgpt.workers.TOKENS_A_PIECE", 5)
+    monkeypatch.setattr("rustgpt.workers.TOKENS_OF_A_THREAD", 5)
     original = ops.embedding_backward
 
     def late(*given):
