@@ -23,7 +23,7 @@ cdef inline void matmul(
     """C (m, n) = (C if add) + op(A) @ op(B), where that is faster, without BLAS."""
     if in_place(m, n, k):
         multiply(trans_b, m, n, k, a, 1 if trans_a else lda, lda if trans_a else 1, b, ldb,
-                 <const floating*> NULL, add, <const floating*> NULL, c, ldc)
+                 <const floating*> NULL, False, add, <const floating*> NULL, c, ldc)
     elif sum_in_strips(m, n, k) if trans_a else in_strips(m):
         multiply_strips(trans_a, trans_b, m, n, k, a, lda, b, ldb, add, <const floating*> NULL, c,
                         ldc)

@@ -16,7 +16,7 @@ from rustgpt._ext.checks cimport (
 from rustgpt._ext.cpu cimport multiplies_bfloat16
 from rustgpt._ext.share cimport Share, alone, begin_of
 from rustgpt._ext.strips cimport in_strips, multiply_strips, sum_in_strips
-from rustgpt._ext.tiles cimport in_place, in_slices, multiply, rows_a_slice
+from rustgpt._ext.tiles cimport in_place, in_slices, is_far, multiply, rows_a_slice
 
 
 cdef int check_bfloat16(bint bfloat16, Py_ssize_t itemsize) except -1:
@@ -64,16 +64,16 @@ cdef void affine(
             multiply_bf16(False, transposed, n, columns, c_in, x, c_in, weight, ldw, add, bias,
                           out, c_out)
             return
-    if in_place(n, c_out, c_in):
-        multiply(transposed, n, columns, c_in, x, c_in, 1, weight, ldw, <const floating*> NULL, add,
-                 bias, out, c_out)
+    if in_place(n, c_out, c_in) or transposed and n > 1 and in_slices(c_in, n):
+        multiply(transposed, n, columns, c_in, x, c_in, 1, weight, ldw, <const floating*> NULL,
+                 is_far(c_in * c_out), add, bias, out, c_out)
         return
     if in_strips(n):
         multiply_strips(False, transposed, n, columns, c_in, x, c_in, weight, ldw, add, bias, out,
                         c_out)
         return
-    if n > 1 and in_slices(ldw, n):
-        affine_in_slices(x, weight, bias, n, c_in, c_out, transposed, add, out)
+    if not transposed and n > 1 and in_slices(c_out, n):
+        affine_in_slices(x, weight, bias, n, c_in, c_out, add, out)
         return
     if bias != NULL:
         # The product adds to what is written here.
@@ -91,23 +91,18 @@ cdef void affine(
 
 cdef void affine_in_slices(
     const floating* x, const floating* weight, const floating* bias,
-    Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out, bint transposed, bint add, floating* out,
+    Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out, bint add, floating* out,
 ) noexcept nogil:
-    """`affine`, with some of the weight's stored rows at a time."""
-    cdef Py_ssize_t width = c_in if transposed else c_out, stored = c_out if transposed else c_in
-    cdef Py_ssize_t step = rows_a_slice(width), i, first, rows
+    """`affine`, as the sum of the products with some of the weight's rows at a time."""
+    cdef Py_ssize_t step = rows_a_slice(c_out), i, first, rows
     cdef const floating* slice
-    for i in range((stored + step - 1) // step):
+    for i in range((c_in + step - 1) // step):
         first = i * step
-        rows = min(step, stored - first)
-        slice = weight + first * width
-        if transposed:  # out's columns, a slice at a time
-            multiply(True, n, rows, c_in, x, c_in, 1, slice, width, <const floating*> NULL, add,
-                     bias + first if bias != NULL else NULL, out + first, c_out)
-        else:  # a sum of the slices' products
-            multiply(False, n, c_out, rows, x + first, c_in, 1, slice, width,
-                     slice + rows * width if first + rows < stored else NULL, add or i > 0,
-                     bias if i == 0 else NULL, out, c_out)
+        rows = min(step, c_in - first)
+        slice = weight + first * c_out
+        multiply(False, n, c_out, rows, x + first, c_in, 1, slice, c_out,
+                 slice + rows * c_out if first + rows < c_in else NULL, True, add or i > 0,
+                 bias if i == 0 else NULL, out, c_out)
 
 
 cdef void add_gradients(
@@ -157,8 +152,8 @@ cdef void outer(
                           columns)
             return
     if in_place(all_rows, columns, n):
-        multiply(False, rows, columns, n, a, 1, lda, b, columns, <const floating*> NULL, add,
-                 <const floating*> NULL, out, columns)
+        multiply(False, rows, columns, n, a, 1, lda, b, columns, <const floating*> NULL,
+                 is_far(all_rows * columns), add, <const floating*> NULL, out, columns)
     elif sum_in_strips(all_rows, columns, n):
         multiply_strips(True, False, rows, columns, n, a, lda, b, columns, add,
                         <const floating*> NULL, out, columns)
@@ -168,8 +163,8 @@ cdef void outer(
             first = i * step
             some = min(step, rows - first)
             multiply(False, some, columns, n, a + first, 1, lda, b, columns,
-                     <const floating*> NULL, add, <const floating*> NULL, out + first * columns,
-                     columns)
+                     <const floating*> NULL, True, add, <const floating*> NULL,
+                     out + first * columns, columns)
     else:
         gemm(True, False, rows, columns, n, <floating> 1, a, lda, b, columns, <floating> add,
              out, columns)

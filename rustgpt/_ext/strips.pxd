@@ -70,9 +70,9 @@ cdef extern from *:
             const T *strip = strips + j * RUSTGPT_PITCH(depth), *first = bias ? bias + j : NULL;  \\
             if (width == vectors * LANES_##NAME)                                                  \\
                 tiles_##NAME(m, vectors, add, first, a, row_a, step_a, strip, W, depth, c + j,    \\
-                             ldc, (ahead_##NAME){strip, 0, 0, 0});                                \\
+                             ldc);                                                                \\
             else                                                                                  \\
-                last_tiles_##NAME(m, vectors, width, add, first, a, row_a, step_a, strip, W,      \\
+                last_tiles_##NAME(m, vectors, width, 0, add, first, a, row_a, step_a, strip, W,   \\
                                   depth, c + j, ldc);                                             \\
         }                                                                                         \\
     }                                                                                             \\

@@ -46,9 +46,7 @@ cdef extern from *:
     #define RUSTGPT_IN_ORDER
     #endif
     /* Whether C is asked for first and added when the sums are made, which need not wait for it. */
-    #define RUSTGPT_ADD_LAST (RUSTGPT_VECTOR >= 32)
-    /* Whether a tile asks the memory for what the next tiles multiply. */
-    #define RUSTGPT_ASKS (RUSTGPT_VECTOR == 64)
+    #define RUSTGPT_ADD_LAST(FAR) (RUSTGPT_VECTOR == 32 || (FAR))
     /* Whether a tile is written in vectors, below; or else in loops, slower than BLAS. */
     #if defined(__GNUC__)
     #define RUSTGPT_FAST_TILES 1
@@ -118,8 +116,10 @@ cdef extern from *:
     static void transpose_##NAME(const T* x, Py_ssize_t ld, Py_ssize_t rows, Py_ssize_t columns,  \\
                                  T* out, Py_ssize_t ldo) {                                        \\
         enum { R = 32 / sizeof(T), S = 16 / sizeof(T), LINE = 64 / sizeof(T) };                   \\
-        for (Py_ssize_t first = 0; first < columns; first += LINE) { /* by lines */               \\
-            Py_ssize_t i = 0, j, last = columns - first < LINE ? columns : first + LINE;          \\
+        /* Of more than the first cache holds, lines are written one by one. */                   \\
+        Py_ssize_t some = rows * columns * (Py_ssize_t)sizeof(T) > 32768 ? LINE : columns;        \\
+        for (Py_ssize_t first = 0; first < columns; first += some) {                              \\
+            Py_ssize_t i = 0, j, last = columns - first < some ? columns : first + some;          \\
             for (; i + R <= rows; i += R) {                                                       \\
                 for (j = first; j + S <= last; j += S)                                            \\
                     transpose_piece_##NAME(x + i * ld + j, ld, out + j * ldo + i, ldo);           \\
@@ -143,14 +143,14 @@ cdef extern from *:
     RUSTGPT_AHEAD(double, f64)
 
     /* One tile: C = (C if add) + bias + A @ B. A[i, l] is a[i * row_a + l * step_a]; bias NULL is
-       none. `rows` and `vectors` are constants where it is inlined. */
+       none. `far`, `asks`, `rows` and `vectors` are constants where it is inlined. */
     #if defined(__GNUC__)
     #define RUSTGPT_TILE(T, NAME)                                                                 \\
     typedef T vector_##NAME __attribute__((vector_size(RUSTGPT_VECTOR), aligned(sizeof(T)),       \\
                                            may_alias));                                           \\
     enum { LANES_##NAME = RUSTGPT_VECTOR / sizeof(T) };                                           \\
     static RUSTGPT_INLINE void tile_##NAME(                                                       \\
-        const int rows, const int vectors, int add, const T* bias,                                \\
+        const int far, const int asks, const int rows, const int vectors, int add, const T* bias, \\
         const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \\
         Py_ssize_t k, T* c, Py_ssize_t ldc, ahead_##NAME ahead) {                                 \\
         vector_##NAME sums[RUSTGPT_TILE_ROWS][RUSTGPT_VECTORS];                                   \\
@@ -158,14 +158,14 @@ cdef extern from *:
             for (int v = 0; v < vectors; v++) {                                                   \\
                 sums[i][v] = (vector_##NAME){0};                                                  \\
                 if (bias) sums[i][v] = *(const vector_##NAME*)(bias + v * LANES_##NAME);          \\
-                if (add && !RUSTGPT_ADD_LAST)                                                     \\
+                if (add && !RUSTGPT_ADD_LAST(far))                                                \\
                     sums[i][v] += *(vector_##NAME*)(c + i * ldc + v * LANES_##NAME);              \\
-                if (RUSTGPT_ADD_LAST) RUSTGPT_PREFETCH_OUT(c + i * ldc + v * LANES_##NAME);       \\
+                if (RUSTGPT_ADD_LAST(far)) RUSTGPT_PREFETCH_OUT(c + i * ldc + v * LANES_##NAME);  \\
             }                                                                                     \\
         RUSTGPT_UNROLL                                                                            \\
         for (Py_ssize_t l = 0; l < k; l++) {                                                      \\
             vector_##NAME row[RUSTGPT_VECTORS];                                                   \\
-            if (RUSTGPT_ASKS)                                                                     \\
+            if (asks)                                                                             \\
                 RUSTGPT_PREFETCH(ahead.first + (l >> ahead.shift) * ahead.row);                   \\
             for (int v = 0; v < vectors; v++)                                                     \\
                 row[v] = *(const vector_##NAME*)(b + l * ldb + v * LANES_##NAME);                 \\
@@ -177,7 +177,7 @@ cdef extern from *:
         }                                                                                         \\
         for (int i = 0; i < rows; i++)                                                            \\
             for (int v = 0; v < vectors; v++) {                                                   \\
-                if (add && RUSTGPT_ADD_LAST)                                                      \\
+                if (add && RUSTGPT_ADD_LAST(far))                                                 \\
                     sums[i][v] += *(vector_##NAME*)(c + i * ldc + v * LANES_##NAME);              \\
                 *(vector_##NAME*)(c + i * ldc + v * LANES_##NAME) = sums[i][v];                   \\
             }                                                                                     \\
@@ -186,10 +186,10 @@ cdef extern from *:
     #define RUSTGPT_TILE(T, NAME)                                                                 \\
     enum { LANES_##NAME = RUSTGPT_VECTOR / sizeof(T) };                                           \\
     static void tile_##NAME(                                                                      \\
-        const int rows, const int vectors, int add, const T* bias,                                \\
+        const int far, const int asks, const int rows, const int vectors, int add, const T* bias, \\
         const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \\
         Py_ssize_t k, T* c, Py_ssize_t ldc, ahead_##NAME ahead) {                                 \\
-        (void)ahead;                                                                              \\
+        (void)far, (void)asks, (void)ahead;                                                       \\
         for (int i = 0; i < rows; i++) {                                                          \\
             T* row = c + i * ldc;                                                                 \\
             for (int j = 0; j < vectors * LANES_##NAME; j++)                                      \\
@@ -202,7 +202,7 @@ cdef extern from *:
     #endif
 
     #define RUSTGPT_TILE_OF(NAME, ROWS, VECTORS)                                                  \\
-        tile_##NAME(ROWS, VECTORS, add, bias, a, row_a, step_a, b, ldb, k, c, ldc, ahead)
+        tile_##NAME(0, 0, ROWS, VECTORS, add, bias, a, row_a, step_a, b, ldb, k, c, ldc, nothing)
     #if RUSTGPT_VECTORS == 4
     #define RUSTGPT_TILE_ROW(NAME, ROWS) case ROWS: switch (vectors) {                            \\
         case 1: RUSTGPT_TILE_OF(NAME, ROWS, 1); break;                                            \\
@@ -225,14 +225,31 @@ cdef extern from *:
     #define RUSTGPT_MORE_ROWS(NAME)
     #endif
 
+    #if RUSTGPT_VECTOR == 64
+    #define RUSTGPT_FAR_ROW(NAME, ROWS) case ROWS:                                                \\
+        if (ahead.row != 0)                                                                       \\
+            tile_##NAME(1, 1, ROWS, RUSTGPT_VECTORS, add, bias, a, row_a, 1, b, ldb, k, c, ldc,   \\
+                        ahead);                                                                   \\
+        else                                                                                      \\
+            tile_##NAME(1, 0, ROWS, RUSTGPT_VECTORS, add, bias, a, row_a, step_a, b, ldb, k, c,   \\
+                        ldc, ahead);                                                              \\
+        break;
+    #define RUSTGPT_FAR_ROWS(NAME) RUSTGPT_FAR_ROW(NAME, 1) RUSTGPT_FAR_ROW(NAME, 2)              \\
+        RUSTGPT_FAR_ROW(NAME, 3) RUSTGPT_FAR_ROW(NAME, 4) RUSTGPT_FAR_ROW(NAME, 5)                \\
+        RUSTGPT_FAR_ROW(NAME, 6)
+    #else
+    #define RUSTGPT_FAR_ROWS(NAME) default: (void)ahead;
+    #endif
+
     #define RUSTGPT_MULTIPLY(T, NAME)                                                             \\
     /* A column of tiles over m rows, divided evenly: none is left with one row. */               \\
     static void tiles_##NAME(                                                                     \\
         Py_ssize_t m, int vectors, int add, const T* bias,                                        \\
         const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \\
-        Py_ssize_t k, T* c, Py_ssize_t ldc, ahead_##NAME ahead) {                                 \\
+        Py_ssize_t k, T* c, Py_ssize_t ldc) {                                                     \\
+        const ahead_##NAME nothing = {b, 0, 0, 0};                                                \\
         Py_ssize_t left = (m + RUSTGPT_TILE_ROWS - 1) / RUSTGPT_TILE_ROWS, rows;                  \\
-        for (int tile = 1; left > 0; left--, tile++) {                                            \\
+        for (; left > 0; left--) {                                                                \\
             rows = (m + left - 1) / left;                                                         \\
             switch (rows) {                                                                       \\
             RUSTGPT_TILE_ROW(NAME, 1)                                                             \\
@@ -242,15 +259,29 @@ cdef extern from *:
             a += rows * row_a;                                                                    \\
             c += rows * ldc;                                                                      \\
             m -= rows;                                                                            \\
-            if (tile < ahead.tiles)                                                               \\
-                ahead.first += 64 / sizeof(T);                                                    \\
-            else                                                                                  \\
-                ahead.row = 0; /* that was all */                                                 \\
         }                                                                                         \\
     }                                                                                             \\
-    /* The last columns, which fill no whole vector: through arrays that do. */                   \\
+    /* The same of W columns where B or C is far; step_a is 1 if anything is asked for. */        \\
+    static void far_tiles_##NAME(                                                                 \\
+        Py_ssize_t m, int add, const T* bias, const T* a, Py_ssize_t row_a, Py_ssize_t step_a,    \\
+        const T* b, Py_ssize_t ldb, Py_ssize_t k, T* c, Py_ssize_t ldc, ahead_##NAME ahead) {     \\
+        Py_ssize_t left = (m + RUSTGPT_TILE_ROWS - 1) / RUSTGPT_TILE_ROWS, rows;                  \\
+        for (; left > 0; left--) {                                                                \\
+            rows = (m + left - 1) / left;                                                         \\
+            switch (rows) {                                                                       \\
+            RUSTGPT_FAR_ROWS(NAME)                                                                \\
+            }                                                                                     \\
+            a += rows * row_a;                                                                    \\
+            c += rows * ldc;                                                                      \\
+            m -= rows;                                                                            \\
+            ahead.first += 64 / sizeof(T);                                                        \\
+            if (--ahead.tiles <= 0) ahead.row = 0; /* that was all */                             \\
+        }                                                                                         \\
+    }                                                                                             \\
+    /* The last columns, which fill no whole vector, or no whole tile that is far: through arrays \\
+       that do. Where a tile adds C last so must they: a crew divides the columns elsewhere. */   \\
     static void last_tiles_##NAME(                                                                \\
-        Py_ssize_t m, int vectors, Py_ssize_t width, int add, const T* bias,                      \\
+        Py_ssize_t m, int vectors, Py_ssize_t width, int far, int add, const T* bias,             \\
         const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \\
         Py_ssize_t k, T* c, Py_ssize_t ldc) {                                                     \\
         enum { W = RUSTGPT_VECTORS * LANES_##NAME };                                              \\
@@ -260,12 +291,15 @@ cdef extern from *:
         if (bias) memcpy(last, bias, width * sizeof(T));                                          \\
         for (Py_ssize_t i = 0, r; i < m; i += r) {                                                \\
             r = m - i < RUSTGPT_TILE_ROWS ? m - i : RUSTGPT_TILE_ROWS;                            \\
-            for (Py_ssize_t x = 0; add && x < r; x++)                                             \\
+            for (Py_ssize_t x = 0; add && !far && x < r; x++)                                     \\
                 memcpy(out + x * W, c + (i + x) * ldc, width * sizeof(T));                        \\
-            tiles_##NAME(r, vectors, add, last, a + i * row_a, row_a, step_a, b, ldb, k, out, W,  \\
-                         (ahead_##NAME){b, 0, 0, 0});                                             \\
-            for (Py_ssize_t x = 0; x < r; x++)                                                    \\
+            tiles_##NAME(r, vectors, add && !far, last, a + i * row_a, row_a, step_a, b, ldb, k,  \\
+                         out, W);                                                                 \\
+            for (Py_ssize_t x = 0; x < r; x++) {                                                  \\
+                for (Py_ssize_t j = 0; add && far && j < width; j++)                              \\
+                    out[x * W + j] += c[(i + x) * ldc + j];                                       \\
                 memcpy(c + (i + x) * ldc, out + x * W, width * sizeof(T));                        \\
+            }                                                                                     \\
         }                                                                                         \\
     }                                                                                             \\
     /* Where the piece of B begins that has row l and column j of op(B) first. */                 \\
@@ -273,7 +307,8 @@ cdef extern from *:
         int trans_b, const T* b, Py_ssize_t ldb, Py_ssize_t l, Py_ssize_t j) {                    \\
         return trans_b ? b + j * ldb + l : b + l * ldb + j;                                       \\
     }                                                                                             \\
-    /* A piece of `depth` rows of op(B), to be asked for in as many steps of each tile. */        \\
+    /* A piece of `depth` rows of op(B), to be asked for in as many steps of each tile. To ask for\\
+       what lies behind the last does no harm. */                                                 \\
     static ahead_##NAME ahead_of_##NAME(                                                          \\
         int trans_b, const T* piece, Py_ssize_t ldb, Py_ssize_t depth) {                          \\
         ahead_##NAME ahead = {piece, ldb, 0, RUSTGPT_VECTORS};                                    \\
@@ -284,9 +319,10 @@ cdef extern from *:
     static void multiply_##NAME(                                                                  \\
         int trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,                                    \\
         const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \\
-        const T* next, int add, const T* bias, T* c, Py_ssize_t ldc) {                            \\
+        const T* next, int far, int add, const T* bias, T* c, Py_ssize_t ldc) {                   \\
         enum { W = RUSTGPT_VECTORS * LANES_##NAME };                                              \\
         T copy[RUSTGPT_DEPTH * W];                                                                \\
+        far = far && RUSTGPT_VECTOR == 64;                                                        \\
         for (Py_ssize_t j = 0; j < n; j += W) {                                                   \\
             Py_ssize_t width = n - j < W ? n - j : W, l = 0;                                      \\
             int vectors = (int)((width + LANES_##NAME - 1) / LANES_##NAME);                       \\
@@ -298,7 +334,8 @@ cdef extern from *:
                     : l + depth < k ? piece_##NAME(trans_b, b, ldb, l + depth, j)                 \\
                     : j + W < n ? piece_##NAME(trans_b, b, ldb, 0, j + W) : NULL;                 \\
                 ahead_##NAME ahead = {a, 0, 0, 0};                                                \\
-                if (after) ahead = ahead_of_##NAME(trans_b, after, ldb, depth);                   \\
+                if (far && after && step_a == 1)                                                  \\
+                    ahead = ahead_of_##NAME(trans_b, after, ldb, depth);                          \\
                 if (!whole) memset(copy, 0, sizeof(T) * depth * W);                               \\
                 if (trans_b)                                                                      \\
                     transpose_##NAME(piece, ldb, width, depth, copy, W);                          \\
@@ -309,12 +346,15 @@ cdef extern from *:
                     strip = piece;                                                                \\
                     ldc_b = ldb;                                                                  \\
                 }                                                                                 \\
-                if (whole)                                                                        \\
+                if (far && width == W)                                                            \\
+                    far_tiles_##NAME(m, add || l > 0, bias && l == 0 ? bias + j : NULL,           \\
+                                     a + l * step_a, row_a, step_a, strip, ldc_b, depth, c + j,   \\
+                                     ldc, ahead);                                                 \\
+                else if (whole && !far)                                                           \\
                     tiles_##NAME(m, vectors, add || l > 0, bias && l == 0 ? bias + j : NULL,      \\
-                                 a + l * step_a, row_a, step_a, strip, ldc_b, depth, c + j, ldc,  \\
-                                 ahead);                                                          \\
+                                 a + l * step_a, row_a, step_a, strip, ldc_b, depth, c + j, ldc); \\
                 else                                                                              \\
-                    last_tiles_##NAME(m, vectors, width, add || l > 0,                            \\
+                    last_tiles_##NAME(m, vectors, width, far, add || l > 0,                       \\
                                       bias && l == 0 ? bias + j : NULL, a + l * step_a, row_a,    \\
                                       step_a, strip, ldc_b, depth, c + j, ldc);                   \\
                 l += depth;                                                                       \\
@@ -418,11 +458,11 @@ cdef extern from *:
                        double* out, Py_ssize_t ldo) noexcept nogil
     void multiply_f32(
         bint trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const float* a, Py_ssize_t row_a,
-        Py_ssize_t step_a, const float* b, Py_ssize_t ldb, const float* next, bint add,
+        Py_ssize_t step_a, const float* b, Py_ssize_t ldb, const float* next, bint far, bint add,
         const float* bias, float* c, Py_ssize_t ldc) noexcept nogil
     void multiply_f64(
         bint trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const double* a, Py_ssize_t row_a,
-        Py_ssize_t step_a, const double* b, Py_ssize_t ldb, const double* next, bint add,
+        Py_ssize_t step_a, const double* b, Py_ssize_t ldb, const double* next, bint far, bint add,
         const double* bias, double* c, Py_ssize_t ldc) noexcept nogil
     void tile_softmax_f32(float* x, Py_ssize_t ld, int m, int n, int seen, float scale,
                           float* lse, Py_ssize_t ld_lse) noexcept nogil
@@ -473,17 +513,17 @@ cdef inline void transpose(
 cdef inline void multiply(
     bint trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
     const floating* a, Py_ssize_t row_a, Py_ssize_t step_a, const floating* b, Py_ssize_t ldb,
-    const floating* next, bint add, const floating* bias, floating* c, Py_ssize_t ldc,
+    const floating* next, bint far, bint add, const floating* bias, floating* c, Py_ssize_t ldc,
 ) noexcept nogil:
     """C = (C if add) + bias + A @ op(B), where A[i, l] is a[i * row_a + l * step_a].
 
-    op(B) is (k, n), C is (m, n); bias (n,) may be NULL. `next`, if it is not, is what will be B in
-    the next product, of as many columns: the memory is asked for it meanwhile.
+    op(B) is (k, n), C is (m, n); bias (n,) may be NULL. If B or C is `far`, in no near cache, the
+    memory is asked for what comes next of it: at last for `next`, B of the next product, or NULL.
     """
     if floating is float:
-        multiply_f32(trans_b, m, n, k, a, row_a, step_a, b, ldb, next, add, bias, c, ldc)
+        multiply_f32(trans_b, m, n, k, a, row_a, step_a, b, ldb, next, far, add, bias, c, ldc)
     else:
-        multiply_f64(trans_b, m, n, k, a, row_a, step_a, b, ldb, next, add, bias, c, ldc)
+        multiply_f64(trans_b, m, n, k, a, row_a, step_a, b, ldb, next, far, add, bias, c, ldc)
 
 
 cdef inline void product(
@@ -491,13 +531,20 @@ cdef inline void product(
     Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, floating* c, Py_ssize_t ldc,
 ) noexcept nogil:
     """C (m, n) = A (m, k) @ B (k, n), where A[i, l] is a[i * row_a + l * step_a]."""
-    multiply(False, m, n, k, a, row_a, step_a, b, ldb, <const floating*> NULL, False,
+    multiply(False, m, n, k, a, row_a, step_a, b, ldb, <const floating*> NULL, False, False,
              <const floating*> NULL, c, ldc)
 
 
 # Numbers of the largest second factor, or result, that is made in place: about what a cache holds.
+# And those that the second-level cache holds.
 cdef enum:
     IN_PLACE = 4194304
+    NEAR = 262144
+
+
+cdef inline bint is_far(Py_ssize_t size) noexcept nogil:
+    """Whether a matrix is larger than the second-level cache."""
+    return size > NEAR
 
 
 cdef inline bint in_place(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k) noexcept nogil:

@@ -79,8 +79,10 @@ def test_a_crew_makes_every_bit_of_a_block_as_one_thread_does(
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("max_norm", [np.inf, 1e-3])
 @pytest.mark.parametrize(
-    ("N", "C", "V", "R"), [(20, 32, 100, 20), (20, 32, 100, 6), (3, 1, 5, 7), (2, 130, 40, 2)]
-)
+    ("N", "C", "V", "R"),
+    [(20, 32, 100, 20), (20, 32, 100, 6), (3, 1, 5, 7), (2, 130, 40, 2),
+     (3, 300, 1100, 3)],  # far: no cache of the second level has all of the weight
+)  # fmt: skip
 def test_a_crew_finds_every_bit_of_the_loss(
     compiled, arguments, guarded, dtype, crew, N, C, V, R, max_norm, transposed
 ):
