@@ -143,14 +143,14 @@ cdef extern from *:
     RUSTGPT_AHEAD(double, f64)
 
     /* One tile: C = (C if add) + bias + A @ B. A[i, l] is a[i * row_a + l * step_a]; bias NULL is
-       none. `far`, `asks`, `rows` and `vectors` are constants where it is inlined. */
+       none. `far`, `rows` and `vectors` are constants where it is inlined. */
     #if defined(__GNUC__)
     #define RUSTGPT_TILE(T, NAME)                                                                 \\
     typedef T vector_##NAME __attribute__((vector_size(RUSTGPT_VECTOR), aligned(sizeof(T)),       \\
                                            may_alias));                                           \\
     enum { LANES_##NAME = RUSTGPT_VECTOR / sizeof(T) };                                           \\
     static RUSTGPT_INLINE void tile_##NAME(                                                       \\
-        const int far, const int asks, const int rows, const int vectors, int add, const T* bias, \\
+        const int far, const int rows, const int vectors, int add, const T* bias,                 \\
         const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \\
         Py_ssize_t k, T* c, Py_ssize_t ldc, ahead_##NAME ahead) {                                 \\
         vector_##NAME sums[RUSTGPT_TILE_ROWS][RUSTGPT_VECTORS];                                   \\
@@ -165,7 +165,7 @@ cdef extern from *:
         RUSTGPT_UNROLL                                                                            \\
         for (Py_ssize_t l = 0; l < k; l++) {                                                      \\
             vector_##NAME row[RUSTGPT_VECTORS];                                                   \\
-            if (asks)                                                                             \\
+            if (far)                                                                              \\
                 RUSTGPT_PREFETCH(ahead.first + (l >> ahead.shift) * ahead.row);                   \\
             for (int v = 0; v < vectors; v++)                                                     \\
                 row[v] = *(const vector_##NAME*)(b + l * ldb + v * LANES_##NAME);                 \\
@@ -186,10 +186,10 @@ cdef extern from *:
     #define RUSTGPT_TILE(T, NAME)                                                                 \\
     enum { LANES_##NAME = RUSTGPT_VECTOR / sizeof(T) };                                           \\
     static void tile_##NAME(                                                                      \\
-        const int far, const int asks, const int rows, const int vectors, int add, const T* bias, \\
+        const int far, const int rows, const int vectors, int add, const T* bias,                 \\
         const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \\
         Py_ssize_t k, T* c, Py_ssize_t ldc, ahead_##NAME ahead) {                                 \\
-        (void)far, (void)asks, (void)ahead;                                                       \\
+        (void)far, (void)ahead;                                                                   \\
         for (int i = 0; i < rows; i++) {                                                          \\
             T* row = c + i * ldc;                                                                 \\
             for (int j = 0; j < vectors * LANES_##NAME; j++)                                      \\
@@ -202,7 +202,7 @@ cdef extern from *:
     #endif
 
     #define RUSTGPT_TILE_OF(NAME, ROWS, VECTORS)                                                  \\
-        tile_##NAME(0, 0, ROWS, VECTORS, add, bias, a, row_a, step_a, b, ldb, k, c, ldc, nothing)
+        tile_##NAME(0, ROWS, VECTORS, add, bias, a, row_a, step_a, b, ldb, k, c, ldc, nothing)
     #if RUSTGPT_VECTORS == 4
     #define RUSTGPT_TILE_ROW(NAME, ROWS) case ROWS: switch (vectors) {                            \\
         case 1: RUSTGPT_TILE_OF(NAME, ROWS, 1); break;                                            \\
@@ -227,12 +227,12 @@ cdef extern from *:
 
     #if RUSTGPT_VECTOR == 64
     #define RUSTGPT_FAR_ROW(NAME, ROWS) case ROWS:                                                \\
-        if (ahead.row != 0)                                                                       \\
-            tile_##NAME(1, 1, ROWS, RUSTGPT_VECTORS, add, bias, a, row_a, 1, b, ldb, k, c, ldc,   \\
+        if (step_a == 1)                                                                          \\
+            tile_##NAME(1, ROWS, RUSTGPT_VECTORS, add, bias, a, row_a, 1, b, ldb, k, c, ldc,      \\
                         ahead);                                                                   \\
         else                                                                                      \\
-            tile_##NAME(1, 0, ROWS, RUSTGPT_VECTORS, add, bias, a, row_a, step_a, b, ldb, k, c,   \\
-                        ldc, ahead);                                                              \\
+            tile_##NAME(1, ROWS, RUSTGPT_VECTORS, add, bias, a, 1, step_a, b, ldb, k, c, ldc,     \\
+                        ahead);                                                                   \\
         break;
     #define RUSTGPT_FAR_ROWS(NAME) RUSTGPT_FAR_ROW(NAME, 1) RUSTGPT_FAR_ROW(NAME, 2)              \\
         RUSTGPT_FAR_ROW(NAME, 3) RUSTGPT_FAR_ROW(NAME, 4) RUSTGPT_FAR_ROW(NAME, 5)                \\
@@ -261,7 +261,7 @@ cdef extern from *:
             m -= rows;                                                                            \\
         }                                                                                         \\
     }                                                                                             \\
-    /* The same of W columns where B or C is far; step_a is 1 if anything is asked for. */        \\
+    /* The same of W columns where B or C is far, with a row_a or a step_a of 1. */               \\
     static void far_tiles_##NAME(                                                                 \\
         Py_ssize_t m, int add, const T* bias, const T* a, Py_ssize_t row_a, Py_ssize_t step_a,    \\
         const T* b, Py_ssize_t ldb, Py_ssize_t k, T* c, Py_ssize_t ldc, ahead_##NAME ahead) {     \\
@@ -322,7 +322,7 @@ cdef extern from *:
         const T* next, int far, int add, const T* bias, T* c, Py_ssize_t ldc) {                   \\
         enum { W = RUSTGPT_VECTORS * LANES_##NAME };                                              \\
         T copy[RUSTGPT_DEPTH * W];                                                                \\
-        far = far && RUSTGPT_VECTOR == 64;                                                        \\
+        far = far && RUSTGPT_VECTOR == 64 && (row_a == 1 || step_a == 1);                         \\
         for (Py_ssize_t j = 0; j < n; j += W) {                                                   \\
             Py_ssize_t width = n - j < W ? n - j : W, l = 0;                                      \\
             int vectors = (int)((width + LANES_##NAME - 1) / LANES_##NAME);                       \\
@@ -334,8 +334,7 @@ cdef extern from *:
                     : l + depth < k ? piece_##NAME(trans_b, b, ldb, l + depth, j)                 \\
                     : j + W < n ? piece_##NAME(trans_b, b, ldb, 0, j + W) : NULL;                 \\
                 ahead_##NAME ahead = {a, 0, 0, 0};                                                \\
-                if (far && after && step_a == 1)                                                  \\
-                    ahead = ahead_of_##NAME(trans_b, after, ldb, depth);                          \\
+                if (far && after) ahead = ahead_of_##NAME(trans_b, after, ldb, depth);            \\
                 if (!whole) memset(copy, 0, sizeof(T) * depth * W);                               \\
                 if (trans_b)                                                                      \\
                     transpose_##NAME(piece, ldb, width, depth, copy, W);                          \\
