@@ -13,9 +13,8 @@ from libc.math cimport sqrt
 
 from rustgpt._ext.checks cimport check_blas, check_matrix, check_offsets
 from rustgpt._ext.rows cimport row_dot, row_exp
-from rustgpt._ext.tiles cimport (
-    RUSTGPT_TILE_ROWS, product, tile_softmax, tile_softmax_backward, transpose,
-)
+from rustgpt._ext.tile_softmax cimport tile_softmax, tile_softmax_backward
+from rustgpt._ext.tiles cimport RUSTGPT_TILE_ROWS, product, transpose
 
 
 cdef enum:
