@@ -32,10 +32,10 @@ TOKENS_OF_A_THREAD = 256
 # A thread with fewer tokens spends more time on reading the parameters than on the arithmetic.
 TOKENS_AT_LEAST = 64
 
-# Parameters from which on threads share one buffer of gradients. Smaller models' threads have
-# buffers of their own, which the caches hold: to add them up is cheaper than to read the rows of
-# others out of other cores' caches.
-SHARED_FROM = 2**24
+# Parameters from which on threads share one buffer of gradients, so that a thread more costs its
+# activations alone. Smaller models' threads have buffers of their own, which the caches hold: to
+# add them up is cheaper than to read the rows of others out of other cores' caches.
+SHARED_FROM = 2**23
 
 # Threads of a crew at most, which helps in the kernels of a step that is too small to be divided.
 CREW = 2
