@@ -351,9 +351,10 @@ cdef int backward(
         qkv_gradients(b, w, s, dp, x, scratch, n)
         return 0
     meet(s)
-    feed_forward_gradients(b, k, w, s, dp, scratch + w.dsum2, kept, scratch, N)
-    projection_gradients(b, k, s, dp, scratch + w.dsum1, kept, N)
+    # What was made last comes first: it is still in the cache.
     qkv_gradients(b, w, s, dp, x, scratch, N)
+    projection_gradients(b, k, s, dp, scratch + w.dsum1, kept, N)
+    feed_forward_gradients(b, k, w, s, dp, scratch + w.dsum2, kept, scratch, N)
     if s.index == 0:
         norm_gradients(b, s, dp, scratch + w.dnorms)
     return 0
