@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,15 @@ from rustgpt.layers.embeddings import Embeddings
 from rustgpt.layers.layer import Layer
 from rustgpt.layers.output_projection import OutputProjection
 from rustgpt.llm import LLM, build_layers
-from rustgpt.workers import Trials, Workers, _pieces, _shares, worker_count
+from rustgpt.workers import (
+    SHARED_FROM,
+    Trials,
+    Workers,
+    _pieces,
+    _shares,
+    shares_gradients,
+    worker_count,
+)
 
 LENGTHS = (9, 3, 14, 1, 7, 11)
 RATE = 0.01
@@ -61,6 +70,13 @@ def steps(model, batch, n=3, **settings):
     )
     with Workers(model, config) as workers:
         return [workers.step(batch, RATE, "here") for _ in range(n)]
+
+
+@pytest.mark.parametrize(("parameters", "found"), [(809_856, False), (10_770_816, True)])
+def test_threads_share_gradients_where_they_are_tens_of_megabytes(monkeypatch, parameters, found):
+    monkeypatch.setattr("rustgpt.workers.SHARED_FROM", SHARED_FROM)  # as it is for users
+    model = SimpleNamespace(n_parameters=parameters, works_in_team=lambda: True)
+    assert shares_gradients(TrainConfig(threads=2), model, texts=8) is found
 
 
 @pytest.mark.parametrize("threads", [2, 3, 6])
