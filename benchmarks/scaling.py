@@ -45,7 +45,7 @@ AXES = {
     ],
     "batch": [shape(batch=n, context=64) for n in (1, 2, 4, 8, 16, 32, 64)],
     "depth": [shape(n_layers=n) for n in (1, 2, 4, 8, 16)],
-    "width": [shape(dim=n, n_heads=n // 64) for n in (64, 128, 256, 512, 1024)],
+    "width": [shape(dim=n, n_heads=n // 64) for n in (64, 128, 256, 512, 1024, 2048)],
     "vocabulary": [shape(vocab_size=n) for n in (512, 2048, 8192, 32768, 50304)],
 }
 

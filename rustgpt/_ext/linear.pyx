@@ -14,9 +14,11 @@ from rustgpt._ext.checks cimport (
     check_blas, check_matrix, check_vector, check_weight, matrix_at, vector_at,
 )
 from rustgpt._ext.cpu cimport multiplies_bfloat16
-from rustgpt._ext.share cimport Share, alone, begin_of
+from rustgpt._ext.share cimport Share, alone, begin_of, edge_of
 from rustgpt._ext.strips cimport in_strips, multiply_strips, sum_in_strips
-from rustgpt._ext.tiles cimport in_place, in_slices, is_far, multiply, rows_a_slice
+from rustgpt._ext.tiles cimport (
+    ceil_of, columns_a_part, in_parts, in_place, is_far, multiply, rows_a_slice, rows_beside,
+)
 
 
 cdef int check_bfloat16(bint bfloat16, Py_ssize_t itemsize) except -1:
@@ -64,7 +66,7 @@ cdef void affine(
             multiply_bf16(False, transposed, n, columns, c_in, x, c_in, weight, ldw, add, bias,
                           out, c_out)
             return
-    if in_place(n, c_out, c_in) or transposed and n > 1 and in_slices(c_in, n):
+    if in_place(n, c_out, c_in):
         multiply(transposed, n, columns, c_in, x, c_in, 1, weight, ldw, <const floating*> NULL,
                  is_far(c_in * c_out), add, bias, out, c_out)
         return
@@ -72,8 +74,8 @@ cdef void affine(
         multiply_strips(False, transposed, n, columns, c_in, x, c_in, weight, ldw, add, bias, out,
                         c_out)
         return
-    if not transposed and n > 1 and in_slices(c_out, n):
-        affine_in_slices(x, weight, bias, n, c_in, c_out, add, out)
+    if n > 1 and in_parts():
+        affine_in_parts(x, weight, bias, n, c_in, c_out, transposed, add, out)
         return
     if bias != NULL:
         # The product adds to what is written here.
@@ -89,20 +91,46 @@ cdef void affine(
          <floating> (add or bias != NULL), out, c_out)
 
 
-cdef void affine_in_slices(
+cdef void affine_in_parts(
     const floating* x, const floating* weight, const floating* bias,
-    Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out, bint add, floating* out,
+    Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out, bint transposed, bint add, floating* out,
 ) noexcept nogil:
-    """`affine`, as the sum of the products with some of the weight's rows at a time."""
-    cdef Py_ssize_t step = rows_a_slice(c_out), i, first, rows
+    """`affine`, with a part of the weight's columns and a block of rows at a time."""
+    cdef Py_ssize_t width = c_in if transposed else c_out
+    cdef Py_ssize_t step = columns_a_part(width), j, first, some, blocks, i, row, rows
+    for j in range(ceil_of(width, step)):
+        first = j * step
+        some = min(step, width - first)
+        blocks = ceil_of(n, rows_beside(some))
+        for i in range(blocks):
+            row = edge_of(n, i, blocks)
+            rows = edge_of(n, i + 1, blocks) - row
+            if transposed:
+                # out += x[:, part] @ weight[:, part].T
+                multiply(True, rows, c_out, some, x + row * c_in + first, c_in, 1,
+                         weight + first, c_in, <const floating*> NULL, is_far(some * c_out),
+                         add or first > 0, bias if first == 0 else NULL, out + row * c_out, c_out)
+            else:
+                # out[:, part] = x @ weight[:, part]
+                affine_in_slices(x + row * c_in, weight + first,
+                                 bias + first if bias != NULL else NULL, rows, c_in, some, c_out,
+                                 add, out + row * c_out + first)
+
+
+cdef void affine_in_slices(
+    const floating* x, const floating* weight, const floating* bias, Py_ssize_t n,
+    Py_ssize_t c_in, Py_ssize_t columns, Py_ssize_t c_out, bint add, floating* out,
+) noexcept nogil:
+    """Some columns of `affine`, as a sum of products with some of the weight's rows at a time."""
+    cdef Py_ssize_t step = rows_a_slice(columns), i, first, rows
     cdef const floating* slice
-    for i in range((c_in + step - 1) // step):
+    for i in range(ceil_of(c_in, step)):
         first = i * step
         rows = min(step, c_in - first)
         slice = weight + first * c_out
-        multiply(False, n, c_out, rows, x + first, c_in, 1, slice, c_out,
-                 slice + rows * c_out if first + rows < c_in else NULL, True, add or i > 0,
-                 bias if i == 0 else NULL, out, c_out)
+        multiply(False, n, columns, rows, x + first, c_in, 1, slice, c_out,
+                 slice + rows * c_out if first + rows < c_in else NULL, True, add or first > 0,
+                 bias if first == 0 else NULL, out, c_out)
 
 
 cdef void add_gradients(
@@ -139,7 +167,7 @@ cdef void outer(
 
     The rows are a thread's of `all_rows`, on which it depends how the product is made.
     """
-    cdef Py_ssize_t i, first, some, step
+    cdef Py_ssize_t i, j, first, few, column, some, step = columns_a_part(columns), slice
     if rows == 0 or columns == 0:
         return
     if n == 0:
@@ -157,14 +185,17 @@ cdef void outer(
     elif sum_in_strips(all_rows, columns, n):
         multiply_strips(True, False, rows, columns, n, a, lda, b, columns, add,
                         <const floating*> NULL, out, columns)
-    elif in_slices(columns, 64):  # of `b` a tile's columns at a time
-        step = rows_a_slice(columns)
-        for i in range((rows + step - 1) // step):
-            first = i * step
-            some = min(step, rows - first)
-            multiply(False, some, columns, n, a + first, 1, lda, b, columns,
-                     <const floating*> NULL, True, add, <const floating*> NULL,
-                     out + first * columns, columns)
+    elif in_parts():
+        for j in range(ceil_of(columns, step)):
+            column = j * step
+            some = min(step, columns - column)
+            slice = rows_a_slice(some)
+            for i in range(ceil_of(rows, slice)):
+                first = i * slice
+                few = min(slice, rows - first)
+                multiply(False, few, some, n, a + first, 1, lda, b + column, columns,
+                         <const floating*> NULL, True, add, <const floating*> NULL,
+                         out + first * columns + column, columns)
     else:
         gemm(True, False, rows, columns, n, <floating> 1, a, lda, b, columns, <floating> add,
              out, columns)

@@ -4,8 +4,8 @@ sums are made, and the factors are read where they lie.
 BLAS copies both factors into an order of its own before it multiplies. For products of a few dozen
 rows that costs more than the sums, and it cannot leave out the part of a causal attention that a
 mask would delete. With the 32 registers of AVX-512 a tile is so large that reading the factors in
-place is no slower than reading copies, at any size whose factors stay in the cache. With the 16 of
-AVX2 one factor is copied after all: see `strips.pxd`.
+place is no slower than reading copies, at any size whose factors stay in the cache; larger ones
+are taken in parts that do. With the 16 of AVX2 one factor is copied after all: see `strips.pxd`.
 """
 from cython cimport floating
 
@@ -439,20 +439,35 @@ cdef inline bint in_place(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k) noexcept nog
     )
 
 
-# Of a larger matrix, whose rows lie one after another, the second-level cache holds so many
-# numbers: a slice of its rows. Slice by slice memory is read in order, and not by a tile's columns.
+# A larger matrix is taken in parts of at most so many columns, and these in slices of rows: of a
+# slice the second-level cache holds so many numbers. Beside them it holds so many of the other
+# factor, or of the result. So memory is read in order, and not by a tile's columns.
 cdef enum:
+    WIDTH = 768
     SLICE = 98304
+    BESIDE = 196608
 
 
-cdef inline bint in_slices(Py_ssize_t width, Py_ssize_t beside) noexcept nogil:
-    """Whether a matrix of this width is better taken in slices than by BLAS.
+cdef inline bint in_parts() noexcept nogil:
+    """Whether a product with a matrix that is too large in place is better made so than by BLAS."""
+    return RUSTGPT_FAST_TILES and RUSTGPT_VECTOR == 64
 
-    Each is used with so many rows of this width beside it.
-    """
-    return RUSTGPT_FAST_TILES and RUSTGPT_VECTOR == 64 and max(beside, 64) * width <= SLICE
+
+cdef inline Py_ssize_t columns_a_part(Py_ssize_t width) noexcept nogil:
+    """How many of so many columns a part has: whole tiles of 64."""
+    return ceil_of(ceil_of(width, ceil_of(width, WIDTH)), 64) * 64
 
 
 cdef inline Py_ssize_t rows_a_slice(Py_ssize_t width) noexcept nogil:
-    """Whole tiles of 64 rows; no fewer than one number a row."""
+    """Rows of this width in a slice: whole tiles of 64."""
     return SLICE // max(1, width) // 64 * 64
+
+
+cdef inline Py_ssize_t rows_beside(Py_ssize_t width) noexcept nogil:
+    """Rows of this width of the other factor, or of the result, that go with slices at once."""
+    return BESIDE // max(1, width)
+
+
+cdef inline Py_ssize_t ceil_of(Py_ssize_t size, Py_ssize_t step) noexcept nogil:
+    """How many steps a size takes: at least one."""
+    return max(1, (size + step - 1) // step)

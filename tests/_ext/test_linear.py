@@ -7,12 +7,13 @@ SHAPES = [
     (1, 1, 1), (1, 5, 3), (3, 1, 5), (3, 5, 1), (7, 4, 6), (65, 13, 31), (130, 67, 201),
     # Whole tiles; every sum longer than what is copied at once; too large to be made in place.
     (48, 64, 128), (521, 263, 259), (3, 2053, 2063), (300, 30, 601), (7, 601, 607),
-    # Too large for a cache, but of few columns or rows: multiplied in slices.
-    (5, 61, 70_001), (2, 70_001, 61),
+    # In several parts, blocks of rows and slices; one part only, or many; and of many rows.
+    (301, 1409, 3067), (5, 61, 70_001), (2, 70_001, 61), (70_001, 3, 61),
 ]  # fmt: skip
+NOTHING = [(0, 4, 5), (3, 0, 5), (1, 0, 5), (3, 4, 0), (2049, 0, 2053), (0, 2049, 2053)]
 
 
-@pytest.mark.parametrize(("N", "A", "B"), [*SHAPES, (0, 4, 5), (3, 0, 5), (1, 0, 5), (3, 4, 0)])
+@pytest.mark.parametrize(("N", "A", "B"), [*SHAPES, *NOTHING])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_kernel_agrees_with_its_twin(compiled, arguments, agrees, dtype, N, A, B, transposed, bias):
