@@ -54,6 +54,7 @@ SHAPES = {
     "baby": Shape(8, 256, 6, 6, 384, 65, 1),
     "gpt2": Shape(4, 64, 12, 12, 768, 50304, 1),
     "gpt2-long": Shape(1, 1024, 12, 12, 768, 50304, 1),
+    "wide": Shape(4, 128, 4, 20, 1280, 8192, 1),  # four layers of GPT-2 large
 }
 
 

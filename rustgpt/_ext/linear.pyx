@@ -167,7 +167,7 @@ cdef void outer(
 
     The rows are a thread's of `all_rows`, on which it depends how the product is made.
     """
-    cdef Py_ssize_t i, j, first, few, column, some, step = columns_a_part(columns), slice
+    cdef Py_ssize_t i, j, first, few, slice, column, some, step
     if rows == 0 or columns == 0:
         return
     if n == 0:
@@ -186,6 +186,7 @@ cdef void outer(
         multiply_strips(True, False, rows, columns, n, a, lda, b, columns, add,
                         <const floating*> NULL, out, columns)
     elif in_parts():
+        step = columns_a_part(columns)
         for j in range(ceil_of(columns, step)):
             column = j * step
             some = min(step, columns - column)

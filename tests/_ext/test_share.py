@@ -112,6 +112,22 @@ def test_threads_find_the_loss_that_one_finds(
         close(mine[name], alone[name], 3)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("n", [2, 3])
+def test_threads_divide_weights_that_no_cache_holds(
+    compiled, arguments, guarded, close, dtype, transposed, n
+):
+    given = arguments(
+        "linear_cross_entropy", dtype, N=7, C=61, V=70_001, R=7, transposed=transposed
+    )
+    shares = shares_of([7 * i // n for i in range(n + 1)])
+    alone, mine = guarded_all(guarded, given), guarded_all(guarded, given)
+    compiled.linear_cross_entropy(**alone)
+    together(compiled.linear_cross_entropy, shares, mine)
+    for name in ("losses", "dx", "dweight", "dbias"):
+        close(mine[name], alone[name], 30)
+
+
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_long_texts_need_no_more_scratch_than_the_threads_ask_for(
     compiled, arguments, guarded, close, dtype, norm
