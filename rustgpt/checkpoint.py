@@ -4,6 +4,10 @@ config.json names the other two files by their SHA-256. They are written beside 
 NAME.new; then config.json is replaced in one step, and from that moment on the folder holds the new
 model. Renaming NAME.new to NAME is what is left: a reader takes whichever of the two config.json
 means, and the next save finishes what a killed one left undone.
+
+Who saves locks the folder. Who reads need not: a file is never written to once it has its name, so
+what was opened stays whole, and only the moment from config.json to the opening of the other two
+must be looked at again if a save has come between.
 """
 
 from __future__ import annotations
@@ -14,19 +18,23 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from io import BufferedReader
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rustgpt.config import ModelConfig
 from rustgpt.errors import CheckpointError, ConfigError, TokenizerError
+from rustgpt.folder_lock import FolderLock
 from rustgpt.text.tokenizer import WordTokenizer
+from rustgpt.text.vocab import FORMAT as TOKENIZER_FORMAT
 
-__all__ = ["Saved", "load", "save"]
+__all__ = ["Saved", "is_model", "load", "save"]
 
 FORMAT: Final = "rustgpt"
 VERSION: Final = 1
@@ -50,25 +58,41 @@ def save(
     Parameters
     ----------
     folder
-        Is made where there is none.
+        Is made where there is none. It is locked meanwhile, unless it is a `FolderLock` that the
+        caller has entered.
     config, tensors, tokenizer
         The fields of a `ModelConfig`; the parameters by name, float32 or float64; JSON.
 
     Raises
     ------
     CheckpointError
-        If it cannot be written, or a parameter is NaN or infinite: `load` would refuse the model.
+        If it cannot be written, another process keeps the folder, or a parameter is NaN or
+        infinite: `load` would refuse the model. The message says which model is on disk.
     """
-    folder = Path(folder)
+    path = _named(folder)
+    with _explained(f"cannot save a model in {path}"):
+        if path.exists() and not path.is_dir():
+            raise CheckpointError(f"cannot save a model in {path}: it is a file, no folder")
+        with nullcontext() if isinstance(folder, FolderLock) else FolderLock(path):
+            _save(path, config, tensors, tokenizer)
+
+
+def _save(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], tokenizer: str
+) -> None:
+    """Write a model into a folder that is locked."""
+    before = ", which still holds the one before" if is_model(folder) else ""
     try:
-        with _explained(f"cannot save a model in {folder}"):
-            if folder.exists() and not folder.is_dir():
-                raise CheckpointError(f"cannot save a model in {folder}: it is a file, no folder")
+        with _explained(f"cannot save a model in {folder}{before}"):
             folder.mkdir(parents=True, exist_ok=True)
             _settle(folder)
             _write_new(folder, config, tensors, tokenizer)
             _sync(folder)
             os.replace(folder / (CONFIG + NEW), folder / CONFIG)
+        with _explained(
+            f"the new model is in {folder} and can be loaded, but the system does not confirm that "
+            "it would outlast a power cut; check the disk and save again"
+        ):
             _sync(folder)
     except CheckpointError:
         with suppress(OSError, ValueError, MemoryError):
@@ -78,44 +102,71 @@ def save(
         _rename(folder, PAYLOADS)
 
 
+def is_model(folder: str | os.PathLike[str]) -> bool:
+    """Tell whether there is a model in a folder, sound or not."""
+    return (Path(folder) / CONFIG).exists()
+
+
 def load(folder: str | os.PathLike[str]) -> Saved:
-    """Check that the files of a model are undamaged and belong together.
+    """Open a model, and check that its files are undamaged and belong together.
 
     Raises
     ------
     CheckpointError
         If there is no model, or a file is missing, damaged or from another save.
     """
-    with suppress(CheckpointError):
-        return _load(Path(folder))
-    return _load(Path(folder))  # again: a save may have exchanged the files under the first look
+    path = _named(folder)
+    while True:
+        version = _version(path)
+        try:
+            return _open(path)
+        except CheckpointError:
+            if _version(path) == version:  # otherwise a save has come between
+                raise
 
 
-class _File(NamedTuple):
-    """A path, and which file it meant when its digest was computed."""
+def _named(folder: str | os.PathLike[str]) -> Path:
+    """Return the path of a folder, or raise CheckpointError if it has no name."""
+    try:
+        name = os.fspath(folder)
+    except TypeError:
+        name = None
+    if not isinstance(name, str):
+        raise CheckpointError(f"a folder must be named by text, not by {type(folder).__name__}")
+    if not name.strip():
+        raise CheckpointError("a folder must have a name; the one you are in is called '.'")
+    return Path(name)
 
-    path: Path
-    identity: tuple[int, int, int]
 
-    @classmethod
-    def at(cls, path: Path) -> _File:
-        found = path.stat()
-        return cls(path, (found.st_ino, found.st_size, found.st_mtime_ns))
-
-    def check_same(self) -> None:
-        """Raise CheckpointError if the path now means another file than what was opened by it."""
-        if _File.at(self.path) != self:
-            raise CheckpointError(f"{self.path} was saved to while it was read: load it again")
+def _version(folder: Path) -> object:
+    """Return what changes with every save; None where it cannot be told."""
+    with suppress(OSError, ValueError):
+        found = (folder / CONFIG).stat()
+        return found.st_ino, found.st_size, found.st_mtime_ns
+    return None
 
 
 @dataclass(frozen=True)
 class Saved:
-    """An undamaged model on disk, as `load` found it; no file is kept open."""
+    """An undamaged model on disk, as `load` found it: close it, or use it in a `with`.
+
+    Its files stay open, so that no save can take them away before they are read.
+    """
 
     folder: Path
     content: dict[str, Any]  # of config.json
     tokenizer_json: bytes
-    weights: _File
+    weights: BufferedReader
+
+    def __enter__(self) -> Saved:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self.weights.close()
 
     def model_config(self) -> ModelConfig:
         """Return the configuration, or raise CheckpointError."""
@@ -124,12 +175,39 @@ class Saved:
         except ConfigError as error:
             raise CheckpointError(f"{self.folder / CONFIG}: {error}") from error
 
-    def tokenizer(self) -> WordTokenizer:
-        """Return the tokenizer, or raise CheckpointError."""
+    def tokenizer(self, kind: type[Any] | None = None) -> Any:
+        """Return the tokenizer, or raise CheckpointError.
+
+        Parameters
+        ----------
+        kind
+            A class whose `from_json` reads it; by default `WordTokenizer`.
+        """
+        path = self.folder / TOKENIZER
+        if kind is None:
+            try:
+                return WordTokenizer.from_json(self.tokenizer_json.decode())
+            except (TokenizerError, UnicodeDecodeError) as error:
+                raise CheckpointError(f"{path}: {error}{self._of_another_kind()}") from error
         try:
-            return WordTokenizer.from_json(self.tokenizer_json.decode())
-        except (TokenizerError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{self.folder / TOKENIZER}: {error}") from error
+            return kind.from_json(self.tokenizer_json.decode())
+        except Exception as error:  # whatever somebody else's code raises
+            raise CheckpointError(
+                f"{path} cannot be read by {kind.__name__}.from_json: {_reason(error)}"
+            ) from error
+
+    def _of_another_kind(self) -> str:
+        """Return how to read a tokenizer that is not ours; "" if it is."""
+        try:
+            content = json.loads(self.tokenizer_json)
+        except (ValueError, RecursionError):
+            content = None
+        found = content.get("format") if isinstance(content, dict) else None
+        if found == TOKENIZER_FORMAT:
+            return ""
+        named = f' it is of the format "{found}";' if isinstance(found, str) else ""
+        named = named[:80] if named.isprintable() else ""
+        return f";{named} a tokenizer of your own is read with LLM.load(folder, tokenizer=Class)"
 
     def check_shapes(self, expected: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
         """Compare what is on disk with what a model needs; no parameter is read.
@@ -144,8 +222,8 @@ class Saved:
         CheckpointError
             If a tensor is missing, or of another shape or type, or unknown to the model.
         """
-        path = self.weights.path
-        with self._open() as file:
+        path = self.folder / WEIGHTS
+        with self._tensors() as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             found = {n: f"{s.get_dtype()} {tuple(s.get_shape())}" for n, s in slices.items()}
         for name, (shape, dtype) in expected.items():
@@ -171,21 +249,21 @@ class Saved:
             in part.
         """
         self.check_shapes({name: (value.shape, value.dtype) for name, value in tensors.items()})
-        with self._open() as file:
+        with self._tensors() as file:
             for name, value in tensors.items():
                 value[...] = file.get_tensor(name)
-                _check_finite(f"{self.weights.path} is damaged", name, value)
+                _check_finite(f"{self.folder / WEIGHTS} is damaged", name, value)
 
     @contextmanager
-    def _open(self) -> Iterator[Any]:
+    def _tensors(self) -> Iterator[Any]:
         from safetensors import SafetensorError, safe_open  # here: importing rustgpt stays fast
 
-        path = self.weights.path
-        with _explained(f"{path} cannot be read", SafetensorError):
-            file: Any = safe_open(path, "np")
-            with file:
-                self.weights.check_same()
-                yield file
+        path = self.folder / WEIGHTS
+        # Whatever has become of the name, this means the file that is open.
+        opened = f"/dev/fd/{self.weights.fileno()}"
+        name = opened if os.path.exists(opened) else self.weights.name
+        with _explained(f"{path} cannot be read", SafetensorError), safe_open(name, "np") as file:
+            yield file
 
 
 def _write_new(
@@ -266,13 +344,28 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _load(folder: Path) -> Saved:
-    with _explained(f"cannot load a model from {folder}"):
+def _open(folder: Path) -> Saved:
+    with _explained(f"cannot load a model from {folder}"), ExitStack() as opened:
         content = _read_config(folder)
-        weights, tokenizer = (_find(folder, name, content["files"][name]) for name in PAYLOADS)
-        tokenizer_json = _read_json(tokenizer.path)
-        tokenizer.check_same()
-        return Saved(folder, content, tokenizer_json, weights)
+        # The new names first: a file that is not there has just been given its old name.
+        candidates = {
+            name: [
+                opened.enter_context(file)
+                for path in (folder / (name + NEW), folder / name)
+                if (file := _opened(path)) is not None
+            ]
+            for name in PAYLOADS
+        }
+        files = {
+            name: _choose(folder / name, candidates[name], content["files"][name])
+            for name in PAYLOADS
+        }
+        tokenizer_json = _read_json(files[TOKENIZER], folder / TOKENIZER)
+        for file in chain(*candidates.values()):
+            if file is not files[WEIGHTS]:
+                file.close()
+        opened.pop_all()
+        return Saved(folder, content, tokenizer_json, files[WEIGHTS])
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -282,8 +375,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"there is no model in {folder} (no {CONFIG}): train one with rustgpt train"
         )
+    with open(path, "rb") as file:
+        text = _read_json(file, path)
     try:
-        content = json.loads(_read_json(path).decode())
+        content = json.loads(text.decode())
         stated = content.pop("sha256", None) if isinstance(content, dict) else None
         actual = _content_digest(content)
     except (ValueError, RecursionError) as error:
@@ -304,16 +399,21 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _find(folder: Path, name: str, digest: str) -> _File:
-    """Return NAME or NAME.new, whichever has this digest."""
-    for path in (folder / name, folder / (name + NEW)):
-        if _is_file(path):
-            file = _File.at(path)
-            if _file_digest(path) == digest:
-                return file
-    if not (folder / name).exists():
-        raise CheckpointError(f"{folder / name} is missing")
-    raise CheckpointError(f"{folder / name} is damaged or from another save than {CONFIG}")
+def _opened(path: Path) -> BufferedReader | None:
+    """Open a file; None if there is none."""
+    with suppress(FileNotFoundError):  # also one that goes just now
+        return open(path, "rb") if _is_file(path) else None
+    return None
+
+
+def _choose(path: Path, candidates: list[BufferedReader], digest: str) -> BufferedReader:
+    """Return whichever of the open files NAME.new and NAME has this digest."""
+    for file in reversed(candidates):
+        if _digest(file) == digest:
+            return file
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing")
+    raise CheckpointError(f"{path} is damaged or from another save than {CONFIG}")
 
 
 def _is_file(path: Path) -> bool:
@@ -329,7 +429,13 @@ def _file_digest(path: Path) -> str:
     if not _is_file(path):
         return ""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return _digest(file)
+
+
+def _digest(file: BufferedReader) -> str:
+    """Return the SHA-256 of an open file."""
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _content_digest(content: object) -> str:
@@ -337,10 +443,11 @@ def _content_digest(content: object) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _read_json(path: Path) -> bytes:
-    if path.stat().st_size > LARGEST_JSON:
+def _read_json(file: BufferedReader, path: Path) -> bytes:
+    if os.fstat(file.fileno()).st_size > LARGEST_JSON:
         raise CheckpointError(f"{path} has more than {LARGEST_JSON:,} bytes: it is no model's")
-    return path.read_bytes()
+    file.seek(0)
+    return file.read()
 
 
 def _check_finite(what: str, name: str, value: NDArray[Any]) -> None:
