@@ -7,8 +7,9 @@ first needed, so that importing the package loads neither.
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Annotated, Any, get_args, get_origin
 
 import numpy as np
@@ -109,7 +110,7 @@ def _explained(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return kernel(*args, **kwargs)
-        except (TypeError, ValueError, OverflowError) as error:
+        except (TypeError, ValueError, OverflowError, BufferError) as error:
             raise _explanation(name, args, kwargs, error) from None
 
     return call
@@ -170,30 +171,74 @@ def _wrong_array(
         return TypeError, f"an array, got {type(value).__name__}"
     if value.dtype.name not in types or not value.dtype.isnative:
         return TypeError, f"{' or '.join(types)}, got {value.dtype}"
+    if value.ndim == 0:
+        return TypeError, f"an array of {sides} dimensions, got a scalar"
     if value.ndim != sides:
         return ValueError, f"of {sides} dimensions, got {value.ndim}"
     if not value.flags.c_contiguous:
         return ValueError, "C-contiguous: pass numpy.ascontiguousarray of it"
     if written and not value.flags.writeable:
-        return ValueError, "writable, but is read-only"
+        return TypeError, "writable, but is read-only"
+    if not value.flags.aligned:
+        return TypeError, "aligned in memory: pass a copy of it"
     return None
 
 
-_controller: Any = None
+class _OneThread:
+    """Keeps every BLAS of the process on one thread while anybody is within it.
+
+    The first who comes limits, the last who leaves restores, whichever threads they are.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._libraries: list[Any] | None = None
+        self._step_down: list[Callable[..., object]] = []
+        self._before: list[int] = []  # threads of each library
+        self._within = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._within == 0:
+                libraries = self._found()
+                self._before = [library.num_threads for library in libraries]
+                self._set([1] * len(libraries))
+            self._within += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if self._within == 0:
+                self._set(self._before)
+
+    def _found(self) -> list[Any]:
+        """Return what controls each BLAS that is loaded when this is first needed."""
+        if self._libraries is None:
+            backend_name()  # loads SciPy's
+            from threadpoolctl import ThreadpoolController
+
+            found = ThreadpoolController().select(user_api="blas")
+            self._libraries = list(found.lib_controllers)
+            # From 3.7 on it listens to one thread alone, unless that one steps down.
+            kinds = {type(library) for library in self._libraries}
+            names = [getattr(kind, "clear_controlling_thread", None) for kind in kinds]
+            self._step_down = [function for function in names if function]
+        return self._libraries
+
+    def _set(self, threads: list[int]) -> None:
+        for library, n in zip(self._found(), threads, strict=True):
+            library.set_num_threads(n)
+        for step_down in self._step_down:
+            step_down(force=True)
 
 
-@contextmanager
-def single_threaded_blas() -> Iterator[None]:
+_one_thread = _OneThread()
+
+
+def single_threaded_blas() -> AbstractContextManager[None]:
     """Keep every BLAS of the process on one thread: the cores are kept busy by whole workers.
 
     Two OpenBLAS pools (NumPy's and SciPy's) beside our workers fight for the cores and make small
-    products many times slower.
+    products many times slower. Any number of threads may be within at once.
     """
-    global _controller
-    if _controller is None:
-        backend_name()  # a BLAS must be loaded before the controller can find it
-        from threadpoolctl import ThreadpoolController
-
-        _controller = ThreadpoolController()
-    with _controller.limit(limits=1, user_api="blas"):
-        yield
+    return _one_thread

@@ -11,7 +11,10 @@ blocks.
 from cython cimport floating
 from libc.math cimport sqrt
 
-from rustgpt._ext.checks cimport check_blas, check_matrix, check_offsets
+from rustgpt._ext.checks cimport (
+    check_aligned, check_blas, check_matrix, check_offsets, check_size, index_address,
+    matrix_address, vector_address,
+)
 from rustgpt._ext.rows cimport row_dot, row_exp
 from rustgpt._ext.tile_softmax cimport tile_softmax, tile_softmax_backward
 from rustgpt._ext.tiles cimport RUSTGPT_TILE_ROWS, product, transpose
@@ -22,8 +25,14 @@ cdef enum:
     ROWS = RUSTGPT_TILE_ROWS
 
 
-cpdef Py_ssize_t attention_scratch_size(Py_ssize_t length, Py_ssize_t head_dim) except -1:
+def attention_scratch_size(Py_ssize_t length, Py_ssize_t head_dim):
     """Numbers of scratch for a text of `length` rows, forward or backward."""
+    check_size("length", length)
+    check_size("head_dim", head_dim)
+    return scratch_size(length, head_dim)
+
+
+cdef Py_ssize_t scratch_size(Py_ssize_t length, Py_ssize_t head_dim) noexcept:
     return 2 * BLOCK * (length + head_dim)
 
 
@@ -41,7 +50,7 @@ cdef int check_heads(
 
 
 cdef int check_scratch(Py_ssize_t size, Py_ssize_t length, Py_ssize_t D) except -1:
-    cdef Py_ssize_t needed = attention_scratch_size(length, D)
+    cdef Py_ssize_t needed = scratch_size(length, D)
     if size < needed:
         raise ValueError(
             f"scratch must hold attention_scratch_size({length}, {D}) = {needed} numbers, "
@@ -163,6 +172,10 @@ def attention_forward(
     Py_ssize_t stop_head=-1,              # IN: -1 for all that follow
 ):
     """out = softmax(mask(q @ k.T / sqrt(D))) @ v for each sequence and head, D = C / H."""
+    check_aligned(
+        matrix_address(qkv) | matrix_address[floating](out) | matrix_address[floating](lse) |
+        vector_address[floating](scratch), sizeof(floating), index_address(offsets),
+    )
     cdef Py_ssize_t N = out.shape[0], C = out.shape[1], H = n_heads
     cdef Py_ssize_t stop = H if stop_head == -1 else stop_head
     check_heads(C, H, first_head, stop)
@@ -258,6 +271,11 @@ def attention_backward(
     Py_ssize_t stop_head=-1,               # IN: -1 for all that follow
 ):
     """The gradients of queries, keys and values, from the gradient of the output."""
+    check_aligned(
+        matrix_address(dout) | matrix_address(qkv) | matrix_address(lse) |
+        matrix_address[floating](dqkv) | vector_address[floating](scratch), sizeof(floating),
+        index_address(offsets),
+    )
     cdef Py_ssize_t N = dout.shape[0], C = dout.shape[1], H = n_heads
     cdef Py_ssize_t longest, stop = H if stop_head == -1 else stop_head
     check_heads(C, H, first_head, stop)
@@ -285,6 +303,10 @@ def attention_decode(
     floating[::1] scratch not None,       # attention_scratch_size(start + n, D)
 ):
     """Append the new rows' keys and values to the cache and attend to all that it holds."""
+    check_aligned(
+        matrix_address(qkv) | matrix_address[floating](keys) | matrix_address[floating](values) |
+        matrix_address[floating](out) | vector_address[floating](scratch), sizeof(floating),
+    )
     cdef Py_ssize_t n = out.shape[0], C = out.shape[1], H = n_heads, S = keys.shape[0]
     cdef Py_ssize_t i, c, h, D
     check_heads(C, H)

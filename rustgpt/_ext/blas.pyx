@@ -4,7 +4,8 @@ from cython cimport floating
 from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
 
 from rustgpt._ext.checks cimport (
-    check_blas, check_matrix, check_vector, matrix_at, vector_at,
+    check_aligned, check_blas, check_matrix, check_vector, matrix_address, matrix_at,
+    vector_address, vector_at,
 )
 
 
@@ -65,6 +66,9 @@ def matrix_product(
     double beta=0.0,
 ):
     """out = alpha * op(a) @ op(b) + beta * out.  2 m n k operations."""
+    check_aligned(
+        matrix_address(a) | matrix_address(b) | matrix_address[floating](out), sizeof(floating),
+    )
     cdef Py_ssize_t m = out.shape[0], n = out.shape[1]
     cdef Py_ssize_t k = a.shape[0] if trans_a else a.shape[1]
     check_blas("out", out.shape)
@@ -94,6 +98,9 @@ def matrix_vector_product(
     double beta=0.0,
 ):
     """out = alpha * op(a) @ x + beta * out.  2 m n operations."""
+    check_aligned(
+        matrix_address(a) | vector_address(x) | vector_address[floating](out), sizeof(floating),
+    )
     cdef Py_ssize_t m = a.shape[0], n = a.shape[1]
     check_blas("a", a.shape)
     check_vector("x", x.shape, m if trans_a else n)

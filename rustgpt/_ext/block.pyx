@@ -20,8 +20,11 @@ makes for itself, which takes less time than to meet: they meet four or five tim
 from cython cimport floating
 from libc.string cimport memcpy, memset
 
-from rustgpt._ext.attention cimport attend
-from rustgpt._ext.checks cimport check_blas, check_matrix, check_offsets, check_vector
+from rustgpt._ext.attention cimport BLOCK, attend
+from rustgpt._ext.checks cimport (
+    check_aligned, check_blas, check_matrix, check_offsets, check_size, check_total, check_vector,
+    index_address, matrix_address, vector_address,
+)
 from rustgpt._ext.crew cimport Crew, run
 from rustgpt._ext.layer_norm cimport normalise_again, normalise_rows, normalise_rows_backward
 from rustgpt._ext.layout cimport (
@@ -37,23 +40,41 @@ from rustgpt._ext.steps cimport (
 )
 
 
-cpdef Py_ssize_t block_kept_size(
+def block_kept_size(
     Py_ssize_t N, Py_ssize_t C, Py_ssize_t F, Py_ssize_t n_heads, bint pre_norm, bint projection,
     bint shared=False,
-) except -1:
+):
     """Numbers that `block_forward` keeps of N rows for `block_backward`."""
+    check_size("N", N)
+    check_size("C", C)
+    check_size("F", F)
+    check_size("n_heads", n_heads)
+    check_total(N, 8.0 * C + F + n_heads)
     cdef Block b = block_of(C, F, n_heads, pre_norm, False, projection, False, 0.0, 0.0, False)
     return kept_of(&b, N, shared).size
 
 
-cpdef Py_ssize_t block_scratch_size(
+def block_scratch_size(
     Py_ssize_t N, Py_ssize_t longest, Py_ssize_t C, Py_ssize_t F, Py_ssize_t threads=1,
     bint crew=False,
-) except -1:
+):
     """Numbers of scratch for N rows, in texts of at most `longest` rows with those before."""
+    check_size("N", N)
+    check_size("longest", longest)
+    check_size("C", C)
+    check_size("F", F)
+    check_size("threads", threads, 1)
+    check_total(N, (8.0 * C + 2.0 * F) * (threads if crew else 1))
+    check_total(threads, 4.0 * BLOCK * (<double> longest + C))
+    return scratch_size(N, longest, C, F, threads, crew and threads > 1)
+
+
+cdef Py_ssize_t scratch_size(
+    Py_ssize_t N, Py_ssize_t longest, Py_ssize_t C, Py_ssize_t F, Py_ssize_t threads, bint crew
+) noexcept:
     cdef Share s = alone(N)
     cdef Block b = block_of(C, F, 1, False, False, False, False, 0.0, 0.0, False)
-    s.n, s.crew = threads, crew and threads > 1
+    s.n, s.crew = threads, crew
     return scratch_of(&b, &s, N, longest).size
 
 
@@ -61,7 +82,7 @@ cdef int check_block(
     Block b, const Py_ssize_t* x, const Py_ssize_t* parameters, Py_ssize_t scratch,
     Py_ssize_t longest, const Share* s,
 ) except -1:
-    cdef Py_ssize_t needed = block_scratch_size(x[0], longest, b.C, b.F, s.n, s.crew)
+    cdef Py_ssize_t needed
     cdef str crew = ", True" if s.crew else ""
     if b.H < 1 or b.C % b.H != 0:
         raise ValueError(f"n_heads must divide the {b.C} columns, got {b.H}")
@@ -71,6 +92,7 @@ cdef int check_block(
     if 3 * b.C >= 2**31 or b.F >= 2**31:
         raise ValueError(f"{b.C} columns or hidden_dim {b.F} are too many")
     check_vector("parameters", parameters, b.size)
+    needed = scratch_size(x[0], longest, b.C, b.F, s.n, s.crew)
     if scratch < needed:
         raise ValueError(
             f"scratch must hold block_scratch_size({x[0]}, {longest}, {b.C}, {b.F}, {s.n}{crew}) = "
@@ -109,6 +131,11 @@ def block_forward(
     Crew crew=None,                           # threads that do it together
 ):
     """out = norm2(h + feed_forward(h)), h = norm1(x + attention(x)); or with the norms before."""
+    check_aligned(
+        matrix_address(x) | vector_address(parameters) | matrix_address[floating](out) |
+        vector_address[floating](kept) | vector_address[floating](scratch), sizeof(floating),
+        index_address(offsets),
+    )
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], longest = check_offsets(offsets, N)
     cdef const int[::1] edges = edges_of(share)
     cdef object barrier = barrier_of(share)
@@ -233,6 +260,12 @@ def block_backward(
     Crew crew=None,                           # threads that do it together
 ):
     """The gradients of the input and of the parameters, from the gradient of the output."""
+    check_aligned(
+        matrix_address(dout) | matrix_address(x) | vector_address(parameters) |
+        vector_address(kept) | matrix_address[floating](dx) |
+        vector_address[floating](dparameters) | vector_address[floating](scratch),
+        sizeof(floating), index_address(offsets),
+    )
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], longest = check_offsets(offsets, N)
     cdef const int[::1] edges = edges_of(share)
     cdef object barrier = barrier_of(share)
@@ -377,6 +410,10 @@ def block_decode(
     floating[::1] scratch not None,           # block_scratch_size(n, start + n, C, F)
 ):
     """`block_forward` for the new rows of one text, whose rows before are in the cache."""
+    check_aligned(
+        matrix_address[floating](x) | vector_address(parameters) | matrix_address[floating](keys)
+        | matrix_address[floating](values) | vector_address[floating](scratch), sizeof(floating),
+    )
     cdef Py_ssize_t n = x.shape[0], C = x.shape[1], S = keys.shape[0]
     cdef Block b = block_of(C, hidden_dim, n_heads, pre_norm, gelu, projection, bias,
                             epsilon1, epsilon2, False)

@@ -73,3 +73,37 @@ cdef inline floating* matrix_at(const floating[:, ::1] x) noexcept:
 cdef inline floating* vector_at(const floating[::1] x) noexcept:
     """Return where a vector begins; NULL if it is None or empty. (An output is given as const.)"""
     return <floating*> &x[0] if x is not None and x.shape[0] else NULL
+
+
+# Where an array begins, as a number; 0 if it is None or empty. (An output is given as const.)
+cdef inline size_t matrix_address(const floating[:, ::1] x) noexcept:
+    return <size_t> matrix_at(x)
+
+
+cdef inline size_t vector_address(const floating[::1] x) noexcept:
+    return <size_t> vector_at(x)
+
+
+cdef inline size_t index_address(const int[::1] x) noexcept:
+    return <size_t> &x[0] if x is not None and x.shape[0] else 0
+
+
+cdef inline int check_aligned(size_t numbers, size_t itemsize, size_t indices=0) except -1:
+    """Raise TypeError unless addresses, joined by |, are multiples of what lies there."""
+    if numbers % itemsize or indices % sizeof(int):
+        raise TypeError("an array must be aligned: pass a copy of it")
+    return 0
+
+
+cdef inline int check_size(str name, Py_ssize_t number, Py_ssize_t lowest=0) except -1:
+    """Raise ValueError unless a number that sizes are computed from is `lowest` to 2**31 - 1."""
+    if not lowest <= number <= INT_MAX:
+        raise ValueError(f"{name} must be from {lowest} to {INT_MAX}, got {number}")
+    return 0
+
+
+cdef inline int check_total(double rows, double numbers) except -1:
+    """Raise ValueError if rows * numbers is more than any memory holds."""
+    if rows * numbers > 2.0**60:
+        raise ValueError(f"{rows:.0f} rows of {numbers:.0f} numbers are too many")
+    return 0

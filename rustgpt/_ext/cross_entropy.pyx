@@ -8,7 +8,8 @@ from cython cimport floating
 from libc.math cimport INFINITY, log, sqrt
 
 from rustgpt._ext.checks cimport (
-    check_blas, check_indices, check_matrix, check_vector, check_weight, matrix_at, vector_at,
+    check_aligned, check_blas, check_indices, check_matrix, check_vector, check_weight,
+    index_address, matrix_address, matrix_at, vector_address, vector_at,
 )
 from rustgpt._ext.crew cimport Crew, run
 from rustgpt._ext.linear cimport add_gradients, affine, check_bfloat16, divides
@@ -23,6 +24,7 @@ def softmax(
     floating[:, ::1] out not None,      # OUT (N, V), may be x itself
 ):
     """out = exp(x) / sum(exp(x)), row by row; the largest of a row is subtracted first."""
+    check_aligned(matrix_address(x) | matrix_address[floating](out), sizeof(floating))
     cdef Py_ssize_t N = x.shape[0], V = x.shape[1]
     cdef Py_ssize_t n, v
     cdef floating inverse
@@ -90,6 +92,10 @@ def cross_entropy(
     floating[:, ::1] dlogits not None,       # OUT (N, V): of scale * sum(losses); may be logits
 ):
     """losses = log(sum(exp(logits))) - logits[target]; dlogits = scale (softmax - one_hot)."""
+    check_aligned(
+        matrix_address(logits) | vector_address[floating](losses) |
+        matrix_address[floating](dlogits), sizeof(floating), index_address(targets),
+    )
     cdef Py_ssize_t N = logits.shape[0], V = logits.shape[1]
     check_matrix("dlogits", dlogits.shape, N, V)
     check_loss(targets, N, V, max_norm, losses.shape)
@@ -121,6 +127,12 @@ def linear_cross_entropy(
 
     Returns the sum of the losses of this thread's rows.
     """
+    check_aligned(
+        matrix_address(x) | matrix_address(weight) | vector_address(bias) |
+        vector_address[floating](losses) | matrix_address[floating](dx) |
+        matrix_address[floating](dweight) | vector_address[floating](dbias) |
+        matrix_address[floating](scratch), sizeof(floating), index_address(targets),
+    )
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], V = scratch.shape[1]
     cdef const int[::1] edges = edges_of(share)
     cdef object barrier = barrier_of(share)

@@ -4,7 +4,9 @@ Each text begins at position 0; `offsets` says where it does.
 """
 from cython cimport floating
 
-from rustgpt._ext.checks cimport check_indices, check_matrix, check_offsets
+from rustgpt._ext.checks cimport (
+    check_aligned, check_indices, check_matrix, check_offsets, index_address, matrix_address,
+)
 from rustgpt._ext.share cimport Share, edge_of, edges_of, share_of
 
 
@@ -31,6 +33,10 @@ def embedding_forward(
     object share=None,                       # IN: this thread's, of several: it has some rows
 ):
     """out[n] = tokens[ids[n]] + places[start + n - offsets[b]], b being the text of row n."""
+    check_aligned(
+        matrix_address(tokens) | matrix_address(places) | matrix_address[floating](out),
+        sizeof(floating), index_address(ids) | index_address(offsets),
+    )
     cdef Py_ssize_t N = ids.shape[0], C = tokens.shape[1]
     cdef const int[::1] edges = edges_of(share)
     cdef Share s = share_of(share, edges, None, N)
@@ -55,6 +61,11 @@ def embedding_backward(
     object share=None,                       # IN: this thread's, of several: it has some columns
 ):
     """dtokens[ids[n]] += dout[n]; dplaces[n - offsets[b]] += dout[n], in the order of n."""
+    check_aligned(
+        matrix_address(dout) | matrix_address[floating](dtokens) |
+        matrix_address[floating](dplaces), sizeof(floating), index_address(ids) |
+        index_address(offsets),
+    )
     cdef Py_ssize_t N = ids.shape[0], C = dtokens.shape[1]
     cdef const int[::1] edges = edges_of(share)
     cdef Share s = share_of(share, edges, None, N)

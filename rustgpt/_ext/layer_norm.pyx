@@ -6,7 +6,9 @@ A row costs a read and a write forward, two reads and a write backward.
 from cython cimport floating
 from libc.math cimport sqrt
 
-from rustgpt._ext.checks cimport check_matrix, check_vector
+from rustgpt._ext.checks cimport (
+    check_aligned, check_matrix, check_vector, matrix_address, vector_address,
+)
 from rustgpt._ext.rows cimport (
     row_norm_gradient, row_norm_sums, row_square_deviations, row_sum,
 )
@@ -86,6 +88,11 @@ def layer_norm_forward(
     floating[::1] rstd not None,          # OUT (N,): 1 / sqrt(variance + epsilon)
 ):
     """out = (x - mean) * rstd * weight + bias, row by row."""
+    check_aligned(
+        matrix_address(x) | vector_address(weight) | vector_address(bias) |
+        matrix_address[floating](out) | vector_address[floating](mean) |
+        vector_address[floating](rstd), sizeof(floating),
+    )
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1]
     check_vector("weight", weight.shape, C)
     check_vector("bias", bias.shape, C)
@@ -111,6 +118,11 @@ def layer_norm_backward(
 ):
     """With z = (x - mean) rstd and dz = dout weight:
     dx = rstd (dz - mean(dz) - z mean(dz z)); dweight += sum dout z; dbias += sum dout."""
+    check_aligned(
+        matrix_address(dout) | matrix_address(x) | vector_address(weight) | vector_address(mean) |
+        vector_address(rstd) | matrix_address[floating](dx) | vector_address[floating](dweight) |
+        vector_address[floating](dbias), sizeof(floating),
+    )
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1]
     check_matrix("dout", dout.shape, N, C)
     check_vector("weight", weight.shape, C)

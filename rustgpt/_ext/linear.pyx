@@ -11,7 +11,8 @@ from libc.string cimport memset
 from rustgpt._ext.bfloat16 cimport RUSTGPT_BFLOAT16, multiply_bf16
 from rustgpt._ext.blas cimport gemm
 from rustgpt._ext.checks cimport (
-    check_blas, check_matrix, check_vector, check_weight, matrix_at, vector_at,
+    check_aligned, check_blas, check_matrix, check_vector, check_weight, matrix_address,
+    matrix_at, vector_address, vector_at,
 )
 from rustgpt._ext.cpu cimport multiplies_bfloat16
 from rustgpt._ext.share cimport Share, alone, begin_of, edge_of
@@ -211,6 +212,10 @@ def linear_forward(
     bint bfloat16=False,                     # IN: whether the products' factors are rounded to it
 ):
     """out = x @ weight + bias."""
+    check_aligned(
+        matrix_address(x) | matrix_address(weight) | vector_address(bias) |
+        matrix_address[floating](out), sizeof(floating),
+    )
     cdef Py_ssize_t N = out.shape[0], C_in = x.shape[1], C_out = out.shape[1]
     check_bfloat16(bfloat16, sizeof(floating))
     check_matrix("x", x.shape, N, C_in)
@@ -238,6 +243,11 @@ def linear_backward(
     bint bfloat16=False,                     # IN: whether the products' factors are rounded to it
 ):
     """dx = dout @ weight.T; dweight += x.T @ dout; dbias += sum of dout over the rows."""
+    check_aligned(
+        matrix_address(dout) | matrix_address(x) | matrix_address(weight) |
+        matrix_address[floating](dx) | matrix_address[floating](dweight) |
+        vector_address[floating](dbias), sizeof(floating),
+    )
     cdef Py_ssize_t N = dout.shape[0], C_in = x.shape[1], C_out = dout.shape[1]
     check_bfloat16(bfloat16, sizeof(floating))
     check_matrix("x", x.shape, N, C_in)

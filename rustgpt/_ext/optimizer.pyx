@@ -2,7 +2,7 @@
 from cython cimport floating
 from libc.math cimport sqrt
 
-from rustgpt._ext.checks cimport check_vector
+from rustgpt._ext.checks cimport check_aligned, check_vector, index_address, vector_address
 from rustgpt._ext.crew cimport Crew, run
 from rustgpt._ext.rows cimport row_squares
 from rustgpt._ext.share cimport Share, begin_of, edge_of, share_of
@@ -19,6 +19,7 @@ def sum_of_squares(
     Crew crew=None,                  # threads that do it together
 ):
     """Return sum(x^2), summed in double: the square of the L2 norm."""
+    check_aligned(vector_address(x), sizeof(floating))
     cdef Squares q
     cdef Py_ssize_t P = x.shape[0]
     cdef bint single = floating is float
@@ -59,6 +60,7 @@ def clip_by_global_norm(
     double max_norm,
 ):
     """gradients *= min(1, max_norm / norm); returns the norm before (Pascanu et al. 2013)."""
+    check_aligned(vector_address[floating](gradients), sizeof(floating))
     cdef Py_ssize_t i, P = gradients.shape[0]
     cdef double norm = 0.0
     cdef floating factor
@@ -80,6 +82,7 @@ def add_into(
     floating[::1] out not None,      # IN/OUT (P,): added to
 ):
     """out += x; returns sum(out^2), summed in double while the numbers are in the cache."""
+    check_aligned(vector_address(x) | vector_address[floating](out), sizeof(floating))
     cdef Py_ssize_t i, block, start, stop, P = out.shape[0]
     cdef double total = 0.0
     check_vector("x", x.shape, P)
@@ -113,6 +116,11 @@ def adam_step(
 
     Adam (Kingma and Ba 2015), with the decay apart from the gradient (Loshchilov and Hutter 2019).
     """
+    check_aligned(
+        vector_address[floating](parameters) | vector_address(gradients) |
+        vector_address[floating](m) | vector_address[floating](v), sizeof(floating),
+        index_address(edges),
+    )
     cdef Update u
     cdef Py_ssize_t P = parameters.shape[0]
     cdef bint single = floating is float

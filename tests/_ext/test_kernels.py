@@ -360,7 +360,43 @@ def test_an_output_that_cannot_be_written_is_refused(refuses, kernel, argument, 
         value.flags.writeable = False
         return value
 
-    refuses(sealed, ValueError)
+    refuses(sealed, TypeError)
+    refuses(lambda value: value.dtype.type(1), TypeError)
+    refuses(lambda value: np.array(1, value.dtype), TypeError)
+
+
+@pytest.mark.parametrize(("kernel", "argument"), ARRAYS)
+def test_a_misaligned_array_is_refused(refuses):
+    def shifted(value):
+        raw = bytearray(b"\0" + value.tobytes())
+        return np.frombuffer(raw, value.dtype, value.size, 1).reshape(value.shape)
+
+    refuses(shifted, TypeError)
+
+
+SIZES = {
+    "attention_scratch_size": (7, 4),
+    "block_kept_size": (7, 8, 16, 2, True, True),
+    "block_scratch_size": (7, 5, 8, 16, 2),
+}
+
+
+@pytest.mark.parametrize("kernel", SIZES)
+def test_giant_sizes_are_refused_and_never_overflow(compiled, kernel):
+    size = getattr(compiled, kernel)
+    assert size(*SIZES[kernel]) > 0
+    names = list(inspect.signature(REFERENCE[kernel]).parameters)
+    for i, right in enumerate(SIZES[kernel]):
+        for wrong in (-1, 2**31, 2**40, 2**62, 2**63 - 1):
+            if type(right) is int:
+                with pytest.raises(ValueError, match=f"{kernel}: {names[i]} must be from"):
+                    size(*SIZES[kernel][:i], wrong, *SIZES[kernel][i + 1 :])
+    largest = [2**31 - 1 if type(given) is int else given for given in SIZES[kernel]]
+    if kernel == "attention_scratch_size":
+        assert size(*largest) >= sum(largest)
+    else:
+        with pytest.raises(ValueError, match="are too many"):
+            size(*largest)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
