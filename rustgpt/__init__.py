@@ -10,12 +10,19 @@ trainer.instruction_tune(dataset.chat_training_data)
 print(model.chat().send("How do mountains form?"))
 """
 
-import importlib
-import pkgutil
-from typing import TYPE_CHECKING, Any
+# Little is imported here, since all that comes before `rustgpt.__main__` has its first word delays
+# the moment from which Ctrl-C is handled. (A type checker takes this name for true.)
+import os
+import sys
+
+TYPE_CHECKING = False
 
 # In a checkout that is not built in place, `rustgpt._ext` is found in the installed package.
-__path__ = pkgutil.extend_path(__path__, __name__)
+__path__ += [
+    folder
+    for folder in (os.path.join(entry, "rustgpt") for entry in sys.path)
+    if folder not in __path__ and os.path.isfile(os.path.join(folder, "__init__.py"))
+]
 
 __version__ = "0.1.0"
 
@@ -98,9 +105,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'rustgpt' has no attribute {name!r}")
+    import importlib
+
     value = getattr(importlib.import_module(f"rustgpt.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import sys
 import time
@@ -280,7 +279,7 @@ class Benchmark:
 
     def _train(self, limits: Limits, profiler: Profiler | None = None) -> list[float]:
         """Return how many seconds each step took; the limits are measured between steps."""
-        model = copy.copy(self.model)
+        model = self.model.replica(self.model.gradients)
         model.tokenizer = numbers = Numbers(self.model.tokenizer.vocab_size)
         taken: list[float] = []
         began = measured = time.perf_counter()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -32,25 +33,50 @@ class _Config:
                 )
         return cls(**values)
 
-    def _check(self, name: str, kind: type, lowest: float, highest: float = math.inf) -> None:
-        """Raise ConfigError unless the field is of `kind` and lowest <= value <= highest."""
+    def _check(
+        self,
+        name: str,
+        kind: type,
+        lowest: float,
+        highest: float = math.inf,
+        below: float = math.inf,
+    ) -> None:
+        """Raise ConfigError unless a number is of `kind`, from lowest to highest and below `below`.
+
+        NumPy's numbers become Python's.
+        """
         value: Any = getattr(self, name)
-        accepted = (int, float) if kind is float else kind
-        right = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
-        if not right:
-            raise ConfigError(f"{name} must be of type {kind.__name__}, got {value!r}")
-        # NaN fails too, and so does a whole number that no float can hold.
-        too_large = isinstance(value, int) and abs(value) >= 2**63
-        if not lowest <= value <= highest or too_large:
-            limits = f"at least {lowest:g}"
-            if highest < math.inf:
-                limits = f"from {lowest:g} to {highest:g}"
-            raise ConfigError(f"{name} must be {limits}, got {value!r}")
+        accepted: Any = numbers.Integral if kind is int else numbers.Real
+        if isinstance(value, bool) or not isinstance(value, accepted):
+            raise ConfigError(f"{name} must be of type {kind.__name__}, got {value!r:.60}")
+        if type(value) is not int:  # which may be one that no float can hold
+            value = kind(value)
+            object.__setattr__(self, name, value)
+        too_large = type(value) is int and abs(value) >= 2**63
+        inside = lowest <= value <= highest and not value >= below < math.inf  # NaN fails too
+        if not inside or too_large:
+            limits = f"at least {_plain(lowest)}"
+            if below < math.inf:
+                limits = f"from {_plain(lowest)} to below {_plain(below)}"
+            elif highest < math.inf:
+                limits = f"from {_plain(lowest)} to {_plain(highest)}"
+            raise ConfigError(f"{name} must be {limits}, got {value!r:.60}")
+
+    def _check_flag(self, name: str) -> None:
+        """Raise ConfigError unless the field is True or False, be it NumPy's."""
+        value: Any = getattr(self, name)
+        if type(value).__name__ not in ("bool", "bool_"):
+            raise ConfigError(f"{name} must be of type bool, got {value!r:.60}")
+        object.__setattr__(self, name, bool(value))
 
     def _choose(self, name: str, choices: tuple[str, ...]) -> None:
         value = getattr(self, name)
         if value not in choices:
             raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _plain(limit: float) -> str:
+    return f"{limit:,}" if isinstance(limit, int) else f"{limit:g}"
 
 
 @dataclass(frozen=True)
@@ -114,7 +140,7 @@ class ModelConfig(_Config):
         self._check("max_seq_len", int, 2, 2**20)
         self._check("seed", int, 0, 2**63 - 1)
         for name in ("attention_projection", "attention_bias", "output_bias", "tie_embeddings"):
-            self._check(name, bool, 0, 1)
+            self._check_flag(name)
         self._choose("activation", ("relu", "gelu"))
         self._choose("norm", ("post", "pre"))
         self._choose("dtype", ("float32", "float64"))
@@ -197,7 +223,7 @@ class TrainConfig(_Config):
         self._check("epsilon", float, 1e-30, 1)
         self._check("max_grad_norm", float, 1e-30)
         for name in ("beta1", "beta2"):
-            self._check(name, float, 0, 1 - 1e-12)
+            self._check(name, float, 0, below=1)
         self._check("final_rate", float, 0, 1)
         self._choose("schedule", ("constant", "cosine"))
         self._check("seed", int, 0, 2**63 - 1)

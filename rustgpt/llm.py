@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+import threading
+import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
 
 import numpy as np
 
@@ -14,16 +18,20 @@ from rustgpt.config import ModelConfig
 from rustgpt.errors import CheckpointError, ConfigError, DataError
 from rustgpt.generation.chat import Chat
 from rustgpt.generation.decoding import generate_ids
+from rustgpt.generation.sampling import check_sampling
 from rustgpt.layers.embeddings import Embeddings
-from rustgpt.layers.layer import Cache, Layer
+from rustgpt.layers.layer import Cache, Layer, copy_into
 from rustgpt.layers.layer_norm import LayerNorm
 from rustgpt.layers.memory import Array, Buffers, Indices, aligned
 from rustgpt.layers.output_projection import OutputProjection
 from rustgpt.layers.team import Member
 from rustgpt.layers.transformer import TransformerBlock
+from rustgpt.read_write_lock import ReadWriteLock
 from rustgpt.reference.share import Crew
 from rustgpt.text.dataset import Dataset
-from rustgpt.text.tokenizer import WordTokenizer
+from rustgpt.text.tokenizer import WordTokenizer, token_ids
+
+IDLE: Final = 8  # calls whose working memory is kept for the next ones
 
 
 def build_layers(config: ModelConfig, vocab_size: int, initialise: bool = True) -> list[Layer]:
@@ -68,12 +76,20 @@ class LLM:
     Attributes
     ----------
     parameters, gradients
-        (P,) flat buffers; every layer's parameters and gradients are views into them.
+        (P,) flat buffers; every layer's parameters and gradients are views into them. To set one
+        copies the values into it.
 
     Raises
     ------
     ConfigError
-        If the layers do not begin and end as they must.
+        If the layers do not begin and end as they must, or are another model's.
+
+    Notes
+    -----
+    Any number of threads may use a model at once, also while one of them trains it: each call has
+    working memory of its own, and sees the parameters as they are between two steps. Only
+    `begin_gradients` and `loss_and_gradients`, which a training is made of, are for one thread.
+    A copy (`copy`, `pickle`, a process) is a whole model of its own; its gradients are zero.
     """
 
     def __init__(
@@ -86,11 +102,26 @@ class LLM:
             self.layers[-1], OutputProjection
         ):
             raise ConfigError("the first layer must be Embeddings and the last OutputProjection")
+        for i, layer in enumerate(self.layers):
+            if layer.owner is not None and layer.owner() is not None:
+                raise ConfigError(
+                    f"layer {i} is part of another model, which would lose its parameters: pass a "
+                    "copy of it (copy.deepcopy)"
+                )
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Move the layers' parameters into flat buffers of this model."""
         size = sum(layer.n_parameters for layer in self.layers)
-        self.parameters: Array = aligned(size, np.dtype(config.dtype))
-        self.gradients: Array = aligned(size, self.parameters.dtype)
+        self._parameters = aligned(size, np.dtype(self.config.dtype))
+        self._gradients = aligned(size, self._parameters.dtype)
         self._member: Member | None = None
-        self._bind(self.parameters)
+        self.weights_lock = ReadWriteLock()  # a training writes between two of its steps
+        self.training_lock = threading.Lock()  # held by the one that trains the model
+        self._idle: list[dict[object, Buffers]] = []  # working memory of calls that have ended
+        self._bind(self._parameters)
+        for layer in self.layers:
+            layer.owner = weakref.ref(self)
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, config: ModelConfig | None = None) -> LLM:
@@ -116,6 +147,61 @@ class LLM:
             self._output.tie(self._embeddings.tokens, self._embeddings.dtokens)
             # It comes first on the way back.
             self._embeddings.written_over = self._output.overwrites()
+
+    @property
+    def parameters(self) -> Array:
+        return self._parameters
+
+    @parameters.setter
+    def parameters(self, values: Array) -> None:
+        copy_into(self._parameters, values, "parameters")
+
+    @property
+    def gradients(self) -> Array:
+        return self._gradients
+
+    @gradients.setter
+    def gradients(self, values: Array) -> None:
+        copy_into(self._gradients, values, "gradients")
+
+    def check_parameters(self) -> None:
+        """Raise ConfigError if a layer has parameters that are not among the model's."""
+        for name, value in self.named_parameters().items():
+            if value.size and not np.may_share_memory(value, self._parameters):
+                raise ConfigError(
+                    f"{name} is not among the model's parameters, for its layer was put in when "
+                    "the model was there: make another model of the layers"
+                )
+
+    # Copies
+
+    def __copy__(self) -> LLM:
+        return copy.deepcopy(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LLM:
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        state = self.__getstate__()
+        layers = state.pop("layers")
+        twin.__setstate__({**copy.deepcopy(state, memo), "layers": layers})
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        left_out = (
+            "_parameters",
+            "_gradients",
+            "_member",
+            "weights_lock",
+            "training_lock",
+            "_idle",
+        )
+        state = {name: value for name, value in vars(self).items() if name not in left_out}
+        with self.weights_lock:
+            return {**state, "layers": copy.deepcopy(self.layers)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._take_over()
 
     @property
     def _embeddings(self) -> Embeddings:
@@ -151,14 +237,32 @@ class LLM:
         gradients
             (P,) where its gradients shall be, as a team shares them; without, its own.
         """
-        twin = copy.copy(self)
-        twin.layers = [layer.replica() for layer in self.layers]
         if gradients is None:
             gradients = aligned(self.parameters.size, self.parameters.dtype)
-        twin.gradients = gradients
+        twin = self._with([layer.replica() for layer in self.layers])
+        twin._gradients = gradients
         twin._bind(None)
         twin.use_crew(None)
         return twin
+
+    def _with(self, layers: list[Layer]) -> LLM:
+        """Return this model with the same parameters in other layers."""
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self), layers=layers)
+        return twin
+
+    @contextmanager
+    def _reader(self) -> Iterator[LLM]:
+        """Yield a model with the same parameters whose forward passes are one caller's alone."""
+        try:
+            memory = self._idle.pop()
+        except IndexError:
+            memory = {}
+        try:
+            yield self._with([layer.reader(memory) for layer in self.layers])
+        finally:
+            if len(self._idle) < IDLE:
+                self._idle.append(memory)
 
     def use_bfloat16(self, use: bool) -> None:
         """Let the linear layers' products round their factors to bfloat16, or not.
@@ -221,12 +325,16 @@ class LLM:
         ------
         DataError
             If the text is empty or longer than the model's context.
+        TokenizerError
+            If an id is not in the vocabulary.
         """
+        ids = token_ids(ids, self.tokenizer.vocab_size)
         if not 0 < len(ids) <= self.max_seq_len:
             raise DataError(f"a text must have 1 to {self.max_seq_len} tokens, got {len(ids)}")
         offsets = np.array([0, len(ids)], np.int32)
-        x = self._hidden(np.asarray(ids, np.int32), offsets)
-        return self._output.forward(x, offsets)
+        with self._reader() as reader, self.weights_lock:
+            x = reader._hidden(ids, offsets)
+            return reader._output.forward(x, offsets).copy()
 
     def loss(self, ids: Indices, targets: Indices, offsets: Indices) -> float:
         """Return the sum of the cross-entropies (in nats) of the targets that are not -1.
@@ -237,9 +345,17 @@ class LLM:
             (N,) each token and the one that follows it.
         offsets
             (B + 1,) where each text begins and ends.
+
+        Raises
+        ------
+        TokenizerError
+            If an id or a target is not in the vocabulary.
         """
-        losses = self._output.losses(self._hidden(ids, offsets), targets)
-        return float(losses.sum(dtype=np.float64))
+        ids = token_ids(ids, self.tokenizer.vocab_size)
+        targets = token_ids(targets, self.tokenizer.vocab_size, lowest=-1)
+        with self._reader() as reader, self.weights_lock:
+            losses = reader._output.losses(reader._hidden(ids, offsets), targets)
+            return float(losses.sum(dtype=np.float64))
 
     def begin_gradients(self) -> None:
         """Forget the gradients: the next ones are written over them.
@@ -262,22 +378,30 @@ class LLM:
             dx = layer.backward(dx)
         return loss
 
-    def decode(self, ids: Sequence[int], cache: Cache) -> Array:  # (n,) -> (V,)
+    def decode(self, ids: Sequence[int] | Indices, cache: Cache) -> Array:  # (n,) -> (V,)
         """Continue the text in `cache` by `ids`; return the scores of what may follow.
 
         Raises
         ------
         DataError
             If there is no token, or more than the cache and the model's context have room for.
+        TokenizerError
+            If an id is not in the vocabulary.
         """
+        ids = token_ids(ids, self.tokenizer.vocab_size)
         room = min(cache.capacity, self.max_seq_len) - cache.length
         if not 0 < len(ids) <= room:
             raise DataError(f"there is room for 1 to {room} more tokens, got {len(ids)}")
+        with self._reader() as reader:
+            return reader._decode(ids, cache).copy()
+
+    def _decode(self, ids: Sequence[int] | Indices, cache: Cache) -> Array:  # (n,) -> (V,)
         x: Array = np.array(ids, np.int32)
-        for layer in self.layers[:-1]:
-            x = layer.decode(x, cache)
-        cache.length += len(ids)
-        last: Array = self._output.decode(x[-1:], cache)[0]
+        with self.weights_lock:
+            for layer in self.layers[:-1]:
+                x = layer.decode(x, cache)
+            cache.length += len(ids)
+            last: Array = self._output.decode(x[-1:], cache)[0]
         return last
 
     # Text
@@ -289,11 +413,29 @@ class LLM:
         temperature: float = 0.0,
         seed: int = 0,
     ) -> Iterator[int]:
-        """Yield the tokens that follow the prompt's, as they are made; see `generate`."""
-        prompt = list(prompt) or [self.tokenizer.end_id]
-        with single_threaded_blas():
+        """Yield the tokens that follow the prompt's, as they are made; see `generate`.
+
+        Raises
+        ------
+        ConfigError, TokenizerError
+            At once, if a setting is out of range or an id is not in the vocabulary.
+        """
+        check_sampling(max_new_tokens, temperature, seed)
+        ids = token_ids(prompt, self.tokenizer.vocab_size).tolist() or [self.tokenizer.end_id]
+        return self._stream(ids, max_new_tokens, temperature, seed)
+
+    def _stream(
+        self, ids: list[int], max_new_tokens: int, temperature: float, seed: int
+    ) -> Iterator[int]:
+        with self._reader() as reader:
+
+            def decode(fresh: Sequence[int], cache: Cache) -> Array:
+                with single_threaded_blas():  # not while whoever reads the stream does other things
+                    return reader._decode(fresh, cache)
+
+            end_id = self.tokenizer.end_id
             yield from generate_ids(
-                self, prompt, max_new_tokens, self.tokenizer.end_id, temperature, seed
+                decode, self.max_seq_len, ids, max_new_tokens, end_id, temperature, seed
             )
 
     def generate(
@@ -315,54 +457,95 @@ class LLM:
         Raises
         ------
         ConfigError
-            If `temperature` is negative or not finite.
+            If `max_new_tokens` or `seed` is not a whole number from 0 on, or `temperature` is
+            negative or not finite.
+        TokenizerError
+            If the prompt is not text.
         """
         ids = self.tokenizer.encode(prompt)
-        made = list(self.stream(ids, max_new_tokens, temperature, seed))
+        made = self._made(ids, max_new_tokens, temperature, seed)
         return self.tokenizer.decode(made, after=ids)
 
+    def _made(
+        self, ids: Sequence[int], max_new_tokens: int, temperature: float, seed: int
+    ) -> list[int]:
+        """Return all that `stream` yields."""
+        with single_threaded_blas():
+            return list(self.stream(ids, max_new_tokens, temperature, seed))
+
     def chat(self, max_new_tokens: int = 60, temperature: float = 0.0, seed: int = 0) -> Chat:
-        """Return a chat whose `send` asks a question and returns the answer alone."""
+        """Return a chat whose `send` asks a question and returns the answer alone.
+
+        Raises
+        ------
+        ConfigError
+            As `generate`.
+        """
+        check_sampling(max_new_tokens, temperature, seed)
         return Chat(
             self.tokenizer,
             self.max_seq_len,
-            lambda ids: self.stream(ids, max_new_tokens, temperature, seed),
+            lambda ids: self._made(ids, max_new_tokens, temperature, seed),
         )
 
     # On disk
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json, model.safetensors and tokenizer.json; see `checkpoint.save`."""
-        checkpoint.save(
-            folder, self.config.to_dict(), self.named_parameters(), self.tokenizer.to_json()
-        )
+        """Write config.json, model.safetensors and tokenizer.json; see `checkpoint.save`.
+
+        Parameters
+        ----------
+        folder
+            A path, or a `FolderLock` that the caller has entered.
+        """
+        self.check_parameters()
+        with self.weights_lock:
+            checkpoint.save(
+                folder, self.config.to_dict(), self.named_parameters(), self.tokenizer.to_json()
+            )
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], layers: Sequence[Layer] | None = None) -> LLM:
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        layers: Sequence[Layer] | None = None,
+        tokenizer: type[Any] | None = None,
+    ) -> LLM:
         """Return the model that `save` wrote.
 
         Parameters
         ----------
         layers
             For a model with layers of your own: layers as it was built with.
+        tokenizer
+            For a model with a tokenizer of your own: its class, whose `from_json` reads what its
+            `to_json` wrote.
 
         Raises
         ------
         CheckpointError
             If a file is missing or damaged, or does not fit the others.
         """
-        saved = checkpoint.load(folder)
-        config, tokenizer = saved.model_config(), saved.tokenizer()
-        try:
-            layers = list(layers or build_layers(config, tokenizer.vocab_size, initialise=False))
-            needed = _numbered([layer.parameters() for layer in layers])
-            # Before the parameters' memory is touched: a wrong config could ask for any amount.
-            saved.check_shapes({name: (v.shape, v.dtype) for name, v in needed.items()})
-            model = cls(config, tokenizer, layers)
-        except (MemoryError, ValueError) as error:
-            raise CheckpointError(f"the model in {folder} is too large to load: {error}") from error
-        saved.read_into(model.named_parameters())
+        with checkpoint.load(folder) as saved:
+            config, words = saved.model_config(), saved.tokenizer(tokenizer)
+            try:
+                layers = list(layers or build_layers(config, words.vocab_size, initialise=False))
+                needed = _numbered([layer.parameters() for layer in layers])
+                # Before the parameters' memory is touched: a wrong config could ask for any amount.
+                saved.check_shapes({name: (v.shape, v.dtype) for name, v in needed.items()})
+                model = cls(config, words, layers)
+            except (MemoryError, ValueError) as error:
+                raise CheckpointError(
+                    f"the model in {folder} is too large to load: {error}"
+                ) from error
+            saved.read_into(model.named_parameters())
         return model
+
+
+# Attributes of a model that a copy of it has anew.
+_MEMORY: Final = (
+    "_parameters", "_gradients", "_member", "weights_lock", "training_lock", "_idle",
+)  # fmt: skip
 
 
 def _numbered(layers: list[dict[str, Array]]) -> dict[str, Array]:

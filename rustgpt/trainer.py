@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from rustgpt.backend import check_bfloat16, single_threaded_blas
 from rustgpt.config import TrainConfig
-from rustgpt.errors import DataError
+from rustgpt.errors import ConfigError, DataError
 from rustgpt.layers.memory import Indices
 from rustgpt.llm import LLM
 from rustgpt.optim.schedules import learning_rate
@@ -47,6 +48,29 @@ class Epoch:
     seconds_left: float
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one step of the optimizer came to.
+
+    Parameters
+    ----------
+    phase
+        "pre-training" or "instruction tuning".
+    number, total
+        Of the step in this phase, from 1, and how many there will be.
+    loss
+        Mean cross-entropy a token before the step, in nats.
+    gradient_norm
+        Before clipping.
+    """
+
+    phase: str
+    number: int
+    total: int
+    loss: float
+    gradient_norm: float
+
+
 class Trainer:
     """Trains a model: two phases over one loop.
 
@@ -56,18 +80,21 @@ class Trainer:
         Changed in place.
     config
         Rates, epochs, batch size, threads, seed.
-    on_epoch
-        Called after each epoch, to show progress.
+    on_epoch, on_step
+        Called after each epoch, to show progress, and after each step. The model is then as the
+        step has left it, and may be used and saved.
 
     Attributes
     ----------
     epochs : list of Epoch
         What was trained so far.
+    steps : int
+        How many steps were made so far.
     split_texts, skipped_texts : int
         Texts of the last phase that were longer than the context and so cut in pieces, and texts of
         less than two tokens, which teach nothing.
     stopped : bool
-        Whether `stop` was called.
+        Whether the last training, or the one that runs, was asked to stop.
 
     Raises
     ------
@@ -80,11 +107,14 @@ class Trainer:
         model: LLM,
         config: TrainConfig | None = None,
         on_epoch: Callable[[Epoch], None] | None = None,
+        on_step: Callable[[Step], None] | None = None,
     ) -> None:
         self.model = model
         self.config = config or TrainConfig()
         self.on_epoch = on_epoch
+        self.on_step = on_step
         self.epochs: list[Epoch] = []
+        self.steps = 0
         self.split_texts = 0
         self.skipped_texts = 0
         self.stopped = False
@@ -102,7 +132,10 @@ class Trainer:
         return self.fit(texts, config.tune_epochs, config.tune_rate, "instruction tuning")
 
     def stop(self) -> None:
-        """Let the training end after the step that runs now; safe to call from a signal handler."""
+        """Let the training that runs end after its present step; later ones are not concerned.
+
+        It is safe to call from a signal handler.
+        """
         self.stopped = True
 
     def fit(self, texts: Sequence[str], epochs: int, rate: float, phase: str) -> list[Epoch]:
@@ -110,11 +143,18 @@ class Trainer:
 
         Raises
         ------
+        ConfigError
+            If `epochs` or `rate` is out of range, or the layers were changed behind the model's
+            back.
         DataError
-            If no text has two tokens.
+            If the texts are no list of strings, or none has two tokens.
         TrainingError
-            If the loss or the gradient is not finite; the step that gave it is not applied.
+            If the loss or the gradient is not finite; the step that gave it is not applied, but
+            those before it have led there. Or if the model is being trained already.
         """
+        self.stopped = False
+        _check_run(epochs, rate)
+        self.model.check_parameters()
         rows = self._rows(texts)
         done: list[Epoch] = []
         config = self.config
@@ -132,8 +172,13 @@ class Trainer:
                     )
                     batch_loss, norm = workers.step(batch, now, f"{phase}, step {step + 1}")
                     loss, largest = loss + batch_loss, max(largest, norm)
-                    tokens += sum(len(row) - 1 for row in batch)
+                    batch_tokens = sum(len(row) - 1 for row in batch)
+                    tokens += batch_tokens
                     step += 1
+                    self.steps += 1
+                    if self.on_step:
+                        mean = batch_loss / batch_tokens
+                        self.on_step(Step(phase, step, steps, mean, norm))
                 ended = time.perf_counter()
                 left = (ended - began) / number * (epochs - number)
                 pace = tokens / max(ended - epoch_began, 1e-9)
@@ -145,10 +190,14 @@ class Trainer:
 
     def _rows(self, texts: Sequence[str]) -> list[Indices]:
         """Return the texts as token ids, cut so that each fits the context and its next token."""
+        if isinstance(texts, (str, bytes)):
+            raise DataError("the texts to learn must be a list of strings, not one string")
         longest = self.model.max_seq_len
         self.split_texts = self.skipped_texts = 0
         rows = []
         for text in texts:
+            if not isinstance(text, str):
+                raise DataError(f"a text to learn must be a string, not {type(text).__name__}")
             ids = np.array(self.model.tokenizer.encode(text, allow_special=True), np.int32)
             self.split_texts += len(ids) > longest + 1
             self.skipped_texts += len(ids) < 2
@@ -158,6 +207,15 @@ class Trainer:
         if not rows:
             raise DataError("there is nothing to train on: no text has two tokens; add some text")
         return rows
+
+
+def _check_run(epochs: Any, rate: Any) -> None:
+    """Raise ConfigError unless epochs is a whole number, and rate a finite one, from 0 on."""
+    whole = isinstance(epochs, (int, np.integer)) and not isinstance(epochs, bool)
+    if not whole or epochs < 0:
+        raise ConfigError(f"epochs must be a whole number from 0 on, got {epochs!r:.60}")
+    if not isinstance(rate, (int, float, np.floating)) or not 0 <= rate < math.inf:
+        raise ConfigError(f"the learning rate must be a number from 0 on, got {rate!r:.60}")
 
 
 def _batches(

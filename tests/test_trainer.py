@@ -1,5 +1,6 @@
 """Tests of the training loop."""
 
+import copy
 import gc
 import itertools
 import math
@@ -335,14 +336,103 @@ def test_stop_ends_after_the_step_that_runs(model_of):
     assert (model.parameters != steps[-1]).any()  # that step was finished
 
 
-def test_a_stopped_trainer_does_nothing(model_of):
+def test_a_stop_holds_for_the_run_that_it_stops(model_of):
+    model = model_of()
+    trainer = Trainer(model, config_of(), lambda _: trainer.stop())
+    assert not trainer.stopped
+    assert len(trainer.fit(TEXTS, 3, 1e-2, "test")) == 1
+    assert trainer.stopped
+    trainer.on_epoch = None
+    before = model.parameters.copy()
+    assert len(trainer.fit(TEXTS, 3, 1e-2, "test")) == 3
+    assert not trainer.stopped
+    assert (model.parameters != before).any()
+    trainer.stop()  # nothing runs that it could stop
+    assert len(trainer.fit(TEXTS, 2, 1e-2, "test")) == 2
+
+
+def test_a_stop_before_the_first_step(model_of, monkeypatch):
     model = model_of()
     trainer = Trainer(model, config_of())
-    assert not trainer.stopped
-    trainer.stop()
+    rows = trainer._rows
+
+    def rows_and_a_signal(texts):
+        trainer.stop()
+        return rows(texts)
+
+    monkeypatch.setattr(trainer, "_rows", rows_and_a_signal)
     before = model.parameters.copy()
     assert trainer.fit(TEXTS, 3, 1e-2, "test") == []
+    assert (trainer.stopped, trainer.steps) == (True, 0)
     np.testing.assert_array_equal(model.parameters, before)
+
+
+def test_each_step_is_told(model_of):
+    told = []
+    trainer = Trainer(model_of(), config_of(batch_size=4), on_step=told.append)
+    epochs = trainer.fit(TEXTS, 3, 1e-2, "test")
+    assert [(step.number, step.total) for step in told] == [(n, 6) for n in range(1, 7)]
+    assert {step.phase for step in told} == {"test"}
+    assert trainer.steps == 6
+    for number, epoch in enumerate(epochs):
+        norms = [step.gradient_norm for step in told[2 * number : 2 * number + 2]]
+        assert max(norms) == epoch.gradient_norm
+        losses = [step.loss for step in told[2 * number : 2 * number + 2]]
+        assert min(losses) <= epoch.loss <= max(losses)
+    trainer.fit(TEXTS, 1, 1e-2, "more")
+    assert (told[-1].phase, told[-1].number, trainer.steps) == ("more", 2, 8)
+
+
+def test_both_phases_have_an_order_of_their_own(model_of, monkeypatch):
+    orders = []
+
+    def step(self, batch, rate, where):
+        orders.append([row.tobytes() for row in batch])
+        return 1.0, 1.0
+
+    monkeypatch.setattr("rustgpt.workers.Workers.step", step)
+    texts = [f"text {letter}" for letter in "abcdefghijklmnop"]
+    trainer = Trainer(model_of(), config_of(batch_size=16, pretrain_epochs=2, tune_epochs=2))
+    trainer.pretrain(texts)
+    trainer.instruction_tune(texts)
+    assert len({tuple(order) for order in orders}) == 4
+    assert len({tuple(sorted(order)) for order in orders}) == 1
+
+
+@pytest.mark.parametrize("texts", ["a string", b"bytes", ["right", None], ["right", b"bytes"], [1]])
+def test_texts_are_a_list_of_strings(model_of, texts):
+    with pytest.raises(DataError, match=r"not one string|must be a string, not"):
+        Trainer(model_of(), config_of()).fit(texts, 1, 1e-2, "test")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rate", "name"),
+    [(-1, 1e-2, "epochs"), (2.5, 1e-2, "epochs"), (True, 1e-2, "epochs"), (1, -1e-2, "rate"),
+     (1, math.nan, "rate"), (1, math.inf, "rate"), (1, "1", "rate")],
+)  # fmt: skip
+def test_a_wrong_run_is_refused(model_of, epochs, rate, name):
+    with pytest.raises(ConfigError, match=name):
+        Trainer(model_of(), config_of()).fit(TEXTS, epochs, rate, "test")
+
+
+def test_one_training_at_a_time(model_of):
+    model, refused = model_of(), []
+
+    def again(_):
+        with pytest.raises(TrainingError, match="is being trained already"):
+            fit(model, 1)
+        refused.append(True)
+
+    fit(model, 2, on_epoch=again)
+    assert len(refused) == 2
+    fit(model, 1)  # and afterwards it may be
+
+
+def test_layers_that_were_put_in_later_are_refused(model_of):
+    model = model_of()
+    model.layers[1] = copy.deepcopy(model.layers[1])
+    with pytest.raises(ConfigError, match=r"layers\.1\..* is not among the model's parameters"):
+        fit(model, 1)
 
 
 def test_a_step_allocates_nothing_that_grows(model_of):

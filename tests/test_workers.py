@@ -124,6 +124,30 @@ def test_a_batch_goes_through_the_model_in_pieces(model_of, batch, monkeypatch, 
     close(cut.parameters, whole.parameters, 1e3)
 
 
+def test_threads_meet_between_the_pieces_of_a_step(model_of, batch, monkeypatch, shared):
+    """What a thread of a team shows the others in one piece is written over in the next."""
+    if not shared:
+        pytest.skip("threads with gradients of their own share nothing in a step")
+    monkeypatch.setattr("rustgpt.workers.TOKENS_A_PIECE", 5)
+    monkeypatch.setattr("rustgpt.workers.TOKENS_OF_A_THREAD", 5)
+    model, original = model_of(), LLM.loss_and_gradients
+    ended, early = {True: 0, False: 0}, []
+
+    def slow(self, *given):
+        first = self is model
+        if ended[not first] < ended[first]:
+            early.append(ended[first])
+        loss = original(self, *given)
+        time.sleep(0.0 if first else 0.02)
+        ended[first] += 1
+        return loss
+
+    monkeypatch.setattr(LLM, "loss_and_gradients", slow)
+    steps(model, batch, 1, threads=2)
+    assert ended[True] == ended[False] >= 3
+    assert early == []
+
+
 def test_the_same_number_of_threads_gives_the_same_bits(model_of, batch):
     models = [model_of(dtype="float32") for _ in range(3)]
     for model in models:
@@ -145,6 +169,25 @@ def test_a_step_that_diverged_is_not_applied(model_of, batch):
     before = model.parameters.copy()
     with pytest.raises(TrainingError, match="diverged at here: the loss is nan"):
         steps(model, batch, threads=2)
+    np.testing.assert_array_equal(model.parameters, before)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_an_infinite_norm_with_a_finite_loss_is_not_applied(
+    model_of, batch, monkeypatch, threads, bad
+):
+    model, original = model_of(), LLM.loss_and_gradients
+    before = model.parameters.copy()
+
+    def overflow(self, *given):
+        loss = original(self, *given)
+        self.gradients[-1] = bad
+        return loss
+
+    monkeypatch.setattr(LLM, "loss_and_gradients", overflow)
+    with pytest.raises(TrainingError, match=r"the loss is [\d.]+, the gradient's norm (inf|nan)"):
+        steps(model, batch, threads=threads)
     np.testing.assert_array_equal(model.parameters, before)
 
 

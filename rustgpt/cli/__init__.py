@@ -12,7 +12,8 @@ from typing import Final, NamedTuple, NoReturn
 
 from rustgpt import __version__
 from rustgpt.cli import bench, chat, generate, info, train
-from rustgpt.cli.terminal import complain, note, say
+from rustgpt.cli.options import likely_flags
+from rustgpt.cli.terminal import complain, is_terminal, note, say
 from rustgpt.errors import ConfigError, RustGPTError
 
 __all__ = ["main"]
@@ -86,6 +87,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see '{self.prog} --help'")
 
+    def flags(self) -> list[str]:
+        """Return the names of all flags."""
+        return [name for action in self._actions for name in action.option_strings]
+
     def print_help(self, file: object = None) -> None:
         say(self.format_help(), end="")
 
@@ -96,7 +101,7 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _parser(name: str, command: Command) -> argparse.ArgumentParser:
+def _parser(name: str, command: Command) -> _Parser:
     """Return the parser of one command; the whole job has no name."""
     parser = _Parser(
         prog=f"rustgpt {name}".strip(),
@@ -131,7 +136,9 @@ def _run(argv: list[str]) -> int:
         if not unknown[0].startswith("-"):
             parser.error(f"there is no command {unknown[0]!r:.60}: choose {', '.join(COMMANDS)}")
     if unknown:
-        parser.error(f"there is no option or place for {unknown[0]!r:.60}")
+        meant = likely_flags(unknown[0], parser.flags())
+        guess = f": did you mean {meant}?" if meant else ""
+        parser.error(f"there is no option or place for {unknown[0]!r:.60}{guess}")
     return command.run(args)
 
 
@@ -153,7 +160,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status = _guarded(arguments)
     except KeyboardInterrupt:
-        note("")
+        if is_terminal(sys.stderr):
+            note("")  # what comes next begins a line
         status = 130
     return status if _flushed() else status or 1
 
@@ -167,6 +175,8 @@ def _guarded(arguments: list[str]) -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # came while a class was made
+            raise KeyboardInterrupt from error
         if DEBUG in arguments:
             note(traceback.format_exc().rstrip())
         complain(_explained(error))

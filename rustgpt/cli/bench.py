@@ -8,7 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from rustgpt.cli.checks import check_memory
-from rustgpt.cli.options import duration, path, within
+from rustgpt.cli.options import path, some_time, within
 from rustgpt.cli.settings import add_settings, read_settings
 from rustgpt.cli.terminal import say
 from rustgpt.config import ModelConfig
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length = group.add_mutually_exclusive_group()
     length.add_argument(
         "--seconds",
-        type=duration,
+        type=some_time,
         default=5.0,
         metavar="X",
         help="of each measurement; a profile has two more (default: %(default)g)",

@@ -52,12 +52,15 @@ def converse(chat: Chat) -> int:
         except DataError as error:  # too long; the next one may not be
             complain(error)
             continue
-        say(f"Model output: {answer}")
+        say(f"Model output: {answer}" if is_terminal(sys.stdin) else answer)
 
 
 def read_prompt() -> str | None:
     """Read one line; None at the end of input. Bytes that are not UTF-8 become U+FFFD."""
-    if is_terminal(sys.stdin) and is_terminal(sys.stdout):
+    if not is_terminal(sys.stdin):  # a script: answers alone
+        line = sys.stdin.buffer.readline() if sys.stdin is not None else b""
+        return line.decode("utf-8", "replace") if line else None
+    if is_terminal(sys.stdout):
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (gives `input` editing and a history)
         try:
@@ -68,7 +71,7 @@ def read_prompt() -> str | None:
         except UnicodeDecodeError as error:
             return error.object.decode(error.encoding, "replace")
     say(PROMPT, end="")
-    line = sys.stdin.buffer.readline() if sys.stdin is not None else b""
+    line = sys.stdin.buffer.readline()
     if not line:
         say()
         return None

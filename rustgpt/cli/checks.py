@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,31 +16,78 @@ if TYPE_CHECKING:
     from rustgpt.config import ModelConfig
 
 LEFT_BY_A_KILL: Final = ".new"  # how the names of files end that a first save left behind
+SHORT_WAIT: Final = 1.0  # seconds for which a training waits for its folder
+OF_THE_SYSTEM: Final = ("Thumbs.db", "desktop.ini")  # what Windows puts into a folder unasked
 
 
-def check_folder(name: str) -> None:
-    """Raise ConfigError unless a model can be saved under this name, as far as can be told now."""
-    from rustgpt import checkpoint
-
-    folder = Path(name)
+@contextmanager
+def explained_folder(name: str) -> Iterator[None]:
+    """Turn what the system says against a folder into ConfigError."""
     try:
-        # From Python 3.14 on, the questions below take every error of the system for a "no".
-        with suppress(FileNotFoundError, NotADirectoryError):
-            folder.stat()
-        if folder.is_dir() and any(file.suffix != LEFT_BY_A_KILL for file in folder.iterdir()):
-            checkpoint.load(folder)
-        existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except CheckpointError as error:
-        raise ConfigError(
-            f"{name!r} exists and is no sound model: choose another folder with --out ({error})"
-        ) from None
+        yield
     except OSError as error:
         raise ConfigError(
             f"cannot save a model in {name!r}: {error.strerror or error}; choose another folder "
             "with --out"
         ) from None
+
+
+def check_link(name: str) -> None:
+    """Raise ConfigError if a folder's name is a link that leads nowhere."""
+    folder = Path(name)
+    with explained_folder(name):
+        if folder.is_symlink() and not folder.exists():
+            raise ConfigError(
+                f"{name!r} is a link to {os.readlink(folder)!r}, which is not there: mend the link "
+                "or choose another folder with --out"
+            )
+
+
+def check_folder(name: str, overwrite: bool) -> None:
+    """Raise ConfigError unless a model may be saved in a folder that is there.
+
+    Parameters
+    ----------
+    overwrite
+        Whether a model may be replaced.
+    """
+    from rustgpt import checkpoint
+
+    with explained_folder(name):
+        files = [file.name for file in Path(name).iterdir()]
+        if all(_is_no_content(file) for file in files):
+            return
+        with tempfile.TemporaryFile(dir=name):
+            pass
+    try:
+        checkpoint.load(name).close()
+    except CheckpointError as error:
+        raise ConfigError(
+            f"{name!r} exists and is no sound model: choose another folder with --out ({error})"
+        ) from None
+    if not overwrite:
+        raise ConfigError(
+            f"{name!r} holds a model already: train into another folder with --out, or give "
+            "--overwrite to replace it"
+        )
+
+
+def _is_no_content(file: str) -> bool:
+    """Whether a folder is empty in spite of this file."""
+    return file.startswith(".") or file.endswith(LEFT_BY_A_KILL) or file in OF_THE_SYSTEM
+
+
+def check_space(name: str, needed: int) -> None:
+    """Raise ConfigError if a folder's disk has no room for so many bytes."""
+    try:
+        free = shutil.disk_usage(name).free
+    except OSError:  # a system that does not tell
+        return
+    if free < needed:
+        raise ConfigError(
+            f"the model takes {needed / 2**20:,.1f} MiB, and where {name!r} is, "
+            f"{free / 2**20:,.1f} MiB are free: make room or choose another folder with --out"
+        )
 
 
 def check_memory(config: ModelConfig, vocab_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Owns Ctrl-C and SIGTERM while a model is trained: they stop it gently, so that it is saved."""
+"""Owns Ctrl-C, SIGTERM and a closed terminal while a model is trained: it stops and is saved."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS: Final = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 _FIRST: Final = b"\nrustgpt: stopping after this step, then saving the model\n"
 _SECOND: Final = b"\nrustgpt: still stopping; a third time quits at once, without the model\n"
 
@@ -29,7 +31,7 @@ class Interrupts:
     Attributes
     ----------
     status
-        The exit status that the signal asks for (130 or 143); 0 if there was none.
+        The exit status that the signal asks for (130, 143 or 129); 0 if there was none.
     """
 
     def __init__(self, stop: Callable[[], None]) -> None:

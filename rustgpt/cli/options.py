@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Collection
+from difflib import get_close_matches
+from typing import Any, Final
 
 LARGEST_SEED: Final = 2**63 - 1
 
@@ -47,12 +48,94 @@ def within(lowest: int, highest: int) -> Callable[[str], int]:
     return read
 
 
+# What other programs call a flag of ours, or what comes nearest to one that there is not.
+OTHER_NAMES: Final = {
+    "lr": ("pretrain-rate", "tune-rate"),
+    "learning-rate": ("pretrain-rate", "tune-rate"),
+    "epochs": ("pretrain-epochs", "tune-epochs"),
+    "num-epochs": ("pretrain-epochs", "tune-epochs"),
+    "n-layer": ("n-layers",),
+    "num-layers": ("n-layers",),
+    "layers": ("n-layers",),
+    "depth": ("n-layers",),
+    "n-head": ("n-heads",),
+    "num-heads": ("n-heads",),
+    "heads": ("n-heads",),
+    "n-embd": ("embedding-dim",),
+    "d-model": ("embedding-dim",),
+    "dim": ("embedding-dim",),
+    "hidden-size": ("embedding-dim",),
+    "d-ff": ("hidden-dim",),
+    "block-size": ("max-seq-len",),
+    "context": ("max-seq-len",),
+    "seq-len": ("max-seq-len",),
+    "batch": ("batch-size",),
+    "dropout": ("weight-decay",),
+    "wd": ("weight-decay",),
+    "grad-clip": ("max-grad-norm",),
+    "clip": ("max-grad-norm",),
+    "warmup": ("warmup-steps",),
+    "num-threads": ("threads",),
+    "workers": ("threads",),
+    "dtype": ("precision",),
+    "output": ("out",),
+    "output-dir": ("out",),
+    "data": ("pretrain", "chat"),
+    "train": ("pretrain", "chat"),
+    "force": ("overwrite",),
+    "max-tokens": ("max-new-tokens",),
+    "max-length": ("max-new-tokens",),
+    "num-tokens": ("max-new-tokens",),
+    "temp": ("temperature",),
+}
+
+
+def likely_flags(text: str, known: Collection[str]) -> str:
+    """Return which of the known flags somebody may have meant; "" if none is likely."""
+    if not text.startswith("-"):
+        return ""
+    name = text.lstrip("-").partition("=")[0].replace("_", "-").lower()
+    found = [flag for other in OTHER_NAMES.get(name, ()) if (flag := f"--{other}") in known]
+    if not found:
+        found = get_close_matches(f"--{name}", known, n=2, cutoff=0.7)
+    return " or ".join(found)
+
+
+UNITS: Final = {"s": 1, "m": 60, "h": 3600}
+
+
 def duration(text: str) -> float:
-    """Read a number of seconds."""
-    value = number(text)
-    if not 0 < value <= 86_400:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 86400, got {text!r:.60}")
-    return value
+    """Read a time, such as "90", "90s", "5m" or "1.5h", as a number of seconds."""
+    unit = UNITS.get(text[-1:], 0)
+    seconds = number(text[:-1] if unit else text) * (unit or 1)
+    if not 0 <= seconds <= 31 * 86_400:
+        raise argparse.ArgumentTypeError(f"must be from 0 seconds to 31 days, got {text!r:.60}")
+    return seconds
+
+
+def some_time(text: str) -> float:
+    """Read a time above 0."""
+    seconds = duration(text)
+    if seconds == 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text!r:.60}")
+    return seconds
+
+
+class Once(argparse.Action):
+    """Takes the value of a flag that may be given once: of two files, neither is dropped unseen."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        given: set[str] = vars(namespace).setdefault("_given", set())
+        if self.dest in given:
+            parser.error(f"{option_string} may be given once only")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
 
 
 def temperature(text: str) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_type_hints
 
-from rustgpt.cli.options import number, path, whole_number
+from rustgpt.cli.options import Once, number, path, whole_number
 from rustgpt.config import ModelConfig, TrainConfig
 from rustgpt.errors import ConfigError
 
@@ -38,6 +38,7 @@ def add_settings(
     parser.add_argument(
         "--config",
         type=path,
+        action=Once,
         metavar="FILE",
         help="settings in TOML: tables [model] and [train] with the names of the flags below, "
         "with _ for -; flags win over the file",

@@ -114,14 +114,16 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                self._bar.close()
 
     def show(self, epoch: Epoch) -> None:
         """Show an epoch that has ended."""
         figures = f"loss {epoch.loss:.4f}, {epoch.tokens_per_second:,.0f} tokens/s"
         if self._bar is not None:
             self._bar.set_postfix_str(figures, refresh=False)
-            self._bar.update()
+            with contextlib.suppress(OSError):
+                self._bar.update()
         elif epoch.number * 10 // epoch.total > (epoch.number - 1) * 10 // epoch.total:
             left = f"{epoch.seconds_left:,.0f} s left"
             note(f"{epoch.phase}: epoch {epoch.number}/{epoch.total}, {figures}, {left}")

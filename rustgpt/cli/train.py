@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from contextlib import ExitStack
+from dataclasses import fields
 from typing import TYPE_CHECKING, Final
 
 from rustgpt.cli.chat import DEFAULT_MODEL, converse
-from rustgpt.cli.checks import check_folder, check_memory
+from rustgpt.cli.checks import (
+    SHORT_WAIT,
+    check_folder,
+    check_link,
+    check_memory,
+    check_space,
+    explained_folder,
+)  # fmt: skip
 from rustgpt.cli.interrupts import Interrupts
-from rustgpt.cli.options import add_sampling, path
+from rustgpt.cli.keeper import Keeper
+from rustgpt.cli.options import Once, add_sampling, duration, path
 from rustgpt.cli.settings import add_settings, read_settings
-from rustgpt.cli.terminal import Progress, note, say
-from rustgpt.errors import ConfigError, DataError
+from rustgpt.cli.terminal import Progress, is_terminal, note, say
+from rustgpt.config import ModelConfig, TrainConfig
+from rustgpt.errors import ConfigError, DataError, TrainingError
+from rustgpt.folder_lock import FolderLock
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from rustgpt.config import ModelConfig, TrainConfig
     from rustgpt.llm import LLM
     from rustgpt.text.dataset import Dataset
-    from rustgpt.trainer import Trainer
+    from rustgpt.trainer import Step, Trainer
 
+SAVE_EVERY: Final = 300.0  # seconds
 LANGUAGES: Final = ("en", "zh", "all")
 QUESTION: Final = "How do mountains form?"
 
@@ -35,15 +48,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             flag,
             type=path,
+            action=Once,
             metavar="FILE",
             help=f"your own {what} instead: .json (a list of texts), .csv or plain text",
         )
     group.add_argument(
         "--out",
         type=path,
+        action=Once,
         default=DEFAULT_MODEL,
         metavar="DIR",
-        help="the folder for the model; an older model there is replaced (default: %(default)s)",
+        help="the folder for the model (default: %(default)s)",
+    )
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a model that is in that folder; without, it is left alone",
+    )
+    group.add_argument(
+        "--save-every",
+        type=duration,
+        metavar="TIME",
+        help="save the model so often within a phase, such as 30s, 5m or 1h, and 0 for never; "
+        f"after each phase it is saved in any case (default: {SAVE_EVERY // 60:g}m)",
     )
     add_settings(parser)
 
@@ -60,37 +87,64 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_job(args: argparse.Namespace) -> int:
-    """Train and save a model, then talk to it."""
-    model, status = _train(args)
-    if status:
-        return status
-    say("\n=== CHAT ===\nType a prompt and press Enter; 'exit' ends the chat.")
+    """Train and save a model, unless there is one and nothing is said of training; talk to it."""
+    from rustgpt import checkpoint
+    from rustgpt.llm import LLM
+
+    if not _asks_for_training(args) and checkpoint.is_model(args.out):
+        model = LLM.load(args.out)
+        note(
+            f"rustgpt: {args.out!r} holds a model, and this is its chat; to train anew, give "
+            "--overwrite to replace it or --out for another folder"
+        )
+    else:
+        model, status = _train(args)
+        if status:
+            return status
+    if is_terminal(sys.stdin):
+        say("\n=== CHAT ===\nType a prompt and press Enter; 'exit' ends the chat.")
     return converse(
         model.chat(args.max_new_tokens, args.temperature, getattr(args, "seed", model.config.seed))
     )
 
 
+def _asks_for_training(args: argparse.Namespace) -> bool:
+    """Whether a flag was given that means something to a training alone."""
+    settings = [field.name for kind in (ModelConfig, TrainConfig) for field in fields(kind)]
+    given = [args.pretrain, args.chat, args.language, args.config, args.save_every]
+    return args.overwrite or any(map(args.__contains__, settings)) or given.count(None) < len(given)
+
+
 def _train(args: argparse.Namespace) -> tuple[LLM, int]:
     """Return the model, trained and saved, and the exit status."""
     model_config, train_config = read_settings(args)
-    check_folder(args.out)
-    dataset = _read_data(args)
-    question = _example(dataset.chat_training_data, args.chat)
-    model = _new_model(dataset, model_config, train_config)
+    check_link(args.out)
+    with ExitStack() as held:
+        folder = FolderLock(args.out, SHORT_WAIT)
+        with explained_folder(args.out):
+            held.enter_context(folder)
+        check_folder(args.out, args.overwrite)
+        dataset = _read_data(args)
+        question = _example(dataset.chat_training_data, args.chat)
+        model = _new_model(dataset, model_config, train_config)
+        check_space(args.out, model.parameters.nbytes + len(model.tokenizer.to_json().encode()))
 
-    from rustgpt.trainer import Trainer
+        from rustgpt.checkpoint import is_model
+        from rustgpt.trainer import Trainer
 
-    trainer = Trainer(model, train_config)
-    _describe(model, dataset, train_config)
-    say("\n=== BEFORE TRAINING ===")
-    _show(model, question, dataset)
-    with Interrupts(trainer.stop) as interrupts:
-        _phases(trainer, dataset, args.out)
-    say(f"\nThe model is saved in {args.out}.")
-    if not interrupts.status:
-        say("\n=== AFTER TRAINING ===")
+        trainer = Trainer(model, train_config)
+        _describe(model, dataset, train_config)
+        say("\n=== BEFORE TRAINING ===")
         _show(model, question, dataset)
-    return model, interrupts.status
+        every = SAVE_EVERY if args.save_every is None else args.save_every
+        keeper = Keeper(trainer, folder, every, replaces=is_model(args.out))
+        with Interrupts(trainer.stop) as interrupts:
+            _phases(trainer, dataset, keeper, interrupts)
+    if interrupts.status:
+        return model, interrupts.status
+    say(f"\nThe model is saved in {args.out}.\n\n=== AFTER TRAINING ===")
+    _show(model, question, dataset)
+    return model, 0
 
 
 def _read_data(args: argparse.Namespace) -> Dataset:
@@ -157,19 +211,32 @@ def _show(model: LLM, question: str, dataset: Dataset) -> None:
         if question:
             prompt, answer = question, model.chat().send(question)
         else:
-            beginning = model.tokenizer.encode(dataset.pretraining_data[0])[:3]
-            prompt = model.tokenizer.decode(beginning)
+            prompt = _beginning(model, dataset.pretraining_data[0])
             answer = model.generate(prompt)
     except DataError as error:  # the context is too short for the question
         prompt, answer = question, f"none: {error}"
     say(f"Input: {prompt}\nOutput: {answer.strip()}")
 
 
-def _phases(trainer: Trainer, dataset: Dataset, folder: str) -> None:
+def _beginning(model: LLM, text: str) -> str:
+    """Return the first words of a text; of a single word, all of it."""
+    ids = model.tokenizer.encode(text, allow_special=True)
+    end = ids.index(model.tokenizer.end_id) if model.tokenizer.end_id in ids else len(ids)
+    return model.tokenizer.decode(ids[: min(end, 3)])
+
+
+def _phases(trainer: Trainer, dataset: Dataset, keeper: Keeper, interrupts: Interrupts) -> None:
     """Train in two phases, and save after each; one without texts or epochs is left out.
 
     What there is to tell goes to standard error, which may break without the training being lost.
     """
+
+    def after_step(step: Step) -> None:
+        if interrupts.status:  # the signal may have come before there was anything to stop
+            trainer.stop()
+        keeper.after_step(step)
+
+    trainer.on_step = after_step
     config = trainer.config
     for phase, learn, texts, epochs in (
         ("pre-training", trainer.pretrain, dataset.pretraining_data, config.pretrain_epochs),
@@ -182,11 +249,26 @@ def _phases(trainer: Trainer, dataset: Dataset, folder: str) -> None:
     ):
         if not texts or not epochs:
             note(f"\n{phase}: left out, for there are no {'epochs' if texts else 'texts'}")
-        elif not trainer.stopped:
+        elif not interrupts.status:
             note(f"\n{phase}: {len(texts):,} texts, {epochs:,} epochs")
             with Progress(phase, epochs) as progress:
                 trainer.on_epoch = progress.show
-                learn(texts)
+                _learn(learn, texts, keeper)
             if trainer.split_texts:
                 note(f"rustgpt: {trainer.split_texts:,} texts longer than the context were cut")
-        trainer.model.save(folder)
+            if not interrupts.status:
+                keeper.after_phase(phase)
+    if interrupts.status and not trainer.steps:
+        note(f"rustgpt: stopped before the first step; {keeper.on_disk()}")
+        return
+    keeper.finish()
+    if interrupts.status:
+        note(f"rustgpt: stopped; {keeper.on_disk()}")
+
+
+def _learn(learn: Callable[[Sequence[str]], object], texts: Sequence[str], keeper: Keeper) -> None:
+    """Train; of a training that went wrong, say which model is good."""
+    try:
+        learn(texts)
+    except TrainingError as error:
+        raise TrainingError(f"{error}; {keeper.on_disk()}") from error

@@ -1,8 +1,8 @@
 """Owns the chat: a question in, the answer alone out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
-from rustgpt.errors import DataError
+from rustgpt.errors import DataError, TokenizerError
 from rustgpt.text.dataset import chat_prompt
 from rustgpt.text.tokenizer import WordTokenizer
 
@@ -17,14 +17,14 @@ class Chat:
     max_seq_len
         The most tokens that the model sees at once.
     generate
-        Continues a list of token ids; see `LLM.stream`.
+        Returns what follows a list of token ids; see `LLM.stream`.
     """
 
     def __init__(
         self,
         tokenizer: WordTokenizer,
         max_seq_len: int,
-        generate: Callable[[Sequence[int]], Iterator[int]],
+        generate: Callable[[Sequence[int]], Sequence[int]],
     ) -> None:
         self._tokenizer = tokenizer
         self._max_seq_len = max_seq_len
@@ -37,11 +37,15 @@ class Chat:
         ------
         DataError
             If the question leaves no room for an answer in the model's context.
+        TokenizerError
+            If it is not text.
         """
+        if not isinstance(question, str):
+            raise TokenizerError(f"a question must be text, not {type(question).__name__}")
         ids = self._tokenizer.encode(chat_prompt(question.strip()))
         if len(ids) >= self._max_seq_len:
             raise DataError(
                 f"the question has {len(ids)} tokens with its frame, but the model sees "
                 f"{self._max_seq_len} at once: ask a shorter one"
             )
-        return self._tokenizer.decode(list(self._generate(ids))).strip()
+        return self._tokenizer.decode(self._generate(ids)).strip()

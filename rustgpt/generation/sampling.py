@@ -9,15 +9,25 @@ from numpy.typing import NDArray
 from rustgpt.errors import ConfigError, RustGPTError
 
 
-def check_temperature(temperature: float) -> None:
-    """Raise ConfigError unless 0 <= temperature < infinity."""
+def check_sampling(max_new_tokens: int, temperature: float, seed: int) -> None:
+    """Raise ConfigError unless all three are in their ranges: whole numbers from 0 on, but for
+    0 <= temperature < infinity.
+    """
+    numbers: tuple[tuple[str, Any, int], ...]
+    numbers = ("max_new_tokens", max_new_tokens, 2**31), ("seed", seed, 2**63)
+    for name, value, limit in numbers:
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if not whole or not 0 <= value < limit:
+            raise ConfigError(
+                f"{name} must be a whole number from 0 to {limit - 1}, got {value!r:.60}"
+            )
     try:
         right = not isinstance(temperature, (bool, str)) and 0 <= float(temperature) < math.inf
     except (TypeError, ValueError, OverflowError):  # no number, or one that no float can hold
         right = False
     if not right:
         raise ConfigError(
-            f"temperature must be 0 (always the likeliest token) or above, got {temperature!r}"
+            f"temperature must be 0 (always the likeliest token) or above, got {temperature!r:.60}"
         )
 
 

@@ -48,10 +48,10 @@ class Embeddings(Layer):
             self.dplaces.fill(0)
 
     def forward(self, x: Indices, offsets: Indices) -> Array:  # (N,) -> (N, C)
+        self.ids, self.offsets = x, offsets
         return self._look_up(x, offsets, 0)
 
     def _look_up(self, ids: Indices, offsets: Indices, start: int) -> Array:
-        self.ids, self.offsets = ids, offsets
         out = self.buffer("out", len(ids), self.tokens.shape[1])
         ops.embedding_forward(
             ids, offsets, start, self.tokens, self.places, out, self._share

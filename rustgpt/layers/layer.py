@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -26,11 +26,11 @@ class Cache:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.length = 0
-        self._rows: dict[tuple[int, str], Array] = {}
+        self._rows: dict[tuple[object, str], Array] = {}
 
     def rows(self, layer: Layer, name: str, columns: int) -> Array:
         """Return the (S, columns) array that `layer` keeps under `name`."""
-        key = (id(layer), name)
+        key = (layer.identity, name)
         if key not in self._rows:
             self._rows[key] = np.empty((self.capacity, columns), layer.dtype)
         return self._rows[key]
@@ -64,14 +64,21 @@ class Layer:
     member: Member | None = None
     crew: Crew | None = None
     number = 0
+    _in_place: Collection[str] = ()  # the names of its parameters and gradients
+    owner: Callable[[], object] | None = None  # of a model's layer, a weak reference to the model
 
     def __init__(self, dtype: Any = np.float32) -> None:
         self.dtype = np.dtype(dtype)
         self.parameter_names: list[str] = []
+        self.identity = object()  # what a layer and its replicas have in common
+        self._role = ""
+        self._built: frozenset[str] | None = None  # the attributes that it had in a model at first
+        self._forget_memory()
+
+    def _forget_memory(self) -> None:
         self._buffers = Buffers()
         self._scratch = Buffers()
         self._of_team = SharedBuffers()  # of all replicas
-        self._role = ""
         self._gradients: Array | None = None  # of a model, the stretch that holds this layer's
 
     def forward(self, x: Array, offsets: Indices) -> Array:  # (N, C) -> (N, C)
@@ -91,12 +98,20 @@ class Layer:
     def parameter(self, name: str, value: Array) -> None:
         """Make `value` a parameter: attribute `name`, with its gradient in attribute d + `name`."""
         self.parameter_names.append(name)
-        setattr(self, name, np.ascontiguousarray(value, self.dtype))
-        setattr(self, "d" + name, np.zeros(value.shape, self.dtype))
+        self._in_place = {*self._in_place, name, "d" + name}
+        vars(self)[name] = np.ascontiguousarray(value, self.dtype)
+        vars(self)["d" + name] = np.zeros(value.shape, self.dtype)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; what is given for a parameter or a gradient is copied into it."""
+        if name in self._in_place:
+            copy_into(vars(self)[name], value, f"{type(self).__name__}.{name}")
+        else:
+            object.__setattr__(self, name, value)
 
     def children(self) -> Iterator[tuple[str, Layer]]:
         """Yield the attributes that are layers, in the order in which they were set."""
-        for name, value in vars(self).items():
+        for name, value in tuple(vars(self).items()):  # a thread may add some meanwhile
             if isinstance(value, Layer):
                 yield name, value
             elif isinstance(value, (list, tuple)) and any(isinstance(v, Layer) for v in value):
@@ -192,10 +207,11 @@ class Layer:
             here = slice(taken, taken + value.size)
             if parameters is not None:
                 parameters[here] = value.ravel()
-                setattr(self, name, parameters[here].reshape(value.shape))
-            setattr(self, "d" + name, gradients[here].reshape(value.shape))
+                vars(self)[name] = parameters[here].reshape(value.shape)
+            vars(self)["d" + name] = gradients[here].reshape(value.shape)
             taken += value.size
         self._scratch, self._role = scratch, role
+        self._built = self._built or frozenset(vars(self))
         for name, child in self.children():
             rest = None if parameters is None else parameters[taken:]
             taken += child.bind(rest, gradients[taken:], scratch, f"{role}{name}.")
@@ -223,16 +239,89 @@ class Layer:
         for _, child in self.children():
             child.use_crew(crew)
 
+    # Copies
+
     def replica(self) -> Self:
         """Return a layer with the same parameters and memory of its own, for another thread."""
-        twin = copy.copy(self)
+        twin = self._shallow()
         twin._buffers, twin._scratch = Buffers(), Buffers()
         for name in self.parameter_names:
             # Not zeros_like, which would write to memory that `bind` may soon give back.
-            setattr(twin, "d" + name, np.zeros(getattr(self, name).shape, self.dtype))
+            vars(twin)["d" + name] = np.zeros(getattr(self, name).shape, self.dtype)
         for name, child in self.children():
             setattr(twin, name, child.replica())
         return twin
+
+    def reader(self, memory: dict[object, Buffers]) -> Self:
+        """Return a layer with the same parameters for the forward passes of one caller.
+
+        Parameters
+        ----------
+        memory
+            The caller's, by what has it: layers, and the scratch memory that they share.
+        """
+        twin = self._shallow_reader(memory)
+        for name, child in self.children():
+            setattr(twin, name, child.reader(memory))
+        return twin
+
+    def _shallow_reader(self, memory: dict[object, Buffers]) -> Self:
+        twin = self._shallow()
+        own = vars(twin)
+        for name, key in (("_buffers", self.identity), ("_scratch", self._scratch)):
+            if key not in memory:
+                memory[key] = Buffers()
+            own[name] = memory[key]
+        own["bfloat16"], own["member"], own["crew"] = False, None, None
+        return twin
+
+    def _shallow(self) -> Self:
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        return twin
+
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)  # whoever shared parameters would not know of it
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs: not memory that is reused, nor gradients, nor activations."""
+        left_out = {*_MEMORY, *("d" + name for name in self.parameter_names)}
+        if self._built is not None:
+            left_out |= {
+                name
+                for name, value in vars(self).items()
+                if name not in self._built and isinstance(value, np.ndarray)
+            }
+        return {name: value for name, value in vars(self).items() if name not in left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget_memory()
+        for name in self.parameter_names:
+            vars(self)["d" + name] = np.zeros(getattr(self, name).shape, self.dtype)
+
+
+# Attributes of a layer that a copy of it has anew.
+_MEMORY = ("_buffers", "_scratch", "_of_team", "_gradients", "member", "crew", "owner")
+
+
+def copy_into(array: Array, values: Any, name: str) -> None:
+    """Copy values into the array called `name`, whose place in memory others rely on.
+
+    Raises
+    ------
+    ConfigError
+        If they are not numbers of this shape.
+    """
+    if values is array:
+        return
+    given = np.asarray(values)
+    if given.shape != array.shape or given.dtype.kind not in "fiu":
+        raise ConfigError(
+            f"{name} must be {array.dtype} of shape {array.shape}, got {given.dtype} of shape "
+            f"{given.shape}"
+        )
+    array[...] = given
 
 
 def normal(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rustgpt.backend import ops
-from rustgpt.layers.layer import Layer, normal
+from rustgpt.layers.layer import Cache, Layer, normal
 from rustgpt.layers.memory import Array, Indices
 
 # The loss is computed over as many rows as give this many logits, so that the logits of a whole
@@ -69,6 +69,12 @@ class OutputProjection(Layer):
 
     def forward(self, x: Array, offsets: Indices) -> Array:  # (N, C) -> (N, V)
         self.x = x
+        return self._logits(x)
+
+    def decode(self, x: Array, cache: Cache) -> Array:  # (n, C) -> (n, V)
+        return self._logits(x)
+
+    def _logits(self, x: Array) -> Array:
         logits = self.buffer("logits", len(x), self.vocab_size)
         ops.linear_forward(x, self.weight, self.bias, logits, self.tied, self.bfloat16)
         return logits

@@ -1,6 +1,6 @@
 """Owns the transformer block: attention and feed-forward, each with a residual sum and a norm."""
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -49,9 +49,25 @@ class TransformerBlock(Layer):
         self.feed_forward = FeedForward(C, config.hidden_dim, rng, config.activation, dtype)
         self.norm2 = LayerNorm(C, dtype=dtype)
 
-        # One flat array each, as in a model, which the kernels of a whole block ask for.
+        self._bind_alone()
+
+    def _bind_alone(self) -> None:
+        """Have one flat array each, as in a model: the kernels of a whole block ask for them."""
         P = self.n_parameters
         self.bind(aligned(P, self.dtype), aligned(P, self.dtype), self._scratch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return {name: state[name] for name in state if name not in ("_parameters", "_bound")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._bind_alone()
+
+    def reader(self, memory: dict[object, Buffers]) -> Self:
+        if self._is_standard():
+            return self._shallow_reader(memory)  # its parts only say what the kernel is to do
+        return super().reader(memory)
 
     def bind(
         self, parameters: Array | None, gradients: Array, scratch: Buffers, role: str = ""

@@ -6,14 +6,17 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, SupportsIndex
+from typing import Any, Final, SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rustgpt.errors import DataError, TokenizerError
 from rustgpt.text.units import GLUED, NEWLINE, SPACE, Spacing, cut, kinds_of
 from rustgpt.text.utf8 import Utf8Stream
 from rustgpt.text.vocab import END, END_ID, FIRST_BYTE, JOIN, PIECE, SPACE_MARK, Vocab
 
-__all__ = ["TextStream", "WordTokenizer"]
+__all__ = ["TextStream", "WordTokenizer", "token_ids"]
 
 # The space before the end token and the white space behind it belong to the notation.
 _END: Final = re.compile(rf" ?{END}\s*")
@@ -222,6 +225,28 @@ class TextStream:
             for kind in kinds_of(text):
                 self._spacing.advance(kind)
         return text
+
+
+def token_ids(ids: Sequence[int] | NDArray[Any], size: int, lowest: int = 0) -> NDArray[np.int32]:
+    """Return token ids as an array (n,), all of them from `lowest` to `size` - 1.
+
+    Raises
+    ------
+    TokenizerError
+        If they are anything else.
+    """
+    try:
+        found = np.asarray(ids)
+    except (ValueError, TypeError, OverflowError):  # lists of unequal lengths
+        found = np.empty(0, object)
+    if found.ndim == 1 and found.size == 0 and found.dtype != object:
+        return np.empty(0, np.int32)
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise TokenizerError("token ids must be a list of whole numbers of at most 64 bits")
+    for index in (found.min(), found.max()):
+        if not lowest <= index < size:
+            raise TokenizerError(f"a token id must be from {lowest} to {size - 1}, not {index}")
+    return found.astype(np.int32)
 
 
 def _shape(token: str) -> tuple[str, str, str]:

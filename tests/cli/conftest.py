@@ -23,6 +23,11 @@ DIALOGUES = [
 SMALL = ("--embedding-dim", "16", "--hidden-dim", "16", "--n-layers", "1", "--threads", "1")
 
 
+HANDLED = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
+
 class Done(NamedTuple):
     """How a run ended."""
 
@@ -37,14 +42,22 @@ def _default_ctrl_c() -> None:
 
 def start(*args: str, cwd: Path, **more: Any) -> "subprocess.Popen[bytes]":
     """Start `python -m rustgpt` as a process."""
+    return start_python("-m", "rustgpt", *args, cwd=cwd, **more)
+
+
+def start_script(script: str, *args: str, cwd: Path) -> "subprocess.Popen[bytes]":
+    """Start a script of Python as a process."""
+    return start_python("-c", script, *args, cwd=cwd)
+
+
+def start_python(*args: str, cwd: Path, **more: Any) -> "subprocess.Popen[bytes]":
     package = str(Path(rustgpt.__file__).parent.parent)
     env = {"PYTHONIOENCODING": "", "PYTHONUTF8": "1", **os.environ, **more.pop("env", {})}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [package, env.get("PYTHONPATH")]))
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     if os.name == "posix":
         more.setdefault("preexec_fn", _default_ctrl_c)
-    command = [sys.executable, "-m", "rustgpt", *args]
-    return subprocess.Popen(command, cwd=cwd, env=env, **{**streams, **more})
+    return subprocess.Popen([sys.executable, *args], cwd=cwd, env=env, **{**streams, **more})
 
 
 @pytest.fixture
@@ -75,9 +88,9 @@ def inside(
         assert "Traceback" not in done.err or "--debug" in args
         return done
 
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(number) for number in HANDLED]
     yield run
-    assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert before == [signal.getsignal(number) for number in HANDLED]
 
 
 def write_data(folder: Path) -> tuple[str, ...]:
@@ -101,6 +114,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     flags = (*write_data(folder), "--tune-epochs", "80", "--tune-rate", "0.01")
     assert main(["train", *flags, "--out", str(folder / "model")]) == 0
     return str(folder / "model")
+
+
+def replaced(flags: tuple[str, ...], name: str, value: str) -> tuple[str, ...]:
+    """Return flags of which one has another value."""
+    place = flags.index(name) + 1
+    return (*flags[:place], value, *flags[place + 1 :])
 
 
 def one_line(done: Done, status: int, *words: str) -> None:

@@ -1,4 +1,5 @@
 import os
+import sys
 
 import pytest
 
@@ -10,13 +11,32 @@ from rustgpt.errors import ConfigError
 from .conftest import one_line
 
 
-def test_new_folders_empty_folders_and_models_are_fine(tmp_path, model):
-    checks.check_folder(str(tmp_path / "new" / "deep"))
-    checks.check_folder(str(tmp_path))
-    checks.check_folder(model)
-    (tmp_path / "model.safetensors.new").touch()  # a first save was killed
-    checks.check_folder(str(tmp_path))
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.safetensors.new"]
+@pytest.mark.parametrize("name", [".DS_Store", ".gitkeep", "Thumbs.db", "model.safetensors.new"])
+def test_a_folder_with_a_hidden_file_is_empty(inside, tmp_path, small, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).touch()  # with .new: a first save was killed
+    checks.check_folder(str(tmp_path / "out"), overwrite=False)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [name]
+    assert inside("train", *small, "--out", "out").status == 0
+    rustgpt.LLM.load(tmp_path / "out")
+
+
+def test_a_model_is_looked_at_and_left_alone(model):
+    checks.check_folder(model, overwrite=True)
+    with pytest.raises(ConfigError, match="holds a model already"):
+        checks.check_folder(model, overwrite=False)
+    rustgpt.LLM.load(model)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX")
+@pytest.mark.parametrize("out", ["link", "link/model"])
+def test_a_link_to_nowhere_is_refused(inside, tmp_path, small, out):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "at-all")
+    one_line(inside("train", *small, "--out", out), 2, f"'{out}'", "--out")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "good").symlink_to(tmp_path / "there")
+    assert inside("train", *small, "--out", "good").status == 0
+    rustgpt.LLM.load(tmp_path / "there")
 
 
 def test_a_folder_with_other_things_is_refused_and_left_alone(inside, tmp_path, small):

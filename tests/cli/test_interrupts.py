@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,9 @@ def _ctrl_c_is_not_ignored():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_the_first_signal_stops_gently_and_the_third_at_once(monkeypatch, capfd, number, status):
     stops, ends = [], []
     monkeypatch.setattr(os, "_exit", ends.append)
@@ -87,6 +90,7 @@ def test_the_third_signal_ends_the_process():
     [
         ([signal.SIGINT], 130),
         ([signal.SIGTERM], 143),
+        ([signal.SIGHUP], 129),
         ([signal.SIGINT, signal.SIGINT], 130),
         ([signal.SIGTERM, signal.SIGINT], 143),
     ],
@@ -110,8 +114,29 @@ def test_a_stopped_training_is_saved(tmp_path, small, command, numbers, status):
     assert "Traceback" not in err
     assert err.count("rustgpt: stopping after this step, then saving the model") == 1
     assert "instruction tuning:" not in err
-    assert "The model is saved in rustgpt-model." in out
+    assert re.search(r"stopped; rustgpt-model holds a good model, saved (at|after) the", err)
+    assert "The model is saved" not in out
     assert "AFTER TRAINING" not in out
     assert "CHAT" not in out
     model = rustgpt.LLM.load(tmp_path / "rustgpt-model")
     assert len(model.chat().send("Who are you?")) >= 0
+
+
+def test_a_closed_terminal_does_not_lose_the_model(tmp_path, small):
+    """The terminal goes away, with everything that is connected to it."""
+    import pty
+
+    master, slave = pty.openpty()
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), slave)
+    flags = ("--pretrain-epochs", "1000000", "--save-every", "1s")
+    saved = tmp_path / "rustgpt-model" / "config.json"
+    with start("train", *small, *flags, cwd=tmp_path, start_new_session=True, **streams) as child:
+        os.close(slave)
+        while not saved.exists():
+            os.read(master, 65536)
+        early = saved.read_bytes()
+        os.close(master)
+        child.send_signal(signal.SIGHUP)
+        assert child.wait(60) == 129
+    assert saved.read_bytes() != early
+    rustgpt.LLM.load(tmp_path / "rustgpt-model")

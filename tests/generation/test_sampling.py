@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rustgpt.errors import ConfigError, RustGPTError
-from rustgpt.generation.sampling import check_temperature, sample
+from rustgpt.generation.sampling import check_sampling, sample
 
 
 class Always:
@@ -102,9 +102,18 @@ def test_scores_that_are_not_finite_are_an_error(rng, dtype, temperature, wrong)
 )
 def test_a_wrong_temperature_is_an_error(temperature):
     with pytest.raises(ConfigError, match="temperature"):
-        check_temperature(temperature)
+        check_sampling(1, temperature, 0)
+
+
+@pytest.mark.parametrize("wrong", [-1, 2.5, True, None, "3", 10**400, math.nan, np.float64(2)])
+def test_whole_numbers_are_whole_and_not_negative(wrong):
+    with pytest.raises(ConfigError, match="max_new_tokens must be a whole number from 0"):
+        check_sampling(wrong, 0.0, 0)
+    with pytest.raises(ConfigError, match="seed must be a whole number from 0"):
+        check_sampling(1, 0.0, wrong)
 
 
 @pytest.mark.parametrize("temperature", [0, 1, 0.0, 1e-30, 0.7, 1e9, np.float32(0.5)])
-def test_a_right_temperature_is_none(temperature):
-    assert check_temperature(temperature) is None
+def test_right_settings_are_none(temperature):
+    for n, seed in ((0, 0), (np.int64(3), np.uint8(4)), (2**31 - 1, 2**63 - 1)):
+        assert check_sampling(n, temperature, seed) is None

@@ -1,0 +1,96 @@
+"""Owns when a training's model is saved, and what is known of the one on disk."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from typing import TYPE_CHECKING
+
+from rustgpt.cli.terminal import note
+from rustgpt.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from rustgpt.folder_lock import FolderLock
+    from rustgpt.trainer import Step, Trainer
+
+
+class Keeper:
+    """Saves a model while it is trained.
+
+    Parameters
+    ----------
+    trainer
+        Of the model.
+    folder
+        Where to; locked by the caller.
+    every
+        Seconds from one save to the next within a phase; 0 for none.
+    replaces
+        Whether the folder holds a model that was trained before.
+    """
+
+    def __init__(
+        self, trainer: Trainer, folder: FolderLock, every: float, replaces: bool = False
+    ) -> None:
+        self._trainer = trainer
+        self._folder = folder
+        self._every = every
+        self._replaces = replaces
+        self._last = time.monotonic()
+        self._saved: int | None = None  # the step of the model on disk
+        self._when = ""
+
+    def after_step(self, step: Step) -> None:
+        """Save if it is time."""
+        if self._every and time.monotonic() - self._last >= self._every:
+            self._save_and_go_on(f"at {step.phase}, step {step.number:,} of {step.total:,}")
+
+    def after_phase(self, phase: str) -> None:
+        """Save."""
+        self._save_and_go_on(f"after the {phase}")
+
+    def _save_and_go_on(self, when: str) -> None:
+        if self._saved == self._trainer.steps:
+            return
+        if error := self._save(when):
+            note(f"rustgpt: {error}; the training goes on")
+
+    def _save(self, when: str) -> CheckpointError | None:
+        """Save; return what went wrong."""
+        self._last = time.monotonic()
+        try:
+            self._trainer.model.save(self._folder)
+        except CheckpointError as error:
+            return error
+        self._saved, self._when = self._trainer.steps, when
+        return None
+
+    def finish(self) -> None:
+        """Have the model as it is now on disk, if not in its folder then in another.
+
+        Raises
+        ------
+        CheckpointError
+            If it is not in its folder; the message says where it is.
+        """
+        if self._saved == self._trainer.steps:
+            return
+        error = self._save("at the end")
+        if error is None:
+            return
+        refuge = tempfile.mkdtemp(prefix="rustgpt-model-")
+        try:
+            self._trainer.model.save(refuge)
+        except CheckpointError:
+            os.rmdir(refuge)
+            raise CheckpointError(f"{error}; {self.on_disk()}") from None
+        raise CheckpointError(f"{error}; the trained model is in {refuge}: move it to a safe place")
+
+    def on_disk(self) -> str:
+        """Say which model is in the folder."""
+        if self._saved is not None:
+            return f"{self._folder.folder} holds a good model, saved {self._when}"
+        if self._replaces:
+            return f"{self._folder.folder} still holds the model that was there before"
+        return "no model was saved"

@@ -1,0 +1,256 @@
+"""Tests of copies of a model, and of what cannot take its parameters away unseen."""
+
+import copy
+import multiprocessing
+import pickle
+
+import numpy as np
+import pytest
+
+from rustgpt.config import TrainConfig
+from rustgpt.errors import CheckpointError, ConfigError, TokenizerError
+from rustgpt.layers.layer import Cache
+from rustgpt.layers.transformer import TransformerBlock
+from rustgpt.llm import LLM, build_layers
+from rustgpt.text.tokenizer import WordTokenizer
+from rustgpt.trainer import Trainer
+
+TEXTS = ["The sun rises in the east </s>", "Water is wet </s>", "Bees carry pollen </s>"]
+VARIANTS = {
+    "default": {},
+    "GPT-2": {"norm": "pre", "activation": "gelu", "tie_embeddings": True, "output_bias": False},
+}
+COPIES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "in a dict": lambda model: copy.deepcopy({"a": model})["a"],
+}
+
+
+@pytest.fixture(params=VARIANTS)
+def model(request, small):
+    config = small(seed=2, **VARIANTS[request.param])
+    model = LLM(config, WordTokenizer.train(TEXTS))
+    Trainer(model, TrainConfig(threads=1)).fit(TEXTS, 2, 1e-2, "before")
+    return model
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_copy_is_a_whole_model(model, name, tmp_path):
+    twin = COPIES[name](model)
+    before = model.parameters.copy()
+    np.testing.assert_array_equal(twin.parameters, before)
+    assert twin.config == model.config
+    assert twin.generate("The sun") == model.generate("The sun")
+    trained = Trainer(twin, TrainConfig(threads=1)).fit(TEXTS, 20, 1e-2, "after")
+    assert trained[-1].loss < trained[0].loss - 0.3
+    assert (twin.parameters != before).mean() > 0.5
+    twin.save(tmp_path)
+    np.testing.assert_array_equal(LLM.load(tmp_path).parameters, twin.parameters)
+    # And neither knows of the other.
+    np.testing.assert_array_equal(model.parameters, before)
+    Trainer(model, TrainConfig(threads=1)).fit(TEXTS, 20, 1e-2, "after")
+    np.testing.assert_array_equal(model.parameters, twin.parameters)  # the same bits
+
+
+def test_a_copy_has_neither_activations_nor_working_memory(model):
+    model.loss(*[np.arange(5, dtype=np.int32)] * 2, np.array([0, 5], np.int32))
+    numbers = len(pickle.dumps(model)) / model.parameters.itemsize
+    assert numbers < 1.5 * model.n_parameters + 5000
+
+
+def train_elsewhere(model, results):
+    losses = [epoch.loss for epoch in Trainer(model, TrainConfig(threads=1)).pretrain(TEXTS)]
+    results.put((losses[0], losses[-1], model.parameters.tobytes()))
+
+
+def test_a_model_in_a_spawned_process_learns(model):
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    child = context.Process(target=train_elsewhere, args=(model, results))
+    child.start()
+    first, last, parameters = results.get(timeout=120)
+    child.join()
+    assert last < first - 0.05
+    assert Trainer(model, TrainConfig(threads=1)).pretrain(TEXTS)[-1].loss == last
+    assert model.parameters.tobytes() == parameters
+
+
+def test_a_block_by_itself_can_be_copied(small, rng):
+    block, offsets = TransformerBlock(small(), np.random.default_rng(0)), np.array([0, 5], np.int32)
+    x = rng.standard_normal((5, 6)).astype(np.float32)
+    expected = block.forward(x, offsets).copy()
+    for copied in (copy.copy, copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))):
+        twin = copied(block)
+        twin.attention.qkv_weight[0] += 1
+        assert (twin.forward(x, offsets) != expected).any()  # the whole block's kernel sees it
+        np.testing.assert_array_equal(block.forward(x, offsets), expected)
+
+
+# Parameters stay where they are
+
+
+def test_parameters_can_be_set(model):
+    before, new = model.parameters, np.arange(model.n_parameters) / 1e6
+    model.parameters = new
+    assert model.parameters is before
+    np.testing.assert_array_equal(before, new.astype(np.float32))
+    model.parameters += 1
+    assert model.parameters is before
+    model.layers[1].norm1.weight = np.full(6, 3)
+    assert model.named_parameters()["layers.1.norm1.weight"].tolist() == [3] * 6
+    assert (model.parameters == 3).sum() >= 6
+    model.gradients = np.zeros(model.n_parameters)
+    assert not model.gradients.any()
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(3), np.zeros((1, 5)), ["a"], None, 5.0])
+def test_parameters_of_another_shape_are_refused(model, wrong):
+    before = model.parameters.copy()
+    for holder, name in ((model, "parameters"), (model.layers[1].norm1, "weight")):
+        with pytest.raises(ConfigError, match=f"{name} must be float32 of shape"):
+            setattr(holder, name, wrong)
+    np.testing.assert_array_equal(model.parameters, before)
+
+
+def test_layers_of_another_model_are_refused(model):
+    with pytest.raises(ConfigError, match="layer 0 is part of another model"):
+        LLM(model.config, model.tokenizer, model.layers)
+    twin = LLM(model.config, model.tokenizer, copy.deepcopy(model.layers))
+    np.testing.assert_array_equal(twin.parameters, model.parameters)
+    layers = build_layers(model.config, model.tokenizer.vocab_size)
+    LLM(model.config, model.tokenizer, layers)
+    LLM(model.config, model.tokenizer, layers)  # the first is gone
+
+
+def test_a_layer_that_was_put_in_later_is_not_saved_in_silence(model, tmp_path):
+    model.layers[1].norm1 = copy.deepcopy(model.layers[1].norm1)
+    with pytest.raises(ConfigError, match=r"layers\.1\.norm1\.weight is not among"):
+        model.save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# What leaves the model is the caller's own
+
+
+def test_what_is_given_out_is_not_written_over(model):
+    one = model.logits([1, 2, 3])
+    before = one.copy()
+    two = model.logits([4, 5, 6])
+    assert not np.shares_memory(one, two)
+    np.testing.assert_array_equal(one, before)
+    cache = Cache(12)
+    first = model.decode([1], cache)
+    before = first.copy()
+    second = model.decode([2], cache)
+    assert not np.shares_memory(first, second)
+    np.testing.assert_array_equal(first, before)
+
+
+# A user's mistakes
+
+
+@pytest.mark.parametrize("ids", [[-1], [10**6], [2**70], [1.5], [True], ["a"], [[1]], [None], 5])
+def test_ids_that_are_none_are_an_error(model, ids):
+    offsets = np.array([0, 1], np.int32)
+    for use in (
+        model.logits,
+        model.stream,
+        lambda ids: model.decode(ids, Cache(12)),
+        lambda ids: model.loss(ids, [0], offsets),
+        lambda ids: model.loss([0], ids if ids != [-1] else [-2], offsets),
+    ):
+        with pytest.raises(TokenizerError, match="token id"):
+            use(ids)
+
+
+def test_wrong_settings_are_found_at_once(model):
+    for settings in (
+        {"seed": -1},
+        {"max_new_tokens": 2.5},
+        {"temperature": -1},
+        {"seed": "x"},
+        {"max_new_tokens": None},
+    ):
+        (name,) = settings
+        for use in (
+            model.chat,
+            lambda **s: model.generate("a", **s),
+            lambda **s: model.stream([1], **s),
+        ):
+            with pytest.raises(ConfigError, match=f"{name} must be"):
+                use(**settings)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"bytes", ["a"]])
+def test_what_is_no_text_is_an_error(model, wrong):
+    with pytest.raises(TokenizerError, match="text"):
+        model.chat().send(wrong)
+    with pytest.raises(TokenizerError, match="text"):
+        model.generate(wrong)
+
+
+@pytest.mark.parametrize("folder", ["", " ", None, 5, b"bytes"])
+def test_a_folder_without_a_name_is_refused(model, folder):
+    for use in (model.save, LLM.load):
+        with pytest.raises(CheckpointError, match="folder must"):
+            use(folder)
+
+
+def test_a_question_that_just_fills_the_context(small):
+    tokenizer = WordTokenizer.train(["User: Who are you? Assistant: me </s>"])
+    length = len(tokenizer.encode("User: Who are you? Assistant:"))
+    roomy, full = (
+        LLM(small(max_seq_len=n), tokenizer).chat(max_new_tokens=3) for n in (length + 1, length)
+    )
+    assert isinstance(roomy.send("Who are you?"), str)
+    with pytest.raises(Exception, match=f"the question has {length} tokens"):
+        full.send("Who are you?")
+
+
+# A tokenizer of one's own
+
+
+class Signs:
+    """A tokenizer of single characters, of a user's own."""
+
+    def __init__(self, signs):
+        self.signs, self.end_id, self.vocab_size = signs, 0, len(signs)
+
+    def encode(self, text, allow_special=False):
+        return [self.signs.index(sign) for sign in text if sign in self.signs]
+
+    def decode(self, ids, skip_special=True, *, after=()):
+        return "".join(self.signs[i] for i in ids)
+
+    def to_json(self):
+        return f'{{"format": "signs", "signs": "{self.signs}"}}'
+
+    @classmethod
+    def from_json(cls, text):
+        return cls(text.split('"')[-2])
+
+
+def test_a_tokenizer_of_ones_own_comes_back(small, tmp_path):
+    model = LLM(small(), Signs(".abcdef"))
+    Trainer(model, TrainConfig(threads=1)).fit(["abc.", "fed."], 3, 1e-2, "test")
+    model.save(tmp_path)
+    again = LLM.load(tmp_path, tokenizer=Signs)
+    assert again.generate("ab", 5) == model.generate("ab", 5)
+    with pytest.raises(CheckpointError) as caught:
+        LLM.load(tmp_path)
+    for part in ("tokenizer.json", 'of the format "signs"', "LLM.load(folder, tokenizer=Class)"):
+        assert part in str(caught.value)
+
+
+def test_a_tokenizer_that_cannot_read_its_file(small, tmp_path):
+    LLM(small(), WordTokenizer.train(TEXTS)).save(tmp_path)
+
+    class Broken(Signs):
+        @classmethod
+        def from_json(cls, text):
+            raise KeyError("signs")
+
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read by Broken"):
+        LLM.load(tmp_path, tokenizer=Broken)

@@ -1,0 +1,186 @@
+"""Tests of one model in several threads, and of what generation does to the process."""
+
+import itertools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info
+
+from rustgpt.config import TrainConfig
+from rustgpt.layers.layer import Cache
+from rustgpt.llm import LLM
+from rustgpt.optim.adam import Adam
+from rustgpt.text.tokenizer import WordTokenizer
+from rustgpt.trainer import Trainer
+from rustgpt.workers import Workers
+
+TEXTS = ["the sun rises.", "water is wet.", "a cat naps.", "ants dig.", "no.", "rain falls."]
+
+
+@pytest.fixture
+def model(letters, small):
+    return LLM(small(embedding_dim=12, max_seq_len=16, n_layers=2, seed=3), letters)
+
+
+def config_of(**changes):
+    return TrainConfig(**{"batch_size": 3, "threads": 1, "seed": 1} | changes)
+
+
+def test_answers_are_the_same_in_any_number_of_threads(backend, model):
+    prompts = ["the s", "water", "", "zz", "rain falls on a cat", "no"]
+    work = [(prompt, seed) for prompt in prompts for seed in range(4)] * 10
+
+    def answer(job):
+        prompt, seed = job
+        return model.generate(prompt, 12, 1.0, seed), model.logits([1 + seed, 2, 3]).tobytes()
+
+    expected = [answer(job) for job in work]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(answer, work)) == expected
+
+
+def test_caches_of_several_threads_are_apart(model):
+    def read(seed):
+        ids = np.random.default_rng(seed).integers(1, 28, 12).tolist()
+        cache = Cache(16)
+        return [model.decode([token], cache).tobytes() for token in ids]
+
+    expected = [read(seed) for seed in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(read, range(40))) == expected
+
+
+def test_interleaved_streams_are_apart(model):
+    prompts = [[1, 2], [9], [20, 21, 22]]
+    expected = [list(model.stream(prompt, 10, 1.0, seed=7)) for prompt in prompts]
+    streams = [model.stream(prompt, 10, 1.0, seed=7) for prompt in prompts]
+    found = [[], [], []]
+    for tokens in itertools.zip_longest(*streams):
+        for made, token in zip(found, tokens, strict=True):
+            made += [] if token is None else [token]
+    assert found == expected
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_generation_beside_a_training_sees_the_weights_between_two_steps(
+    model, monkeypatch, threads
+):
+    """And the training comes out as it does alone."""
+    original, ids = Adam.update, [1, 5, 9]
+    monkeypatch.setattr("rustgpt.workers.TOKENS_AT_LEAST", 1)
+
+    def in_two_parts(self, gradients, rate, factor, part, crew=None):
+        middle = (part.start + part.stop) // 2
+        original(self, gradients, rate, factor, slice(part.start, middle), crew)
+        time.sleep(0.001)
+        original(self, gradients, rate, factor, slice(middle, part.stop), crew)
+
+    monkeypatch.setattr(Adam, "update", in_two_parts)
+    alone = LLM(model.config, model.tokenizer)
+    states = [alone.logits(ids).tobytes()]
+    Trainer(alone, config_of(threads=threads), on_step=lambda _: states.append(
+        alone.logits(ids).tobytes())
+    ).fit(TEXTS, 20, 1e-2, "test")  # fmt: skip
+    seen, failed, end = set(), [], threading.Event()
+
+    def use():
+        try:
+            while not end.is_set():
+                seen.add(model.logits(ids).tobytes())
+                model.generate("the", 3)
+        except BaseException as error:
+            failed.append(error)
+
+    users = [threading.Thread(target=use) for _ in range(2)]
+    for user in users:
+        user.start()
+    try:
+        Trainer(model, config_of(threads=threads)).fit(TEXTS, 20, 1e-2, "test")
+    finally:
+        end.set()
+        for user in users:
+            user.join()
+    assert not failed
+    assert len(seen) > 3
+    assert seen <= set(states)
+    np.testing.assert_array_equal(model.parameters, alone.parameters)
+
+
+def test_saving_beside_a_training_waits_for_the_end_of_a_step(small, tmp_path, monkeypatch):
+    model, states = LLM(small(), WordTokenizer.train(TEXTS)), []
+    trainer = Trainer(model, config_of())
+    original = Adam.update
+
+    def save_meanwhile(self, *given):
+        saving.start()
+        time.sleep(0.05)
+        original(self, *given)
+        states.append(model.parameters.tobytes())
+        trainer.stop()
+
+    saving = threading.Thread(target=model.save, args=(tmp_path,))
+    monkeypatch.setattr(Adam, "update", save_meanwhile)
+    trainer.fit(TEXTS, 1, 1e-2, "test")
+    saving.join()
+    monkeypatch.undo()
+    assert [LLM.load(tmp_path).parameters.tobytes()] == states
+
+
+def test_a_sample_within_a_bfloat16_training_is_made_in_float32(model, switch_backend):
+    switch_backend("reference")
+    before = model.logits([1, 2, 3])
+    with Workers(model, config_of(precision="bfloat16")):
+        np.testing.assert_array_equal(model.logits([1, 2, 3]), before)
+
+
+# BLAS
+
+
+def blas_threads():
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+@pytest.fixture
+def two_blas_threads():
+    """Let BLAS have two threads, whatever the machine has."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(2, user_api="blas"):
+        yield
+
+
+@pytest.mark.usefixtures("two_blas_threads")
+def test_a_stream_limits_blas_only_while_it_makes_a_token(model, monkeypatch):
+    model.generate("a", 1)  # the kernels are loaded
+    within, before = [], blas_threads()
+    assert set(before) == {2}
+    original = LLM._decode
+
+    def spy(self, *given):
+        within.append(set(blas_threads()))
+        return original(self, *given)
+
+    monkeypatch.setattr(LLM, "_decode", spy)
+    one, two = model.stream([1], 5, 1.0), model.stream([2], 5, 1.0)
+    next(one)
+    next(two)
+    assert blas_threads() == before
+    one.close()
+    assert blas_threads() == before
+    next(two)
+    del one, two
+    assert blas_threads() == before
+    assert within == [{1}] * 3
+
+
+@pytest.mark.usefixtures("two_blas_threads")
+def test_blas_goes_back_whoever_leaves_last(model):
+    model.generate("a", 1)
+    before = blas_threads()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda seed: model.generate("the", 10, 1.0, seed), range(100)))
+        assert blas_threads() == before  # while the threads are still alive
+    assert blas_threads() == before
