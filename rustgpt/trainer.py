@@ -147,7 +147,7 @@ class Trainer:
             If `epochs` or `rate` is out of range, or the layers were changed behind the model's
             back.
         DataError
-            If the texts are no list of strings, or none has two tokens.
+            If there is one text and no list of texts, or none has two tokens.
         TrainingError
             If the loss or the gradient is not finite; the step that gave it is not applied, but
             those before it have led there. Or if the model is being trained already.
@@ -196,8 +196,6 @@ class Trainer:
         self.split_texts = self.skipped_texts = 0
         rows = []
         for text in texts:
-            if not isinstance(text, str):
-                raise DataError(f"a text to learn must be a string, not {type(text).__name__}")
             ids = np.array(self.model.tokenizer.encode(text, allow_special=True), np.int32)
             self.split_texts += len(ids) > longest + 1
             self.skipped_texts += len(ids) < 2
