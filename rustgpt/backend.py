@@ -4,13 +4,16 @@ Layers call `ops.linear_forward(...)` and never see Cython. The choice is made w
 first needed, so that importing the package loads neither.
 """
 
+from __future__ import annotations
+
 import functools
 import inspect
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, ClassVar, get_args, get_origin
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +27,17 @@ class Ops:
     """The kernels of the chosen backend, as attributes."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or "backend" in self.__dict__:
-            raise AttributeError(f"there is no kernel called {name!r}")
-        use_backend(os.environ.get("RUSTGPT_BACKEND") or "cython")
-        return getattr(self, name)
+        if not name.startswith("__"):
+            with _loading:
+                if "backend" not in self.__dict__:
+                    use_backend(os.environ.get("RUSTGPT_BACKEND") or "cython")
+            if name in self.__dict__:  # perhaps another thread has just loaded it
+                return self.__dict__[name]
+        raise AttributeError(f"there is no kernel called {name!r}")
 
 
 ops = Ops()
+_loading = threading.RLock()  # whoever loads kernels is alone
 
 
 def use_backend(name: str) -> None:
@@ -43,16 +50,18 @@ def use_backend(name: str) -> None:
     ConfigError
         If `name` is neither, or the compiled kernels are not built.
     """
-    if name == "cython":
-        found = explained_kernels()
-    elif name == "reference":
-        from rustgpt.reference import kernels
+    with _loading:
+        if name == "cython":
+            found = explained_kernels()
+        elif name == "reference":
+            from rustgpt.reference import kernels
 
-        found = kernels()
-    else:
-        raise ConfigError(f"there is no backend {name!r}: choose one of {', '.join(BACKENDS)}")
-    ops.__dict__.clear()
-    ops.__dict__.update(found, backend=name)
+            found = kernels()
+        else:
+            raise ConfigError(f"there is no backend {name!r}: choose one of {', '.join(BACKENDS)}")
+        ops.__dict__.update(found, backend=name)
+        for other in ops.__dict__.keys() - found.keys() - {"backend"}:
+            del ops.__dict__[other]
 
 
 def backend_name() -> str:
@@ -185,54 +194,58 @@ def _wrong_array(
 
 
 class _OneThread:
-    """Keeps every BLAS of the process on one thread while anybody is within it.
+    """Keeps every BLAS of the process on one thread, in a `with`.
 
-    The first who comes limits, the last who leaves restores, whichever threads they are.
+    Of all that are entered at the same time, the first limits and the last restores, whichever
+    threads they are in. One that was torn away before its end, by Ctrl-C, counts no more.
     """
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._libraries: list[Any] | None = None
-        self._step_down: list[Callable[..., object]] = []
-        self._before: list[int] = []  # threads of each library
-        self._within = 0
+    _lock = threading.RLock()  # a weak reference may die at any moment
+    _entered: ClassVar[weakref.WeakSet[_OneThread]] = weakref.WeakSet()
+    _libraries: list[Any] | None = None
+    _step_down: tuple[Callable[..., object], ...] = ()
+    _before: tuple[int, ...] = ()  # threads of each library, while there is a limit
 
     def __enter__(self) -> None:
-        with self._lock:
-            if self._within == 0:
-                libraries = self._found()
-                self._before = [library.num_threads for library in libraries]
-                self._set([1] * len(libraries))
-            self._within += 1
+        kind = _OneThread
+        with kind._lock:
+            if not kind._before:
+                libraries = kind._found()
+                kind._before = tuple(library.num_threads for library in libraries)
+                kind._set((1,) * len(libraries))
+            kind._entered.add(self)
 
     def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._within -= 1
-            if self._within == 0:
-                self._set(self._before)
+        kind = _OneThread
+        with kind._lock:
+            kind._entered.discard(self)
+            if kind._before and not kind._entered:
+                before, kind._before = kind._before, ()
+                kind._set(before)
 
-    def _found(self) -> list[Any]:
+    def __del__(self) -> None:
+        self.__exit__()
+
+    @classmethod
+    def _found(cls) -> list[Any]:
         """Return what controls each BLAS that is loaded when this is first needed."""
-        if self._libraries is None:
+        if cls._libraries is None:
             backend_name()  # loads SciPy's
             from threadpoolctl import ThreadpoolController
 
-            found = ThreadpoolController().select(user_api="blas")
-            self._libraries = list(found.lib_controllers)
+            cls._libraries = list(ThreadpoolController().select(user_api="blas").lib_controllers)
             # From 3.7 on it listens to one thread alone, unless that one steps down.
-            kinds = {type(library) for library in self._libraries}
-            names = [getattr(kind, "clear_controlling_thread", None) for kind in kinds]
-            self._step_down = [function for function in names if function]
-        return self._libraries
+            kinds = {type(library) for library in cls._libraries}
+            functions = (getattr(kind, "clear_controlling_thread", None) for kind in kinds)
+            cls._step_down = tuple(function for function in functions if function)
+        return cls._libraries
 
-    def _set(self, threads: list[int]) -> None:
-        for library, n in zip(self._found(), threads, strict=True):
+    @classmethod
+    def _set(cls, threads: tuple[int, ...]) -> None:
+        for library, n in zip(cls._found(), threads, strict=True):
             library.set_num_threads(n)
-        for step_down in self._step_down:
+        for step_down in cls._step_down:
             step_down(force=True)
-
-
-_one_thread = _OneThread()
 
 
 def single_threaded_blas() -> AbstractContextManager[None]:
@@ -241,4 +254,4 @@ def single_threaded_blas() -> AbstractContextManager[None]:
     Two OpenBLAS pools (NumPy's and SciPy's) beside our workers fight for the cores and make small
     products many times slower. Any number of threads may be within at once.
     """
-    return _one_thread
+    return _OneThread()

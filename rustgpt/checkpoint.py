@@ -18,7 +18,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from itertools import chain
@@ -34,7 +34,7 @@ from rustgpt.folder_lock import FolderLock
 from rustgpt.text.tokenizer import WordTokenizer
 from rustgpt.text.vocab import FORMAT as TOKENIZER_FORMAT
 
-__all__ = ["Saved", "is_model", "load", "save"]
+__all__ = ["Saved", "is_model", "load", "locked", "save"]
 
 FORMAT: Final = "rustgpt"
 VERSION: Final = 1
@@ -45,6 +45,25 @@ PAYLOADS: Final = (WEIGHTS, TOKENIZER)
 NEW: Final = ".new"
 LARGEST_JSON: Final = 2**26  # bytes
 CODES: Final = {"float32": "F32", "float64": "F64"}  # what safetensors calls them
+
+
+@contextmanager
+def locked(folder: str | os.PathLike[str]) -> Iterator[FolderLock]:
+    """Have a folder for oneself: make it where there is none, and lock it unless that is done.
+
+    Raises
+    ------
+    CheckpointError
+        If it has no name, cannot be made, or another process keeps it.
+    """
+    path = _named(folder)
+    with ExitStack() as held:
+        with _explained(f"cannot save a model in {path}"):
+            if path.exists() and not path.is_dir():
+                raise CheckpointError(f"cannot save a model in {path}: it is a file, no folder")
+            if not isinstance(folder, FolderLock) or not folder.is_held():
+                folder = held.enter_context(FolderLock(path))
+        yield folder
 
 
 def save(
@@ -69,12 +88,8 @@ def save(
         If it cannot be written, another process keeps the folder, or a parameter is NaN or
         infinite: `load` would refuse the model. The message says which model is on disk.
     """
-    path = _named(folder)
-    with _explained(f"cannot save a model in {path}"):
-        if path.exists() and not path.is_dir():
-            raise CheckpointError(f"cannot save a model in {path}: it is a file, no folder")
-        with nullcontext() if isinstance(folder, FolderLock) else FolderLock(path):
-            _save(path, config, tensors, tokenizer)
+    with locked(folder) as held:
+        _save(held.folder, config, tensors, tokenizer)
 
 
 def _save(
@@ -192,8 +207,9 @@ class Saved:
         try:
             return kind.from_json(self.tokenizer_json.decode())
         except Exception as error:  # whatever somebody else's code raises
+            name = getattr(kind, "__name__", type(kind).__name__)
             raise CheckpointError(
-                f"{path} cannot be read by {kind.__name__}.from_json: {_reason(error)}"
+                f"{path} cannot be read by {name}.from_json: {_reason(error)}"
             ) from error
 
     def _of_another_kind(self) -> str:
@@ -270,6 +286,10 @@ def _write_new(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], tokenizer: str
 ) -> None:
     """Write all three files under their new names."""
+    if len(tokenizer.encode()) > LARGEST_JSON:
+        raise CheckpointError(
+            f"cannot save a model in {folder}: its tokenizer has more than {LARGEST_JSON:,} bytes"
+        )
     files = {
         WEIGHTS: _write(folder / (WEIGHTS + NEW), _safetensors(tensors)),
         TOKENIZER: _write(folder / (TOKENIZER + NEW), [tokenizer.encode()]),

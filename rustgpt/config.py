@@ -50,7 +50,10 @@ class _Config:
         if isinstance(value, bool) or not isinstance(value, accepted):
             raise ConfigError(f"{name} must be of type {kind.__name__}, got {value!r:.60}")
         if type(value) is not int:  # which may be one that no float can hold
-            value = kind(value)
+            try:
+                value = kind(value)
+            except OverflowError:  # a fraction that no float can hold
+                value = math.inf
             object.__setattr__(self, name, value)
         too_large = type(value) is int and abs(value) >= 2**63
         inside = lowest <= value <= highest and not value >= below < math.inf  # NaN fails too
@@ -71,7 +74,7 @@ class _Config:
 
     def _choose(self, name: str, choices: tuple[str, ...]) -> None:
         value = getattr(self, name)
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 

@@ -26,7 +26,7 @@ PATIENCE: Final = 10.0  # seconds that a save waits for another one
 LOOK_EVERY: Final = 0.005  # seconds
 LONGEST_NOTE: Final = 200  # bytes
 # What is written to the file goes into no other that a link may name.
-FLAGS: Final = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0)
 
 
 class FolderLock(os.PathLike[str]):
@@ -55,6 +55,7 @@ class FolderLock(os.PathLike[str]):
         self.folder = Path(folder)
         self.patience = patience
         self._file = -1  # descriptor
+        self._held = False
         self._made: list[Path] = []  # the deepest first
 
     def __fspath__(self) -> str:
@@ -73,22 +74,41 @@ class FolderLock(os.PathLike[str]):
     def __exit__(self, *_: object) -> None:
         self._release()
 
+    def is_held(self) -> bool:
+        """Tell whether the folder is this owner's now: it may have been removed meanwhile."""
+        return self._held and self._is_at_its_path()
+
     def _acquire(self) -> None:
         until = time.monotonic() + self.patience
         while True:
-            self._make_folder()
-            with suppress(FileNotFoundError):  # another owner has just removed the folder
-                self._file = os.open(self._path, FLAGS, 0o666)
-                if _lock(self._file) and self._is_at_its_path():
+            gone: FileNotFoundError | None = None
+            try:
+                if self._try():
                     return
-                owner = _read_note(self._file)
-                self._close()
-                if time.monotonic() >= until:
-                    raise CheckpointError(
-                        f"{self.folder} is in use by {owner}: wait until it ends, or choose "
-                        "another folder"
-                    )
+            except FileNotFoundError as error:  # another owner may just have removed the folder
+                gone = error
+            if time.monotonic() >= until:
+                raise gone or CheckpointError(
+                    f"{self.folder} is in use by {_read_note(self._file)}: wait until it ends, or "
+                    "choose another folder"
+                )
+            self._close()
             time.sleep(LOOK_EVERY)
+
+    def _try(self) -> bool:
+        """Lock the folder, unless another owner has it."""
+        self._make_folder()
+        self._file = self._open()
+        self._held = _lock(self._file) and self._is_at_its_path()
+        return self._held
+
+    def _open(self) -> int:
+        try:
+            return os.open(self._path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
+        except PermissionError:
+            if not self._path.exists():
+                raise
+            return os.open(self._path, os.O_RDONLY | NO_LINK)  # another user's: it can be locked
 
     @property
     def _path(self) -> Path:
@@ -122,12 +142,9 @@ class FolderLock(os.PathLike[str]):
             os.write(self._file, text.encode("utf-8", "replace")[:LONGEST_NOTE])
 
     def _release(self) -> None:
-        if self._file < 0:
-            self._remove_folders()
-            return
         try:
             with suppress(OSError):  # Windows removes no open file
-                if self._is_at_its_path():
+                if self.is_held():
                     self._path.unlink()
             self._remove_folders()
         finally:
@@ -140,9 +157,9 @@ class FolderLock(os.PathLike[str]):
         self._made = []
 
     def _close(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)  # which also gives up the lock
-        self._file = -1
+        file, self._file, self._held = self._file, -1, False
+        if file >= 0:
+            os.close(file)  # which also gives up the lock
 
 
 def _lock(file: int) -> bool:

@@ -95,7 +95,7 @@ def gradcheck(
     Raises
     ------
     ConfigError
-        If the layer is not in float64, or `x` does not fit `lengths`.
+        If the layer is not in float64, `x` does not fit `lengths`, or `seed` is wrong.
 
     Examples
     --------
@@ -108,6 +108,8 @@ def gradcheck(
         raise ConfigError(
             f"gradcheck needs a layer in float64, got {layer.dtype}: build it with dtype=np.float64"
         )
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ConfigError(f"seed must be a whole number from 0 on, got {seed!r:.60}")
     rng = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     if x is None:

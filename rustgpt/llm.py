@@ -6,7 +6,7 @@ import copy
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ import numpy as np
 from rustgpt import checkpoint
 from rustgpt.backend import check_bfloat16, single_threaded_blas
 from rustgpt.config import ModelConfig
-from rustgpt.errors import CheckpointError, ConfigError, DataError
+from rustgpt.errors import CheckpointError, ConfigError, DataError, TrainingError
 from rustgpt.generation.chat import Chat
 from rustgpt.generation.decoding import generate_ids
 from rustgpt.generation.sampling import check_sampling
@@ -26,10 +26,11 @@ from rustgpt.layers.memory import Array, Buffers, Indices, aligned
 from rustgpt.layers.output_projection import OutputProjection
 from rustgpt.layers.team import Member
 from rustgpt.layers.transformer import TransformerBlock
-from rustgpt.read_write_lock import ReadWriteLock
+from rustgpt.reader import Reader
 from rustgpt.reference.share import Crew
 from rustgpt.text.dataset import Dataset
 from rustgpt.text.tokenizer import WordTokenizer, token_ids
+from rustgpt.weights_lock import WeightsLock
 
 IDLE: Final = 8  # calls whose working memory is kept for the next ones
 
@@ -116,8 +117,8 @@ class LLM:
         self._parameters = aligned(size, np.dtype(self.config.dtype))
         self._gradients = aligned(size, self._parameters.dtype)
         self._member: Member | None = None
-        self.weights_lock = ReadWriteLock()  # a training writes between two of its steps
-        self.training_lock = threading.Lock()  # held by the one that trains the model
+        self.weights_lock = WeightsLock()
+        self._trained_by: Callable[[], object] = _nobody  # a weak reference
         self._idle: list[dict[object, Buffers]] = []  # working memory of calls that have ended
         self._bind(self._parameters)
         for layer in self.layers:
@@ -154,7 +155,8 @@ class LLM:
 
     @parameters.setter
     def parameters(self, values: Array) -> None:
-        copy_into(self._parameters, values, "parameters")
+        with self.weights_lock.writing():
+            copy_into(self._parameters, values, "parameters")
 
     @property
     def gradients(self) -> Array:
@@ -173,6 +175,26 @@ class LLM:
                     "the model was there: make another model of the layers"
                 )
 
+    def begin_training(self, by: object) -> None:
+        """Let nobody else train the model until `end_training`, or the death of `by`.
+
+        Raises
+        ------
+        TrainingError
+            If it is being trained already.
+        """
+        with _one_by_one:
+            if self._trained_by() is not None:
+                raise TrainingError(
+                    "this model is being trained already: wait until that has ended, or train a "
+                    "copy"
+                )
+            self._trained_by = weakref.ref(by)
+
+    def end_training(self) -> None:
+        """Let the next one train the model."""
+        self._trained_by = _nobody
+
     # Copies
 
     def __copy__(self) -> LLM:
@@ -181,23 +203,17 @@ class LLM:
     def __deepcopy__(self, memo: dict[int, Any]) -> LLM:
         twin = object.__new__(type(self))
         memo[id(self)] = twin
-        state = self.__getstate__()
-        layers = state.pop("layers")
-        twin.__setstate__({**copy.deepcopy(state, memo), "layers": layers})
+        with self.weights_lock.alone:
+            twin.__setstate__(copy.deepcopy(self._state(), memo))
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = (
-            "_parameters",
-            "_gradients",
-            "_member",
-            "weights_lock",
-            "training_lock",
-            "_idle",
-        )
-        state = {name: value for name, value in vars(self).items() if name not in left_out}
-        with self.weights_lock:
-            return {**state, "layers": copy.deepcopy(self.layers)}
+        with self.weights_lock.alone:
+            # Copied here and now. A layer may know its model, which is written but once.
+            return {**self._state(), "layers": copy.deepcopy(self.layers, {id(self): self})}
+
+    def _state(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in _MEMORY}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -239,35 +255,30 @@ class LLM:
         """
         if gradients is None:
             gradients = aligned(self.parameters.size, self.parameters.dtype)
-        twin = self._with([layer.replica() for layer in self.layers])
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self), layers=[layer.replica() for layer in self.layers])
         twin._gradients = gradients
         twin._bind(None)
         twin.use_crew(None)
         return twin
 
-    def _with(self, layers: list[Layer]) -> LLM:
-        """Return this model with the same parameters in other layers."""
-        twin = object.__new__(type(self))
-        vars(twin).update(vars(self), layers=layers)
-        return twin
-
     @contextmanager
-    def _reader(self) -> Iterator[LLM]:
-        """Yield a model with the same parameters whose forward passes are one caller's alone."""
+    def _reader(self) -> Iterator[Reader]:
+        """Yield what makes one caller's forward passes."""
         try:
             memory = self._idle.pop()
         except IndexError:
             memory = {}
         try:
-            yield self._with([layer.reader(memory) for layer in self.layers])
+            yield Reader(self.layers, self.weights_lock, memory)
         finally:
             if len(self._idle) < IDLE:
                 self._idle.append(memory)
 
     def use_bfloat16(self, use: bool) -> None:
-        """Let the linear layers' products round their factors to bfloat16, or not.
+        """Let the linear layers' products round their factors to bfloat16 in a training, or not.
 
-        A training with precision "bfloat16" does so while it lasts.
+        Whatever else uses the model meanwhile, to generate say, does not.
 
         Raises
         ------
@@ -331,10 +342,8 @@ class LLM:
         ids = token_ids(ids, self.tokenizer.vocab_size)
         if not 0 < len(ids) <= self.max_seq_len:
             raise DataError(f"a text must have 1 to {self.max_seq_len} tokens, got {len(ids)}")
-        offsets = np.array([0, len(ids)], np.int32)
-        with self._reader() as reader, self.weights_lock:
-            x = reader._hidden(ids, offsets)
-            return reader._output.forward(x, offsets).copy()
+        with self._reader() as reader:
+            return reader.logits(ids).copy()
 
     def loss(self, ids: Indices, targets: Indices, offsets: Indices) -> float:
         """Return the sum of the cross-entropies (in nats) of the targets that are not -1.
@@ -353,9 +362,8 @@ class LLM:
         """
         ids = token_ids(ids, self.tokenizer.vocab_size)
         targets = token_ids(targets, self.tokenizer.vocab_size, lowest=-1)
-        with self._reader() as reader, self.weights_lock:
-            losses = reader._output.losses(reader._hidden(ids, offsets), targets)
-            return float(losses.sum(dtype=np.float64))
+        with self._reader() as reader:
+            return float(reader.losses(ids, targets, offsets).sum(dtype=np.float64))
 
     def begin_gradients(self) -> None:
         """Forget the gradients: the next ones are written over them.
@@ -393,16 +401,7 @@ class LLM:
         if not 0 < len(ids) <= room:
             raise DataError(f"there is room for 1 to {room} more tokens, got {len(ids)}")
         with self._reader() as reader:
-            return reader._decode(ids, cache).copy()
-
-    def _decode(self, ids: Sequence[int] | Indices, cache: Cache) -> Array:  # (n,) -> (V,)
-        x: Array = np.array(ids, np.int32)
-        with self.weights_lock:
-            for layer in self.layers[:-1]:
-                x = layer.decode(x, cache)
-            cache.length += len(ids)
-            last: Array = self._output.decode(x[-1:], cache)[0]
-        return last
+            return reader.decode(ids, cache).copy()
 
     # Text
 
@@ -420,20 +419,32 @@ class LLM:
         ConfigError, TokenizerError
             At once, if a setting is out of range or an id is not in the vocabulary.
         """
-        check_sampling(max_new_tokens, temperature, seed)
-        ids = token_ids(prompt, self.tokenizer.vocab_size).tolist() or [self.tokenizer.end_id]
-        return self._stream(ids, max_new_tokens, temperature, seed)
+        return self._stream(prompt, max_new_tokens, temperature, seed, waits=True)
 
     def _stream(
-        self, ids: list[int], max_new_tokens: int, temperature: float, seed: int
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        waits: bool,
+    ) -> Iterator[int]:
+        check_sampling(max_new_tokens, temperature, seed)
+        ids = token_ids(prompt, self.tokenizer.vocab_size).tolist() or [self.tokenizer.end_id]
+        return self._tokens(ids, max_new_tokens, temperature, seed, waits)
+
+    def _tokens(
+        self, ids: list[int], max_new_tokens: int, temperature: float, seed: int, waits: bool
     ) -> Iterator[int]:
         with self._reader() as reader:
+            one_thread = single_threaded_blas()
 
-            def decode(fresh: Sequence[int], cache: Cache) -> Array:
-                with single_threaded_blas():  # not while whoever reads the stream does other things
-                    return reader._decode(fresh, cache)
+            def limited(fresh: Sequence[int], cache: Cache) -> Array:
+                with one_thread:  # not while whoever reads the stream does other things
+                    return reader.decode(fresh, cache)
 
             end_id = self.tokenizer.end_id
+            decode = limited if waits else reader.decode
             yield from generate_ids(
                 decode, self.max_seq_len, ids, max_new_tokens, end_id, temperature, seed
             )
@@ -471,7 +482,7 @@ class LLM:
     ) -> list[int]:
         """Return all that `stream` yields."""
         with single_threaded_blas():
-            return list(self.stream(ids, max_new_tokens, temperature, seed))
+            return list(self._stream(ids, max_new_tokens, temperature, seed, waits=False))
 
     def chat(self, max_new_tokens: int = 60, temperature: float = 0.0, seed: int = 0) -> Chat:
         """Return a chat whose `send` asks a question and returns the answer alone.
@@ -499,10 +510,10 @@ class LLM:
             A path, or a `FolderLock` that the caller has entered.
         """
         self.check_parameters()
-        with self.weights_lock:
-            checkpoint.save(
-                folder, self.config.to_dict(), self.named_parameters(), self.tokenizer.to_json()
-            )
+        tokenizer = self.tokenizer.to_json()
+        # The folder first: others shall not wait for the weights while this waits for it.
+        with checkpoint.locked(folder) as held, self.weights_lock.alone:
+            checkpoint.save(held, self.config.to_dict(), self.named_parameters(), tokenizer)
 
     @classmethod
     def load(
@@ -542,9 +553,15 @@ class LLM:
         return model
 
 
+def _nobody() -> None:
+    """Stand for a weak reference to nothing."""
+
+
+_one_by_one = threading.Lock()
+
 # Attributes of a model that a copy of it has anew.
 _MEMORY: Final = (
-    "_parameters", "_gradients", "_member", "weights_lock", "training_lock", "_idle",
+    "_parameters", "_gradients", "_member", "weights_lock", "_trained_by", "_idle",
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -152,10 +153,17 @@ class Trainer:
             If the loss or the gradient is not finite; the step that gave it is not applied, but
             those before it have led there. Or if the model is being trained already.
         """
-        self.stopped = False
         _check_run(epochs, rate)
         self.model.check_parameters()
-        rows = self._rows(texts)
+        run = _Run()
+        self.model.begin_training(run)
+        try:
+            self.stopped = False
+            return self._run(self._rows(texts), epochs, rate, phase)
+        finally:
+            self.model.end_training()
+
+    def _run(self, rows: list[Indices], epochs: int, rate: float, phase: str) -> list[Epoch]:
         done: list[Epoch] = []
         config = self.config
         rng = np.random.default_rng((config.seed, len(self.epochs)))
@@ -207,12 +215,17 @@ class Trainer:
         return rows
 
 
+class _Run:
+    """A training that runs."""
+
+
 def _check_run(epochs: Any, rate: Any) -> None:
     """Raise ConfigError unless epochs is a whole number, and rate a finite one, from 0 on."""
     whole = isinstance(epochs, (int, np.integer)) and not isinstance(epochs, bool)
     if not whole or epochs < 0:
         raise ConfigError(f"epochs must be a whole number from 0 on, got {epochs!r:.60}")
-    if not isinstance(rate, (int, float, np.floating)) or not 0 <= rate < math.inf:
+    number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
+    if not number or not 0 <= rate < math.inf:
         raise ConfigError(f"the learning rate must be a number from 0 on, got {rate!r:.60}")
 
 

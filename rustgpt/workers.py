@@ -250,10 +250,6 @@ class Workers:
         self._helpers: list[_Helper] = []
 
     def __enter__(self) -> Workers:
-        if not self.models[0].training_lock.acquire(blocking=False):
-            raise TrainingError(
-                "this model is being trained already: wait until that has ended, or train a copy"
-            )
         for model in self.models:
             model.use_bfloat16(self.bfloat16)
         try:
@@ -272,7 +268,6 @@ class Workers:
             self.models[0].use_bfloat16(False)
             if self._crew:
                 self._crew.__exit__()
-            self.models[0].training_lock.release()
 
     def step(self, batch: list[Indices], rate: float, where: str) -> tuple[float, float]:
         """Make one step; return the sum of the losses, and the norm of their mean's gradient."""
@@ -298,33 +293,25 @@ class Workers:
             self.models[0].use_crew(crew)
             self._in_use = crew
         self.adam.begin_step()
-        weights, writing = self.models[0].weights_lock, False
 
-        def make(i: int) -> None:
-            nonlocal writing
+        def differentiate(i: int) -> None:
             losses[i] = self._differentiate(i, team, work[i], scale)
             team.barrier.wait()
             squares[i] = self._sum_gradients(i, n, crew)
-            if i == 0:  # from the next meeting on all threads write
-                weights.begin_writing()
-                writing = True
-            team.barrier.wait()
-            norm, factor = clip_factor(sum(squares), self.max_norm)
-            if math.isfinite(sum(losses)) and math.isfinite(norm):
-                self.adam.update(self.models[0].gradients, rate, factor, self._part(i, n), crew)
 
-        try:
-            self._each(make, team)
-        finally:
-            if writing:
-                weights.end_writing()
-        loss, (norm, _) = sum(losses), clip_factor(sum(squares), self.max_norm)
+        def update(i: int) -> None:
+            self.adam.update(self.models[0].gradients, rate, factor, self._part(i, n), crew)
+
+        self._each(differentiate, team)
+        loss, (norm, factor) = sum(losses), clip_factor(sum(squares), self.max_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(
                 f"training diverged at {where}: the loss is {loss * scale:g}, the gradient's norm "
                 f"{norm:g}; this step was not applied, but those before it have led here, so the "
                 "model as it is now is of no use: try a smaller learning rate"
             )
+        with self.models[0].weights_lock.writing():
+            self._each(update, team)
         return loss, norm
 
     def _team(self, n: int) -> Team:

@@ -677,6 +677,14 @@ def test_a_model_with_nan_is_not_saved(model):
     assert snapshot(model) == before
 
 
+def test_a_tokenizer_too_large_to_be_loaded_is_not_saved(model, monkeypatch):
+    before = snapshot(model)
+    monkeypatch.setattr(checkpoint, "LARGEST_JSON", 10_000)
+    with pytest.raises(CheckpointError, match="its tokenizer has more than 10,000 bytes"):
+        checkpoint.save(model, TINY.to_dict(), {}, " " * 10_001)
+    assert snapshot(model) == before
+
+
 def test_the_folder_is_a_file(tmp_path):
     (tmp_path / "file").write_text("precious")
     with pytest.raises(CheckpointError, match=r"file: it is a file"):

@@ -128,3 +128,15 @@ def test_who_has_the_folder_saves_into_it(tmp_path):
             checkpoint.save(lock, ModelConfig(seed=3).to_dict(), tensors, WORDS[3].to_json())
             assert read(tmp_path / "model") == 3
     assert read(tmp_path / "model") == 3
+
+
+def test_a_lock_that_is_not_held_is_taken(tmp_path):
+    """One that was never entered, or whose folder is another one now."""
+    tensors, config = {"a": np.full(SIZE, 3, np.float32)}, ModelConfig(seed=3).to_dict()
+    lock = FolderLock(tmp_path / "model")
+    checkpoint.save(lock, config, tensors, WORDS[3].to_json())
+    with lock:
+        (tmp_path / "model").rename(tmp_path / "old")
+        checkpoint.save(lock, config, tensors, WORDS[3].to_json())
+        assert not (tmp_path / "model" / ".lock").exists()
+        assert read(tmp_path / "model") == read(tmp_path / "old") == 3

@@ -136,3 +136,63 @@ def test_a_child_does_not_keep_its_parents_lock(tmp_path):
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_who_gives_up_waiting_leaves_the_owner_its_file(tmp_path, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with FolderLock(tmp_path):
+        monkeypatch.setattr("rustgpt.folder_lock._read_note", interrupted)
+        with pytest.raises(KeyboardInterrupt), FolderLock(tmp_path, 0):
+            pass
+        monkeypatch.undo()
+        with pytest.raises(CheckpointError), FolderLock(tmp_path, 0.02):
+            pass
+
+
+@posix
+def test_where_no_file_can_be_made_it_does_not_wait_for_ever():
+    with pytest.raises(OSError, match="No such file"), FolderLock("/proc", 0.05):
+        pass
+
+
+def test_one_that_is_not_entered_is_not_held(tmp_path):
+    lock = FolderLock(tmp_path / "a")
+    assert not lock.is_held()
+    with lock:
+        assert lock.is_held()
+        (tmp_path / "a").rename(tmp_path / "b")
+        assert not lock.is_held()
+    assert not lock.is_held()
+
+
+@posix
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
+def test_what_another_users_killed_process_left_keeps_nobody_out(tmp_path):
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o777)
+    with FolderLock(tmp_path):
+        (tmp_path / LOCK_FILE).chmod(0o644)
+        child = os.fork()
+        if child == 0:  # another user
+            status = 1
+            try:
+                os.setuid(65534)
+                FolderLock(tmp_path, 0.02).__enter__()
+            except CheckpointError as error:
+                status = 0 if f"process {os.getppid()} on" in str(error) else 2
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    (tmp_path / LOCK_FILE).touch(0o644)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.setuid(65534)
+            FolderLock(tmp_path, 0).__enter__()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -88,7 +88,81 @@ def test_a_block_by_itself_can_be_copied(small, rng):
         np.testing.assert_array_equal(block.forward(x, offsets), expected)
 
 
+class Scaled(TransformerBlock):
+    """A block of a user's own, with a parameter and a constant."""
+
+    def __init__(self, config, rng):
+        super().__init__(config, rng)
+        self.parameter("scale", np.full(config.embedding_dim, 2.0))
+        self.mask = np.linspace(0, 1, config.embedding_dim, dtype=np.float32)
+
+    def forward(self, x, offsets):
+        self.h = super().forward(x, offsets)
+        return self.h * self.scale * self.mask
+
+    def backward(self, dout):
+        self.dscale += (dout * self.h * self.mask).sum(axis=0)
+        return super().backward(dout * self.scale * self.mask)
+
+
+def with_own_block(small):
+    config, tokenizer = small(), WordTokenizer.train(TEXTS)
+    layers = build_layers(config, tokenizer.vocab_size)
+    layers[1] = Scaled(config, np.random.default_rng(0))
+    return LLM(config, tokenizer, layers)
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_layers_of_ones_own_are_copied_with_all_that_is_theirs(small, name):
+    model = with_own_block(small)
+    Trainer(model, TrainConfig(threads=1)).fit(TEXTS, 2, 1e-2, "before")
+    model.layers[1].note = np.array([7])  # set later
+    twin = COPIES[name](model)
+    np.testing.assert_array_equal(twin.logits([1, 2]), model.logits([1, 2]))
+    assert twin.layers[1].note.tolist() == [7]
+    for one in (model, twin):
+        Trainer(one, TrainConfig(threads=1)).fit(TEXTS, 3, 1e-2, "after")
+    np.testing.assert_array_equal(twin.parameters, model.parameters)
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_layer_may_know_its_model(model, name):
+    model.layers[1].model = model
+    twin = COPIES[name](model)
+    assert twin.layers[1].model is twin
+    np.testing.assert_array_equal(twin.parameters, model.parameters)
+
+
+def test_what_is_copied_together_belongs_together(model):
+    twin, layer = copy.deepcopy((model, model.layers[1]))
+    assert layer is twin.layers[1]
+
+
+def test_a_copied_cache_goes_on(model):
+    cache = Cache(12)
+    for token in (1, 2, 3):
+        model.decode([token], cache)
+    twin, other = copy.deepcopy(cache), copy.deepcopy(model)
+    expected = model.decode([4], cache)
+    np.testing.assert_array_equal(model.decode([4], twin), expected)
+    twin, other = copy.deepcopy((cache, model))
+    np.testing.assert_array_equal(other.decode([5], twin), model.decode([5], cache))
+
+
+def test_a_cache_of_another_model_is_refused(model, small):
+    cache = Cache(12)
+    LLM(small(n_layers=0), model.tokenizer).decode([1, 2], cache)
+    with pytest.raises(ConfigError, match="belongs to another model"):
+        model.decode([3], cache)
+
+
 # Parameters stay where they are
+
+
+def test_a_tied_table_cannot_be_untied(small):
+    model = LLM(small(tie_embeddings=True), WordTokenizer.train(TEXTS))
+    model.layers[-1].weight = model.layers[-1].weight * 2
+    assert model.layers[-1].weight is model.layers[0].tokens
 
 
 def test_parameters_can_be_set(model):

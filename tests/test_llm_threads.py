@@ -1,18 +1,27 @@
 """Tests of one model in several threads, and of what generation does to the process."""
 
+import copy
 import itertools
+import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
+import rustgpt
+from rustgpt.backend import single_threaded_blas
 from rustgpt.config import TrainConfig
+from rustgpt.folder_lock import FolderLock
 from rustgpt.layers.layer import Cache
 from rustgpt.llm import LLM
 from rustgpt.optim.adam import Adam
+from rustgpt.reader import Reader
 from rustgpt.text.tokenizer import WordTokenizer
 from rustgpt.trainer import Trainer
 from rustgpt.workers import Workers
@@ -109,6 +118,82 @@ def test_generation_beside_a_training_sees_the_weights_between_two_steps(
     np.testing.assert_array_equal(model.parameters, alone.parameters)
 
 
+def test_setting_the_parameters_is_one_change(model):
+    ids = [1, 5, 9]
+    values = [model.parameters.copy(), model.parameters * 0.5]
+    expected = []
+    for value in values:
+        model.parameters = value
+        expected.append(model.logits(ids).tobytes())
+    end, seen = threading.Event(), set()
+
+    def read():
+        while not end.is_set():
+            seen.add(model.logits(ids).tobytes())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for value in values * 2000:
+        model.parameters = value
+    end.set()
+    reader.join()
+    assert seen <= set(expected)
+
+
+def test_who_waits_for_a_folder_keeps_nobody_from_the_weights(small, tmp_path):
+    model = LLM(small(), WordTokenizer.train(TEXTS))
+    with FolderLock(tmp_path):
+        saving = threading.Thread(target=model.save, args=(tmp_path,))
+        saving.start()
+        while saving.is_alive() and not model.weights_lock.alone.locked():
+            Trainer(model, config_of()).fit(TEXTS, 1, 1e-2, "test")
+            model.generate("a", 2)
+            break
+        assert not model.weights_lock.alone.locked()
+    saving.join()
+    LLM.load(tmp_path)
+
+
+def test_a_copy_beside_a_training_that_starts(letters, small):
+    for _ in range(30):
+        model = LLM(small(), letters)
+        training = threading.Thread(
+            target=Trainer(model, config_of()).fit, args=(TEXTS, 1, 1e-2, "a")
+        )
+        training.start()
+        assert copy.deepcopy(model).n_parameters == model.n_parameters
+        training.join()
+
+
+FIRST_USE = """
+import threading, numpy as np, rustgpt
+from rustgpt.layers.layer import Cache
+model = rustgpt.LLM(rustgpt.ModelConfig(n_layers=1), rustgpt.WordTokenizer.train(["a b c"]))
+together, failed = threading.Barrier(8), []
+def use():
+    together.wait()
+    try:
+        model.logits([1, 2, 3])
+        rustgpt.ops.relu_forward
+    except BaseException as error:
+        failed.append(repr(error))
+threads = [threading.Thread(target=use) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(failed)
+"""
+
+
+def test_the_first_use_may_be_by_several_threads_at_once():
+    path = os.pathsep.join([*sys.path, str(Path(rustgpt.__file__).parents[1])])
+    for _ in range(4):
+        done = subprocess.run(
+            [sys.executable, "-c", FIRST_USE], capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONPATH": path},
+        )  # fmt: skip
+        assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
 def test_saving_beside_a_training_waits_for_the_end_of_a_step(small, tmp_path, monkeypatch):
     model, states = LLM(small(), WordTokenizer.train(TEXTS)), []
     trainer = Trainer(model, config_of())
@@ -157,13 +242,13 @@ def test_a_stream_limits_blas_only_while_it_makes_a_token(model, monkeypatch):
     model.generate("a", 1)  # the kernels are loaded
     within, before = [], blas_threads()
     assert set(before) == {2}
-    original = LLM._decode
+    original = Reader.decode
 
     def spy(self, *given):
         within.append(set(blas_threads()))
         return original(self, *given)
 
-    monkeypatch.setattr(LLM, "_decode", spy)
+    monkeypatch.setattr(Reader, "decode", spy)
     one, two = model.stream([1], 5, 1.0), model.stream([2], 5, 1.0)
     next(one)
     next(two)
@@ -183,4 +268,16 @@ def test_blas_goes_back_whoever_leaves_last(model):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda seed: model.generate("the", 10, 1.0, seed), range(100)))
         assert blas_threads() == before  # while the threads are still alive
+    assert blas_threads() == before
+
+
+@pytest.mark.usefixtures("two_blas_threads")
+def test_who_was_torn_away_before_its_end_limits_blas_no_more():
+    before = blas_threads()
+    with single_threaded_blas():
+        torn = single_threaded_blas()
+        torn.__enter__()
+        assert set(blas_threads()) == {1}
+    assert set(blas_threads()) == {1}
+    del torn  # as when Ctrl-C comes just before `__exit__`
     assert blas_threads() == before

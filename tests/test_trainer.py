@@ -416,7 +416,7 @@ def test_what_is_no_text_is_an_error(small):
 @pytest.mark.parametrize(
     ("epochs", "rate", "name"),
     [(-1, 1e-2, "epochs"), (2.5, 1e-2, "epochs"), (True, 1e-2, "epochs"), (1, -1e-2, "rate"),
-     (1, math.nan, "rate"), (1, math.inf, "rate"), (1, "1", "rate")],
+     (1, math.nan, "rate"), (1, math.inf, "rate"), (1, "1", "rate"), (1, True, "rate")],
 )  # fmt: skip
 def test_a_wrong_run_is_refused(model_of, epochs, rate, name):
     with pytest.raises(ConfigError, match=name):
@@ -434,6 +434,26 @@ def test_one_training_at_a_time(model_of):
     fit(model, 2, on_epoch=again)
     assert len(refused) == 2
     fit(model, 1)  # and afterwards it may be
+
+
+def test_a_training_that_is_refused_does_not_undo_a_stop(model_of):
+    def stop_and_try_again(_):
+        trainer.stop()
+        with pytest.raises(TrainingError, match="is being trained already"):
+            trainer.fit(TEXTS, 1, 1e-2, "test")
+
+    trainer = Trainer(model_of(), config_of(), on_step=stop_and_try_again)
+    assert trainer.fit(TEXTS, 3, 1e-2, "test") == []
+    assert trainer.steps == 1
+
+
+def test_a_training_that_cannot_begin_keeps_nobody_out(model_of, monkeypatch):
+    model = model_of()
+    with monkeypatch.context() as patched:
+        patched.setattr("rustgpt.workers.Workers.__enter__", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fit(model, 1)
+    fit(model, 1)
 
 
 def test_layers_that_were_put_in_later_are_refused(model_of):

@@ -6,6 +6,7 @@ rows, but some columns of a product and some heads of attention.
 """
 from cpython.object cimport PyObject
 
+from rustgpt._ext.checks cimport check_aligned, index_address
 from rustgpt._ext.barrier cimport Barrier, Gates, wait_at
 from rustgpt._ext.crew cimport Crew, is_at_hand
 
@@ -35,10 +36,13 @@ cdef inline Py_ssize_t begin_of(
 
 cdef inline const int[::1] edges_of(object share) except *:
     """Return where the rows of each thread begin and end; None without a share."""
+    cdef const int[::1] edges
     try:
-        return None if share is None else share.edges
+        edges = None if share is None else share.edges
     except (AttributeError, TypeError, ValueError) as error:
         raise TypeError(f"share must be a rustgpt.reference.share.Share: {error}") from None
+    check_aligned(0, 1, index_address(edges))
+    return edges
 
 
 cdef inline Share part_of(const Share* s, Py_ssize_t index) noexcept nogil:

@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         0 if all went well, 1 if the data, a model or the run failed, 2 if the command or a setting
-        is wrong, 130 after Ctrl-C, 143 after SIGTERM in a training.
+        is wrong, 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP in a training.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:

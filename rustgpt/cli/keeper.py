@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import tempfile
 import time
 from typing import TYPE_CHECKING
@@ -58,11 +58,12 @@ class Keeper:
 
     def _save(self, when: str) -> CheckpointError | None:
         """Save; return what went wrong."""
-        self._last = time.monotonic()
         try:
             self._trainer.model.save(self._folder)
         except CheckpointError as error:
             return error
+        finally:  # not before: a save that takes long shall not be all that is done
+            self._last = time.monotonic()
         self._saved, self._when = self._trainer.steps, when
         return None
 
@@ -79,11 +80,12 @@ class Keeper:
         error = self._save("at the end")
         if error is None:
             return
-        refuge = tempfile.mkdtemp(prefix="rustgpt-model-")
+        refuge = ""
         try:
+            refuge = tempfile.mkdtemp(prefix="rustgpt-model-")
             self._trainer.model.save(refuge)
-        except CheckpointError:
-            os.rmdir(refuge)
+        except (CheckpointError, OSError):
+            shutil.rmtree(refuge, ignore_errors=True)
             raise CheckpointError(f"{error}; {self.on_disk()}") from None
         raise CheckpointError(f"{error}; the trained model is in {refuge}: move it to a safe place")
 

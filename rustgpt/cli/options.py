@@ -77,7 +77,6 @@ OTHER_NAMES: Final = {
     "warmup": ("warmup-steps",),
     "num-threads": ("threads",),
     "workers": ("threads",),
-    "dtype": ("precision",),
     "output": ("out",),
     "output-dir": ("out",),
     "data": ("pretrain", "chat"),

@@ -272,3 +272,7 @@ def _learn(learn: Callable[[Sequence[str]], object], texts: Sequence[str], keepe
         learn(texts)
     except TrainingError as error:
         raise TrainingError(f"{error}; {keeper.on_disk()}") from error
+    except Exception:  # no memory for a larger batch, say: what was learned is not lost
+        keeper.finish()
+        note(f"rustgpt: {keeper.on_disk()}")
+        raise

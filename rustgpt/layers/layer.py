@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from rustgpt.errors import ConfigError
-from rustgpt.layers.memory import Array, Buffers, Indices
+from rustgpt.layers.memory import Array, Buffers, Indices, is_reused
 from rustgpt.layers.team import Member, SharedBuffers
 from rustgpt.reference.share import Crew, Share
 
@@ -26,12 +26,17 @@ class Cache:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.length = 0
-        self._rows: dict[tuple[object, str], Array] = {}
+        self._rows: dict[tuple[int, str, str], Array] = {}
 
     def rows(self, layer: Layer, name: str, columns: int) -> Array:
         """Return the (S, columns) array that `layer` keeps under `name`."""
-        key = (layer.identity, name)
+        key = (*layer.place(), name)
         if key not in self._rows:
+            if self.length:
+                raise ConfigError(
+                    f"this cache holds nothing of {type(layer).__name__}'s {name}, but "
+                    f"{self.length} tokens: it belongs to another model"
+                )
             self._rows[key] = np.empty((self.capacity, columns), layer.dtype)
         return self._rows[key]
 
@@ -57,22 +62,20 @@ class Layer:
     crew : Crew or None
         Threads that help in the layer's kernels; what they compute does not depend on it.
     number : int
-        Which of a model's layers it is, from 0.
+        Which of a model's layers it is, or is part of, from 0; -1 outside of a model.
     """
 
     bfloat16 = False
     member: Member | None = None
     crew: Crew | None = None
-    number = 0
+    number = -1
     _in_place: Collection[str] = ()  # the names of its parameters and gradients
     owner: Callable[[], object] | None = None  # of a model's layer, a weak reference to the model
 
     def __init__(self, dtype: Any = np.float32) -> None:
         self.dtype = np.dtype(dtype)
         self.parameter_names: list[str] = []
-        self.identity = object()  # what a layer and its replicas have in common
         self._role = ""
-        self._built: frozenset[str] | None = None  # the attributes that it had in a model at first
         self._forget_memory()
 
     def _forget_memory(self) -> None:
@@ -170,6 +173,10 @@ class Layer:
         """This thread's share of a batch, as the kernels take it; None if it is alone."""
         return self.member.share if self.member else None
 
+    def place(self) -> tuple[int, str]:
+        """Return where in its model the layer is, which replicas and copies have in common."""
+        return (self.number, self._role) if self.number >= 0 else (-1, f"{id(self)}")
+
     def describe(self) -> str:
         """Return one line for people: what the layer is, and its sizes."""
         return type(self).__name__
@@ -211,8 +218,8 @@ class Layer:
             vars(self)["d" + name] = gradients[here].reshape(value.shape)
             taken += value.size
         self._scratch, self._role = scratch, role
-        self._built = self._built or frozenset(vars(self))
         for name, child in self.children():
+            child.number = self.number
             rest = None if parameters is None else parameters[taken:]
             taken += child.bind(rest, gradients[taken:], scratch, f"{role}{name}.")
         self._gradients = gradients[:taken]
@@ -268,7 +275,7 @@ class Layer:
     def _shallow_reader(self, memory: dict[object, Buffers]) -> Self:
         twin = self._shallow()
         own = vars(twin)
-        for name, key in (("_buffers", self.identity), ("_scratch", self._scratch)):
+        for name, key in (("_buffers", self.place()), ("_scratch", self._scratch)):
             if key not in memory:
                 memory[key] = Buffers()
             own[name] = memory[key]
@@ -286,13 +293,8 @@ class Layer:
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs: not memory that is reused, nor gradients, nor activations."""
         left_out = {*_MEMORY, *("d" + name for name in self.parameter_names)}
-        if self._built is not None:
-            left_out |= {
-                name
-                for name, value in vars(self).items()
-                if name not in self._built and isinstance(value, np.ndarray)
-            }
-        return {name: value for name, value in vars(self).items() if name not in left_out}
+        own = dict(vars(self))  # a thread may add some meanwhile
+        return {k: v for k, v in own.items() if k not in left_out and not is_reused(v)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

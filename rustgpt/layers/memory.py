@@ -31,6 +31,19 @@ def aligned(size: int, dtype: np.dtype[Any]) -> Array:
     return raw[first : first + size * dtype.itemsize].view(dtype)
 
 
+class _Reused(np.ndarray[Any, Any]):
+    """Memory that is written over again and again: what lies there need not be copied."""
+
+
+def is_reused(value: object) -> bool:
+    """Tell whether an array lies in memory of `Buffers`."""
+    while isinstance(value, np.ndarray):
+        if isinstance(value, _Reused):
+            return True
+        value = value.base
+    return False
+
+
 # Views that a layer remembers, so that asking again for one costs a look-up only.
 VIEWS = 256
 
@@ -52,7 +65,8 @@ class Buffers:
         if name not in self._flat or self._flat[name].size < size:
             self._views = {key: view for key, view in self._views.items() if key[0] != name}
             self._flat.pop(name, None)  # freed before the larger one is taken
-            self._flat[name] = aligned(size, dtype)
+            # The outer view is a plain array, which NumPy handles faster.
+            self._flat[name] = aligned(size, dtype).view(_Reused).view(np.ndarray)
         if len(self._views) >= VIEWS:  # batches have ever new numbers of rows
             self._views.clear()
         view = self._flat[name][:size].reshape(shape)

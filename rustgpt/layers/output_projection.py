@@ -56,7 +56,14 @@ class OutputProjection(Layer):
 
     def tie(self, table: Array, dtable: Array) -> None:
         """Use the embedding table (V, C) as the weight, and add to its gradient."""
-        self.weight, self.dweight = table, dtable
+        vars(self).update(weight=table, dweight=dtable)
+        self._in_place = {*self._in_place, "weight", "dweight"}
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if self.tied:  # the copy's model gives it its table
+            state = {name: state[name] for name in state if name not in ("weight", "dweight")}
+        return state
 
     def begin_gradients(self) -> None:
         self._overwrite = self.overwrites()

@@ -8,6 +8,7 @@ from collections import namedtuple
 import pytest
 
 import rustgpt
+import rustgpt.workers
 from rustgpt.cli import train
 from rustgpt.text.dataset import Dataset
 
@@ -320,6 +321,37 @@ def test_a_model_that_cannot_be_saved_at_the_end_goes_elsewhere(inside, small, m
     assert rustgpt.LLM.load(found[1]).config.embedding_dim == 16
     monkeypatch.setattr(rustgpt.LLM, "save", lambda self, folder: full(self, None))
     done = inside("train", *small, "--out", "other")
+    assert done.status == 1
+    assert done.err.splitlines()[-1] == "rustgpt: error: no space left; no model was saved"
+
+
+def test_what_was_learned_is_not_lost_with_the_memory(inside, small, monkeypatch, tmp_path):
+    original, calls = rustgpt.workers.Workers.step, []
+
+    def step(self, *given):
+        calls.append(given)
+        if len(calls) == 4:
+            raise MemoryError
+        return original(self, *given)
+
+    monkeypatch.setattr("rustgpt.workers.Workers.step", step)
+    done = inside("train", *small, "--batch-size", "1")
+    assert done.status == 1
+    assert "rustgpt-model holds a good model, saved at the end" in done.err
+    assert "there is not enough memory" in done.err.splitlines()[-1]
+    rustgpt.LLM.load(tmp_path / "rustgpt-model")
+
+
+def test_where_there_is_no_refuge_the_reason_is_told(inside, small, monkeypatch):
+    def full(*_, **__):
+        raise rustgpt.CheckpointError("no space left")
+
+    def nowhere(**_):
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(rustgpt.LLM, "save", full)
+    monkeypatch.setattr("rustgpt.cli.keeper.tempfile.mkdtemp", nowhere)
+    done = inside("train", *small)
     assert done.status == 1
     assert done.err.splitlines()[-1] == "rustgpt: error: no space left; no model was saved"
 
