@@ -133,7 +133,7 @@ def _explanation(
     The types are those of the twin in `rustgpt.reference`.
     """
     from rustgpt.reference import kernels
-    from rustgpt.reference.share import Crew, Share
+    from rustgpt.reference.share import Share
 
     twin = inspect.signature(kernels()[name])
     try:
@@ -147,13 +147,6 @@ def _explanation(
         kind = get_args(kind)[0] if optional else kind
         if kind is Share:
             continue  # its errors say so themselves
-        if kind is Crew:
-            if value is not None and type(value).__name__ != "Crew":
-                return TypeError(
-                    f"{name}: {argument} must be a rustgpt._ext.crew.Crew, "
-                    f"got {type(value).__name__}"
-                )
-            continue
         if get_origin(kind) is not Annotated:
             if not isinstance(value, (int, float, np.integer, np.floating, np.bool_)):
                 return TypeError(f"{name}: {argument} must be a number, got {type(value).__name__}")

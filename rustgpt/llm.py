@@ -27,7 +27,6 @@ from rustgpt.layers.output_projection import OutputProjection
 from rustgpt.layers.team import Member
 from rustgpt.layers.transformer import TransformerBlock
 from rustgpt.reader import Reader
-from rustgpt.reference.share import Crew
 from rustgpt.text.dataset import Dataset
 from rustgpt.text.tokenizer import WordTokenizer, token_ids
 from rustgpt.weights_lock import WeightsLock
@@ -259,7 +258,6 @@ class LLM:
         vars(twin).update(vars(self), layers=[layer.replica() for layer in self.layers])
         twin._gradients = gradients
         twin._bind(None)
-        twin.use_crew(None)
         return twin
 
     @contextmanager
@@ -300,11 +298,6 @@ class LLM:
             for layer in self.layers:
                 layer.join(member)
             self._member = member
-
-    def use_crew(self, crew: Crew | None) -> None:
-        """Let a crew help in the kernels, or none any more; see `rustgpt.layers.team`."""
-        for layer in self.layers:
-            layer.use_crew(crew)
 
     def describe(self) -> str:
         """Return the layers with their sizes, for people."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +16,10 @@ from rustgpt.backend import ops
 from rustgpt.config import TrainConfig
 from rustgpt.errors import TrainingError
 from rustgpt.layers.memory import Indices
-from rustgpt.layers.team import Member, Team, barrier, crew_of
+from rustgpt.layers.team import Member, Team, barrier
 from rustgpt.llm import LLM
 from rustgpt.optim.adam import Adam
 from rustgpt.optim.clipping import clip_factor
-from rustgpt.reference.share import Crew
 
 # Rows go through the model in pieces of at least so many tokens, in all threads together; but in
 # each of at least so many. Smaller ones would slow the matrix products; larger ones leave the cache
@@ -36,9 +34,6 @@ TOKENS_AT_LEAST = 64
 # activations alone. Smaller models' threads have buffers of their own, which the caches hold: to
 # add them up is cheaper than to read the rows of others out of other cores' caches.
 SHARED_FROM = 2**23
-
-# Threads of a crew at most, which helps in the kernels of a step that is too small to be divided.
-CREW = 2
 
 # A thread may have so many times its equal part of the rows; otherwise texts are divided.
 UNEVEN = 1.1
@@ -141,7 +136,7 @@ class _Helper:
 
     def __init__(self) -> None:
         self.at_work = False
-        self._barrier = barrier(2, breaks=True)  # where work begins and where it ends
+        self._barrier = barrier(2)  # where work begins and where it ends
         self._work: Callable[[], None] | None = None
         self._thread = threading.Thread(target=self._run, name="rustgpt", daemon=True)
         self._thread.start()
@@ -175,50 +170,6 @@ class _Helper:
             self._barrier.wait()
 
 
-class Trials:
-    """Which of two ways to make a step takes less time, tried out again and again.
-
-    The second way is that with a crew. Where other programs want the processors too, whoever waits
-    for another thread in the middle of a kernel waits long: then the first way is the faster one.
-    """
-
-    TIMED = 16  # steps of the first way that are timed, after as many in which caches settle
-    KEPT = 1024  # steps of the second way, until the first is timed again
-    PATIENCE = 16  # how much the second may lose before it ends, in steps of the first
-    RESTED = (128, 16384)  # steps of the first after that, then twice as many each time
-
-    def __init__(self) -> None:
-        self.second = False  # which way the next step is to go
-        self._left = 2 * self.TIMED  # steps until the other way's turn
-        self._seconds, self._tokens = 0.0, 0  # of the first way's timed steps
-        self._lost = 0.0  # seconds that the second way took more than the first, of late
-        self._rest = self.RESTED[0]
-
-    def took(self, seconds: float, tokens: int) -> None:
-        """Take note of the step that was made, and choose the way of the next."""
-        self._left -= 1
-        if not self.second:
-            if self._left < self.TIMED:
-                self._seconds += seconds
-                self._tokens += tokens
-            if self._left == 0:
-                self._turn(second=True, steps=self.KEPT)
-            return
-        expected = self._seconds / self._tokens * tokens
-        self._lost = max(0.0, self._lost + seconds - expected)
-        if self._lost > self.PATIENCE * self._seconds / self.TIMED or 0 == self._left < self._lost:
-            self._turn(second=False, steps=self._rest)
-            self._rest = min(2 * self._rest, self.RESTED[1])
-        elif self._left == 0:
-            self._turn(second=False, steps=2 * self.TIMED)
-            self._rest = self.RESTED[0]
-
-    def _turn(self, second: bool, steps: int) -> None:
-        self.second, self._left, self._lost = second, steps, 0.0
-        if not second:
-            self._seconds, self._tokens = 0.0, 0
-
-
 class Workers:
     """A few threads, each with a replica of the model, that make one step together.
 
@@ -227,7 +178,7 @@ class Workers:
     order. Then each updates one part of the parameters. So they meet a few times a step, and the
     same seed and number of threads give the same bits.
 
-    A step of too few tokens to be divided is one thread's, which a crew may help.
+    A step of too few tokens to be divided is one thread's.
     """
 
     def __init__(self, model: LLM, config: TrainConfig, texts: int | None = None) -> None:
@@ -242,21 +193,12 @@ class Workers:
             model.parameters, config.beta1, config.beta2, config.epsilon, config.weight_decay,
             matrices(model),
         )  # fmt: skip
-        n = min(CREW, config.threads or available_threads())
-        self._crew = crew_of(n) if n > 1 and not self.bfloat16 else None
-        self._in_use: Crew | None = None  # by the model
-        self._trials = Trials()
         self._teams: dict[int, Team] = {}
         self._helpers: list[_Helper] = []
 
     def __enter__(self) -> Workers:
         for model in self.models:
             model.use_bfloat16(self.bfloat16)
-        try:
-            if self._crew:
-                self._crew.__enter__()
-        except RuntimeError:  # no thread can be started; a small step does not need one
-            self._crew = None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -264,10 +206,7 @@ class Workers:
             for helper in self._helpers:
                 helper.stop()
         finally:
-            self.models[0].use_crew(None)
             self.models[0].use_bfloat16(False)
-            if self._crew:
-                self._crew.__exit__()
 
     def step(self, batch: list[Indices], rate: float, where: str) -> tuple[float, float]:
         """Make one step; return the sum of the losses, and the norm of their mean's gradient."""
@@ -275,32 +214,18 @@ class Workers:
         n = max(1, min(self.threads, tokens // TOKENS_AT_LEAST))
         if not self.in_team:
             n = min(n, len(batch))
-        if n > 1 or not self._crew:
-            return self._step(batch, n, None, rate, where)
-        began = time.perf_counter()
-        done = self._step(batch, 1, self._crew if self._trials.second else None, rate, where)
-        self._trials.took(time.perf_counter() - began, tokens)
-        return done
-
-    def _step(
-        self, batch: list[Indices], n: int, crew: Crew | None, rate: float, where: str
-    ) -> tuple[float, float]:
-        """Make a step with n threads, or with one that a crew helps."""
-        team, scale = self._team(n), 1.0 / _tokens(batch)
+        team, scale = self._team(n), 1.0 / tokens
         work = self._divide(batch, team)
         losses, squares = [0.0] * n, [0.0] * n
-        if crew is not self._in_use:
-            self.models[0].use_crew(crew)
-            self._in_use = crew
         self.adam.begin_step()
 
         def differentiate(i: int) -> None:
             losses[i] = self._differentiate(i, team, work[i], scale)
             team.barrier.wait()
-            squares[i] = self._sum_gradients(i, n, crew)
+            squares[i] = self._sum_gradients(i, n)
 
         def update(i: int) -> None:
-            self.adam.update(self.models[0].gradients, rate, factor, self._part(i, n), crew)
+            self.adam.update(self.models[0].gradients, rate, factor, self._part(i, n))
 
         self._each(differentiate, team)
         loss, (norm, factor) = sum(losses), clip_factor(sum(squares), self.max_norm)
@@ -375,12 +300,12 @@ class Workers:
         P = self.models[0].n_parameters
         return slice(P * i // n, P * (i + 1) // n)
 
-    def _sum_gradients(self, i: int, n: int, crew: Crew | None) -> float:
+    def _sum_gradients(self, i: int, n: int) -> float:
         """Add up part i of n workers' gradients; return its sum of squares."""
         part = self._part(i, n)
         total = self.models[0].gradients[part]
         if self.in_team or n == 1:
-            return float(ops.sum_of_squares(total, crew))
+            return float(ops.sum_of_squares(total))
         for model in self.models[1:n]:
             squares = ops.add_into(model.gradients[part], total)
         return float(squares)

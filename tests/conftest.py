@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -199,8 +198,8 @@ def nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
             timer.start()
         return barrier
 
-    def barrier(n: int, breaks: bool = False) -> Barrier:
-        return watched(original(n, breaks))
+    def barrier(n: int) -> Barrier:
+        return watched(original(n))
 
     def give_up() -> None:
         broken.extend(made)
@@ -215,17 +214,6 @@ def nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     yield watched
     timer.cancel()
     assert not broken, "a thread waited for one that never came"
-
-
-@pytest.fixture(scope="session")
-def processor_of() -> Callable[[int], int]:
-    """processor_of(thread): where a thread of this process last ran, on Linux."""
-
-    def processor(thread: int) -> int:
-        stat = Path(f"/proc/self/task/{thread}/stat").read_text("ascii")
-        return int(stat.rpartition(")")[2].split()[36])  # proc(5), field 39
-
-    return processor
 
 
 # A call of every kernel

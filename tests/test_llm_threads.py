@@ -81,11 +81,11 @@ def test_generation_beside_a_training_sees_the_weights_between_two_steps(
     original, ids = Adam.update, [1, 5, 9]
     monkeypatch.setattr("rustgpt.workers.TOKENS_AT_LEAST", 1)
 
-    def in_two_parts(self, gradients, rate, factor, part, crew=None):
+    def in_two_parts(self, gradients, rate, factor, part):
         middle = (part.start + part.stop) // 2
-        original(self, gradients, rate, factor, slice(part.start, middle), crew)
+        original(self, gradients, rate, factor, slice(part.start, middle))
         time.sleep(0.001)
-        original(self, gradients, rate, factor, slice(middle, part.stop), crew)
+        original(self, gradients, rate, factor, slice(middle, part.stop))
 
     monkeypatch.setattr(Adam, "update", in_two_parts)
     alone = LLM(model.config, model.tokenizer)

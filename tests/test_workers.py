@@ -1,6 +1,5 @@
 """Tests of one step of training, made by several threads."""
 
-import copy
 import dataclasses
 import itertools
 import threading
@@ -10,8 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rustgpt._ext import barrier
-from rustgpt.backend import ops, use_backend
+from rustgpt.backend import ops
 from rustgpt.config import TrainConfig
 from rustgpt.errors import TrainingError
 from rustgpt.layers.embeddings import Embeddings
@@ -20,7 +18,6 @@ from rustgpt.layers.output_projection import OutputProjection
 from rustgpt.llm import LLM, build_layers
 from rustgpt.workers import (
     SHARED_FROM,
-    Trials,
     Workers,
     _pieces,
     _shares,
@@ -513,215 +510,15 @@ def test_threads_of_a_model_without_blocks_meet_before_the_embeddings(model_of, 
 # A step that is too small to be divided
 
 
-def helpers():
-    return sum(thread.name == "rustgpt" for thread in threading.enumerate())
+def test_a_step_that_is_too_small_to_be_divided_is_one_threads(model_of, batch, monkeypatch):
+    """It starts no other, which the system might refuse, and has one thread's bits."""
 
-
-class Chosen:
-    """Instead of `Trials`: every second step with a crew, if there is one."""
-
-    def __init__(self):
-        self.second = True
-
-    def took(self, seconds, tokens):
-        assert 0 < seconds < 60
-        assert tokens > 0
-        self.second = not self.second
-
-
-@pytest.fixture
-def small_steps(monkeypatch):
-    """Let no step be divided; return how each `block_forward` was called."""
-    seen, original = [], ops.block_forward
-
-    def spy(*given):
-        seen.append(given[-1])
-        original(*given)
-
-    monkeypatch.setattr("rustgpt.workers.TOKENS_AT_LEAST", 10**6)
-    monkeypatch.setattr("rustgpt.workers.Trials", Chosen)
-    monkeypatch.setitem(vars(ops), "block_forward", spy)
-    return seen
-
-
-def test_a_crew_makes_the_same_steps_to_a_bit(model_of, batch, small_steps):
-    alone, helped = model_of(dtype="float32"), model_of(dtype="float32")
-    settings = {"n": 6, "weight_decay": 0.1}
-    expected = steps(alone, batch, threads=1, **settings)
-    assert small_steps
-    assert not any(small_steps)
-    small_steps.clear()
-    assert steps(helped, batch, threads=5, **settings) == expected
-    assert [crew is not None for crew in small_steps[::2]] == [True, False] * 3
-    assert {crew.n for crew in small_steps if crew} == {2}
-    np.testing.assert_array_equal(helped.parameters, alone.parameters)
-
-
-def test_a_crew_is_gone_when_its_training_is_over(model_of, batch, small_steps):
-    model, before = model_of(), helpers()
-    with Workers(model, TrainConfig(threads=2)) as workers:
-        workers.step(batch, RATE, "here")
-        assert helpers() == before + 1
-        assert model.layers[1].crew
-        assert model.layers[1].attention.crew
-        # Meanwhile the model can be copied, and used.
-        twin, replica = copy.deepcopy(model), model.replica()
-        for other in (twin, replica):
-            assert other.layers[1].crew is None
-            np.testing.assert_array_equal(other.logits(batch[0]), model.logits(batch[0]))
-    assert helpers() == before
-    assert model.layers[1].crew is model.layers[1].attention.crew is None
-
-
-def test_a_crew_is_gone_after_an_error(model_of, batch, small_steps):
-    model, before = model_of(), helpers()
-    model.parameters[7] = np.nan
-    with pytest.raises(TrainingError, match="diverged"):
-        steps(model, batch, threads=2)
-    assert small_steps[0]
-    assert model.layers[1].crew is None
-    assert helpers() == before
-
-
-def test_a_crew_is_gone_after_ctrl_c_while_layers_hear_of_it(
-    model_of, batch, small_steps, monkeypatch
-):
-    model, original, before = model_of(), OutputProjection.use_crew, helpers()
-
-    def interrupted(self, crew):
-        monkeypatch.setattr(OutputProjection, "use_crew", original)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(OutputProjection, "use_crew", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        steps(model, batch, threads=2)
-    assert all(layer.crew is None for layer in model.layers)
-    assert helpers() == before
-
-
-def test_a_training_goes_on_without_a_thread_that_cannot_be_started(
-    model_of, batch, small_steps, monkeypatch
-):
     def fail(thread):
         raise RuntimeError("can't start new thread")
 
-    alone, helped = model_of(dtype="float32"), model_of(dtype="float32")
-    expected = steps(alone, batch, threads=1)
+    monkeypatch.setattr("rustgpt.workers.TOKENS_AT_LEAST", 10**6)
+    one, several = model_of(dtype="float32"), model_of(dtype="float32")
+    expected = steps(one, batch, threads=1, weight_decay=0.1)
     monkeypatch.setattr(threading.Thread, "start", fail)
-    assert steps(helped, batch, threads=2) == expected
-    assert not any(small_steps)
-
-
-@pytest.mark.parametrize("settings", [{"threads": 1}, {"threads": 2, "precision": "bfloat16"}])
-def test_where_there_is_no_crew(model_of, settings):
-    before = helpers()
-    workers = Workers(model_of(), TrainConfig(**settings))
-    assert workers._crew is None
-    assert helpers() == before
-
-
-def test_plain_numpy_has_no_crew(model_of, batch, small_steps):
-    use_backend("reference")
-    try:
-        workers = Workers(model_of(), TrainConfig(threads=2))
-        assert workers._crew is None
-    finally:
-        use_backend("cython")
-
-
-# Which way a small step goes
-
-
-def way(trials, seconds, tokens=20):
-    """Make a step that takes seconds[which way]; return which way it went."""
-    second = trials.second
-    trials.took(seconds[second], tokens)
-    return second
-
-
-def ways(trials, n, seconds):
-    return [way(trials, seconds) for _ in range(n)]
-
-
-def test_the_faster_way_is_kept():
-    made = ways(Trials(), 20000, (1.0, 0.7))
-    assert made[:33] == [False] * 32 + [True]
-    assert sum(made) / len(made) > 0.96
-    assert not all(made[32:])  # the first is timed again
-
-
-def test_the_slower_way_is_left_and_tried_less_and_less():
-    made = ways(Trials(), 300000, (1.0, 1.2))
-    tried = [i for i in range(1, len(made)) if made[i] and not made[i - 1]]
-    apart = np.diff(tried)
-    assert list(apart) == sorted(apart)
-    assert apart[0] < 300
-    assert 16384 < apart[-1] < 16384 + 200
-    assert sum(made) / len(made) < 0.02
-
-
-def test_waiting_for_a_busy_machine_ends_at_once():
-    trials = Trials()
-    ways(trials, 500, (1.0, 0.7))
-    assert trials.second
-    assert sum(ways(trials, 60, (1.0, 30.0))) == 1
-    assert not trials.second
-
-
-def test_a_way_that_is_hardly_slower_is_left_too():
-    made = ways(Trials(), 100000, (1.0, 1.01))
-    assert 0 < sum(made) < 20000
-
-
-def test_one_slow_step_changes_nothing():
-    trials = Trials()
-    ways(trials, 500, (1.0, 0.7))
-    trials.took(15.0, 20)
-    assert sum(ways(trials, 100, (1.0, 0.7))) == 100
-
-
-def test_a_way_that_needs_time_to_settle_is_given_it():
-    trials = Trials()
-    ways(trials, 32, (1.0, 0.7))
-    assert sum(ways(trials, 50, (1.0, 1.3))) == 50
-    assert sum(ways(trials, 800, (1.0, 0.7))) == 800
-
-
-def test_texts_of_unequal_lengths_are_compared_by_their_tokens(rng):
-    trials, made = Trials(), []
-    for tokens in rng.integers(1, 60, 5000):
-        second = trials.second
-        made.append(second)
-        trials.took((0.7 if second else 1.0) * (5 + tokens), int(tokens))
-    assert sum(made) > 4000
-
-
-def test_after_a_while_without_trouble_the_next_rest_is_short_again():
-    trials = Trials()
-    ways(trials, 100000, (1.0, 1.2))
-    assert sum(ways(trials, 50000, (1.0, 0.7))) > 30000
-    while not trials.second:
-        way(trials, (1.0, 0.7))
-    while trials.second:
-        way(trials, (1.0, 50.0))
-    assert sum(ways(trials, 129, (1.0, 50.0))) == 1
-
-
-def test_what_got_slow_and_fast_again_is_soon_used_again():
-    trials = Trials()
-    ways(trials, 500, (1.0, 0.7))
-    ways(trials, 10, (1.0, 50.0))
-    assert not trials.second
-    assert sum(ways(trials, 1000, (1.0, 0.7))) > 800
-
-
-def test_wherever_threads_wait_for_each_other_they_lend_processors(model_of, batch, monkeypatch):
-    class Seen(barrier.Barrier):
-        def __init__(self, n, lends=False, breaks=False):
-            seen.append((n, lends, breaks))
-
-    seen = []
-    monkeypatch.setattr(barrier, "Barrier", Seen)
-    steps(model_of(), batch, threads=3)
-    # The team, and where each of two helpers waits for its work.
-    assert sorted(seen) == [(2, True, True), (2, True, True), (3, True, False)]
+    assert steps(several, batch, threads=5, weight_decay=0.1) == expected
+    np.testing.assert_array_equal(several.parameters, one.parameters)

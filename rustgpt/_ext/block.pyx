@@ -12,10 +12,6 @@ after, and a few per head; what is cheap is computed again.
 Several threads may call for one batch, each with its share: all arrays then have the rows of all
 threads, and each thread goes through its own, but makes its part of the weights' gradients over
 all rows. They meet once a pass back, and around attention where its heads are divided.
-
-Or a crew does the work of one call. Each of its threads has all rows, but some columns of every
-product and some heads of attention, so that every number is the same as one thread's. Norms each
-makes for itself, which takes less time than to meet: they meet four or five times a pass.
 """
 from cython cimport floating
 from libc.string cimport memcpy, memset
@@ -25,14 +21,13 @@ from rustgpt._ext.checks cimport (
     check_aligned, check_blas, check_matrix, check_offsets, check_size, check_total, check_vector,
     index_address, matrix_address, vector_address,
 )
-from rustgpt._ext.crew cimport Crew, run
 from rustgpt._ext.layer_norm cimport normalise_again, normalise_rows, normalise_rows_backward
 from rustgpt._ext.layout cimport (
     Block, Kept, Scratch, block_of, kept_of, scratch_of, whole_lines,
 )
-from rustgpt._ext.linear cimport affine, check_bfloat16, divides
+from rustgpt._ext.linear cimport affine, check_bfloat16
 from rustgpt._ext.share cimport (
-    Share, alone, barrier_of, edge_of, edges_of, meet, part_of, share_of,
+    Share, alone, barrier_of, edges_of, meet, share_of,
 )
 from rustgpt._ext.steps cimport (
     attend_share, attend_share_backward, back, copy, feed_forward, feed_forward_gradients,
@@ -55,8 +50,7 @@ def block_kept_size(
 
 
 def block_scratch_size(
-    Py_ssize_t N, Py_ssize_t longest, Py_ssize_t C, Py_ssize_t F, Py_ssize_t threads=1,
-    bint crew=False,
+    Py_ssize_t N, Py_ssize_t longest, Py_ssize_t C, Py_ssize_t F, Py_ssize_t threads=1
 ):
     """Numbers of scratch for N rows, in texts of at most `longest` rows with those before."""
     check_size("N", N)
@@ -64,17 +58,17 @@ def block_scratch_size(
     check_size("C", C)
     check_size("F", F)
     check_size("threads", threads, 1)
-    check_total(N, (8.0 * C + 2.0 * F) * (threads if crew else 1))
+    check_total(N, 8.0 * C + 2.0 * F)
     check_total(threads, 4.0 * BLOCK * (<double> longest + C))
-    return scratch_size(N, longest, C, F, threads, crew and threads > 1)
+    return scratch_size(N, longest, C, F, threads)
 
 
 cdef Py_ssize_t scratch_size(
-    Py_ssize_t N, Py_ssize_t longest, Py_ssize_t C, Py_ssize_t F, Py_ssize_t threads, bint crew
+    Py_ssize_t N, Py_ssize_t longest, Py_ssize_t C, Py_ssize_t F, Py_ssize_t threads
 ) noexcept:
     cdef Share s = alone(N)
     cdef Block b = block_of(C, F, 1, False, False, False, False, 0.0, 0.0, False)
-    s.n, s.crew = threads, crew
+    s.n = threads
     return scratch_of(&b, &s, N, longest).size
 
 
@@ -83,7 +77,6 @@ cdef int check_block(
     Py_ssize_t longest, const Share* s,
 ) except -1:
     cdef Py_ssize_t needed
-    cdef str crew = ", True" if s.crew else ""
     if b.H < 1 or b.C % b.H != 0:
         raise ValueError(f"n_heads must divide the {b.C} columns, got {b.H}")
     if b.F < 0:
@@ -92,10 +85,10 @@ cdef int check_block(
     if 3 * b.C >= 2**31 or b.F >= 2**31:
         raise ValueError(f"{b.C} columns or hidden_dim {b.F} are too many")
     check_vector("parameters", parameters, b.size)
-    needed = scratch_size(x[0], longest, b.C, b.F, s.n, s.crew)
+    needed = scratch_size(x[0], longest, b.C, b.F, s.n)
     if scratch < needed:
         raise ValueError(
-            f"scratch must hold block_scratch_size({x[0]}, {longest}, {b.C}, {b.F}, {s.n}{crew}) = "
+            f"scratch must hold block_scratch_size({x[0]}, {longest}, {b.C}, {b.F}, {s.n}) = "
             f"{needed} numbers, got {scratch}"
         )
     return 0
@@ -128,7 +121,6 @@ def block_forward(
     floating[::1] scratch not None,           # block_scratch_size(N, longest text, C, F, ...)
     bint bfloat16=False,                      # IN: whether the linear products round to it
     object share=None,                        # IN: this thread's, of several
-    Crew crew=None,                           # threads that do it together
 ):
     """out = norm2(h + feed_forward(h)), h = norm1(x + attention(x)); or with the norms before."""
     check_aligned(
@@ -141,9 +133,8 @@ def block_forward(
     cdef object barrier = barrier_of(share)
     cdef Block b = block_of(C, hidden_dim, n_heads, pre_norm, gelu, projection, bias,
                             epsilon1, epsilon2, bfloat16)
-    cdef bint divided = divides(N, C, 3 * C, bfloat16) and divides(N, C, b.F, bfloat16)
-    cdef Share s = share_of(share, edges, barrier, N, crew, divided)
-    cdef Kept k = kept_of(&b, N, s.n > 1 and not s.crew)
+    cdef Share s = share_of(share, edges, barrier, N)
+    cdef Kept k = kept_of(&b, N, s.n > 1)
     check_bfloat16(bfloat16, sizeof(floating))
     check_texts(&s, offsets)
     check_block(b, x.shape, parameters.shape, scratch.shape[0], longest, &s)
@@ -151,50 +142,10 @@ def block_forward(
     check_vector("kept", kept.shape, k.size)
     if N == 0 or C == 0:
         return
-    cdef Pass a
-    cdef bint single = floating is float
-    a.b, a.k, a.s, a.single = b, k, s, single
-    a.N, a.longest, a.B, a.offsets = N, longest, offsets.shape[0] - 1, &offsets[0]
-    a.p, a.x, a.out, a.dout = &parameters[0], &x[0, 0], &out[0, 0], NULL
-    a.kept, a.scratch = &kept[0], &scratch[0]
-    run(crew if s.crew else None, block_part, &a)
-
-
-cdef struct Pass:
-    # What a call asks of every thread.
-    Block b
-    Kept k
-    Share s  # of the calling thread
-    bint single
-    Py_ssize_t N, longest, B
-    const int* offsets
-    const void* p
-    const void* x
-    const void* dout  # NULL: forward
-    void* out
-    void* kept
-    void* scratch
-    void* dx
-    void* dp
-
-
-cdef int block_part(const void* work, Py_ssize_t index) except -1 nogil:
-    """One thread's part of `block_forward`, or of `block_backward`."""
-    cdef const Pass* a = <const Pass*> work
-    cdef Share s = part_of(&a.s, index)
-    if a.single:
-        return pass_of(a, &s, <const float*> a.x)
-    return pass_of(a, &s, <const double*> a.x)
-
-
-cdef int pass_of(const Pass* a, const Share* s, const floating* x) except -1 nogil:
-    cdef Scratch w = scratch_of(&a.b, s, a.N, a.longest)
-    if a.dout == NULL:
-        return forward(&a.b, &a.k, &w, s, <const floating*> a.p, x, a.offsets, a.B,
-                       <floating*> a.out, <floating*> a.kept, <floating*> a.scratch)
-    return backward(&a.b, &a.k, &w, s, <const floating*> a.p, <floating*> a.dp,
-                    <const floating*> a.dout, x, a.offsets, a.B, a.N, <const floating*> a.kept,
-                    <floating*> a.dx, <floating*> a.scratch)
+    cdef Scratch w = scratch_of(&b, &s, N, longest)
+    with nogil:
+        forward(&b, &k, &w, &s, &parameters[0], &x[0, 0], &offsets[0], offsets.shape[0] - 1,
+                &out[0, 0], &kept[0], &scratch[0])
 
 
 cdef int forward(
@@ -206,7 +157,7 @@ cdef int forward(
     cdef floating* activated = scratch + w.activated + r * b.F            # (n, F)
     cdef floating* normal = scratch + w.normal1 + r * C                   # (n, C)
     cdef floating* all_heads = (
-        kept + k.heads if b.projection or s.n > 1 and not s.crew else scratch + w.dheads
+        kept + k.heads if b.projection or s.n > 1 else scratch + w.dheads
     )                                                                     # (N, C)
     cdef floating* sum1 = kept + k.sum1 + r * C
     cdef floating* sum2 = out + r * C if b.pre_norm else kept + k.sum2 + r * C
@@ -215,23 +166,17 @@ cdef int forward(
         normalise(b, k, s, 1, p, x + r * C, n, normal, kept)
         inner = normal
     # sum1 = x + attention(inner)
-    affine(s, inner, p + b.qkv_weight, p + b.qkv_bias if b.bias else NULL, n, C, 3 * C, False,
+    affine(inner, p + b.qkv_weight, p + b.qkv_bias if b.bias else NULL, n, C, 3 * C, False,
            False, b.bfloat16, kept + k.qkv + r * 3 * C)                   # (n, 3 C)
     attend_share(s, kept + k.qkv, offsets, B, C, b.H, all_heads, kept + k.lse,
                  scratch + w.attention)                                   # (n, C)
-    copy(b, s, x + r * C, n, sum1)
-    project(b, s, p, all_heads + r * C, n, sum1)
-    if s.crew:
-        meet(s)
+    copy(b, x + r * C, n, sum1)
+    project(b, p, all_heads + r * C, n, sum1)
     # sum2 = h + feed_forward(normal), where h is sum1, or normal if the norms come after
     normalise(b, k, s, 2 if b.pre_norm else 1, p, sum1, n, normal, kept)
-    copy(b, s, <const floating*> (sum1 if b.pre_norm else normal), n, sum2)
-    feed_forward(b, s, p, normal, n, kept + k.hidden + r * b.F, activated, sum2)
+    copy(b, <const floating*> (sum1 if b.pre_norm else normal), n, sum2)
+    feed_forward(b, p, normal, n, kept + k.hidden + r * b.F, activated, sum2)
     if not b.pre_norm:
-        if s.crew:  # a norm keeps its bits if its rows are divided
-            meet(s)
-            r, n = edge_of(n, s.index, s.n), edge_of(n, s.index + 1, s.n)
-            n -= r
         normalise_rows(kept + k.sum2 + r * C, p + b.norm2, p + b.norm2 + C, b.epsilon2, n, C,
                        out + r * C, kept + k.mean2 + r, kept + k.rstd2 + r)
     return 0
@@ -257,7 +202,6 @@ def block_backward(
     bint bfloat16=False,                      # IN: whether the linear products round to it
     object share=None,                        # IN: this thread's, of several
     bint overwrite=False,                     # IN: whether to write over dparameters instead
-    Crew crew=None,                           # threads that do it together
 ):
     """The gradients of the input and of the parameters, from the gradient of the output."""
     check_aligned(
@@ -271,10 +215,9 @@ def block_backward(
     cdef object barrier = barrier_of(share)
     cdef Block b = block_of(C, hidden_dim, n_heads, pre_norm, gelu, projection, bias,
                             epsilon1, epsilon2, bfloat16)
-    cdef bint divided = divides(N, C, 3 * C, bfloat16) and divides(N, C, b.F, bfloat16)
-    cdef Share s = share_of(share, edges, barrier, N, crew, divided)
+    cdef Share s = share_of(share, edges, barrier, N)
     b.overwrite = overwrite
-    cdef Kept k = kept_of(&b, N, s.n > 1 and not s.crew)
+    cdef Kept k = kept_of(&b, N, s.n > 1)
     check_bfloat16(bfloat16, sizeof(floating))
     check_texts(&s, offsets)
     check_block(b, x.shape, parameters.shape, scratch.shape[0], longest, &s)
@@ -286,13 +229,10 @@ def block_backward(
         if overwrite:
             dparameters[:] = 0
         return
-    cdef Pass a
-    cdef bint single = floating is float
-    a.b, a.k, a.s, a.single = b, k, s, single
-    a.N, a.longest, a.B, a.offsets = N, longest, offsets.shape[0] - 1, &offsets[0]
-    a.p, a.dp, a.dout, a.x = &parameters[0], &dparameters[0], &dout[0, 0], &x[0, 0]
-    a.kept, a.dx, a.scratch = <void*> &kept[0], &dx[0, 0], &scratch[0]
-    run(crew if s.crew else None, block_part, &a)
+    cdef Scratch w = scratch_of(&b, &s, N, longest)
+    with nogil:
+        backward(&b, &k, &w, &s, &parameters[0], &dparameters[0], &dout[0, 0], &x[0, 0],
+                 &offsets[0], offsets.shape[0] - 1, N, &kept[0], &dx[0, 0], &scratch[0])
 
 
 cdef int backward(
@@ -301,7 +241,7 @@ cdef int backward(
     Py_ssize_t B, Py_ssize_t N, const floating* kept, floating* dx, floating* scratch,
 ) except -1 nogil:
     cdef Py_ssize_t C = b.C, r = s.first, n = s.stop - s.first  # this thread's rows
-    cdef bint one = s.n == 1, at_once = one or s.crew  # or in a team, gradients at the end
+    cdef bint one = s.n == 1  # otherwise the gradients of the weights are made at the end
     cdef floating* mine = dx + r * C
     # The gradients of both residual sums: alone, they take turns in dx.
     cdef floating* dsum1 = mine if one else scratch + w.dsum1 + r * C
@@ -314,14 +254,14 @@ cdef int backward(
     if b.overwrite and s.index == 0:
         memset(dnorm1, 0, 2 * C * sizeof(floating))
         memset(dnorm2, 0, 2 * C * sizeof(floating))
-    if not at_once or s.index > 0:
-        dnorm1 = scratch + w.dnorms + (0 if s.crew else s.index * whole_lines(4 * C))
+    if not one:
+        dnorm1 = scratch + w.dnorms + s.index * whole_lines(4 * C)
         dnorm2 = dnorm1 + 2 * C
         memset(dnorm1, 0, 4 * C * sizeof(floating))
     if b.pre_norm:
-        if not at_once:
+        if not one:
             memcpy(dsum2, dout + r * C, n * C * sizeof(floating))
-        elif s.crew or dout != dx:
+        elif dout != dx:
             dsum2 = <floating*> dout  # is read only
         normalise_again(sum1, p + b.norm2, p + b.norm2 + C, kept + k.mean2 + r, kept + k.rstd2 + r,
                         n, C, scratch + w.normal2 + r * C)
@@ -332,36 +272,29 @@ cdef int backward(
                                 C, dsum2, dnorm2, dnorm2 + C)
         normalise_again(sum1, p + b.norm1, p + b.norm1 + C, kept + k.mean1 + r, kept + k.rstd1 + r,
                         n, C, scratch + w.normal2 + r * C)
-        if not s.crew:
-            dnormal = mine
+        dnormal = mine
     # forward: sum2 = h + activation(normal2 @ weight1 + bias1) @ weight2 + bias2
-    through_activation(b, s, p, dsum2, kept + k.hidden + r * b.F, n, scratch + w.dhidden + r * b.F,
+    through_activation(b, p, dsum2, kept + k.hidden + r * b.F, n, scratch + w.dhidden + r * b.F,
                        scratch + w.activated + r * b.F)      # (n, F)
-    if s.crew:
-        meet(s)
-    if at_once:
+    if one:
         feed_forward_gradients(b, k, w, s, dp, dsum2, kept, scratch, n)
     if b.pre_norm:
         # forward: normal2 = norm2(sum1), and sum1 went into sum2
-        back(b, s, p + b.weight1, scratch + w.dhidden + r * b.F, n, C, b.F, False, dnormal)
-        if s.crew:
-            meet(s)
+        back(b, p + b.weight1, scratch + w.dhidden + r * b.F, n, C, b.F, False, dnormal)
         normalise_rows_backward(dnormal, sum1, p + b.norm2, kept + k.mean2 + r, kept + k.rstd2 + r,
                                 dsum2, n, C, dsum1, dnorm2, dnorm2 + C)
         normalise_again(x + r * C, p + b.norm1, p + b.norm1 + C, kept + k.mean1 + r,
                         kept + k.rstd1 + r, n, C, scratch + w.normal1 + r * C)
     else:
         # forward: h = normal2 = norm1(sum1)
-        copy(b, s, dsum2, n, dnormal)
-        back(b, s, p + b.weight1, scratch + w.dhidden + r * b.F, n, C, b.F, True, dnormal)
-        if s.crew:
-            meet(s)
+        copy(b, dsum2, n, dnormal)
+        back(b, p + b.weight1, scratch + w.dhidden + r * b.F, n, C, b.F, True, dnormal)
         normalise_rows_backward(dnormal, sum1, p + b.norm1, kept + k.mean1 + r, kept + k.rstd1 + r,
                                 <const floating*> NULL, n, C, dsum1, dnorm1, dnorm1 + C)
     # forward: sum1 = x + heads @ projection_weight + projection_bias
     if b.projection:
-        back(b, s, p + b.projection_weight, dsum1, n, C, C, False, dheads + r * C)
-        if at_once:
+        back(b, p + b.projection_weight, dsum1, n, C, C, False, dheads + r * C)
+        if one:
             projection_gradients(b, k, s, dp, dsum1, kept, n)
     else:
         dheads = dx if one else scratch + w.dsum1
@@ -371,16 +304,13 @@ cdef int backward(
     # forward: qkv = inner @ qkv_weight + qkv_bias
     if b.pre_norm:
         # inner = norm1(x), and x went into sum1
-        back(b, s, p + b.qkv_weight, scratch + w.dqkv + r * 3 * C, n, C, 3 * C, False, dnormal)
-        if s.crew:
-            meet(s)
-        if not s.crew or s.index == 0:
-            normalise_rows_backward(dnormal, x + r * C, p + b.norm1, kept + k.mean1 + r,
-                                    kept + k.rstd1 + r, dsum1, n, C, mine, dnorm1, dnorm1 + C)
+        back(b, p + b.qkv_weight, scratch + w.dqkv + r * 3 * C, n, C, 3 * C, False, dnormal)
+        normalise_rows_backward(dnormal, x + r * C, p + b.norm1, kept + k.mean1 + r,
+                                kept + k.rstd1 + r, dsum1, n, C, mine, dnorm1, dnorm1 + C)
     else:
-        copy(b, s, dsum1, n, mine)
-        back(b, s, p + b.qkv_weight, scratch + w.dqkv + r * 3 * C, n, C, 3 * C, True, mine)
-    if at_once:
+        copy(b, dsum1, n, mine)
+        back(b, p + b.qkv_weight, scratch + w.dqkv + r * 3 * C, n, C, 3 * C, True, mine)
+    if one:
         qkv_gradients(b, w, s, dp, x, scratch, n)
         return 0
     meet(s)
@@ -444,7 +374,7 @@ cdef int decode(
                        <floating*> NULL, <floating*> NULL)
         inner = normal
     # x = x + attention(inner)
-    affine(s, inner, p + b.qkv_weight, p + b.qkv_bias if b.bias else NULL, n, C, 3 * C, False,
+    affine(inner, p + b.qkv_weight, p + b.qkv_bias if b.bias else NULL, n, C, 3 * C, False,
            False, b.bfloat16, qkv)                        # (n, 3 C)
     for i in range(n):
         memcpy(keys + (start + i) * C, qkv + i * 3 * C + C, row)
@@ -452,7 +382,7 @@ cdef int decode(
     for h in range(b.H):
         attend(qkv + h * D, 3 * C, keys + h * D, values + h * D, C, n, start, D,
                heads + h * D, C, <floating*> NULL, 0, scores)
-    project(b, s, p, heads, n, x)
+    project(b, p, heads, n, x)
     # x = x + feed_forward(inner)
     if b.pre_norm:
         normalise_rows(x, p + b.norm2, p + b.norm2 + C, b.epsilon2, n, C, normal,
@@ -461,7 +391,7 @@ cdef int decode(
         normalise_rows(x, p + b.norm1, p + b.norm1 + C, b.epsilon1, n, C, x,
                        <floating*> NULL, <floating*> NULL)
         memcpy(normal, x, n * row)
-    feed_forward(b, s, p, normal, n, qkv, heads, x)
+    feed_forward(b, p, normal, n, qkv, heads, x)
     if not b.pre_norm:
         normalise_rows(x, p + b.norm2, p + b.norm2 + C, b.epsilon2, n, C, x,
                        <floating*> NULL, <floating*> NULL)

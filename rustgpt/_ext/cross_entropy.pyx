@@ -11,11 +11,10 @@ from rustgpt._ext.checks cimport (
     check_aligned, check_blas, check_indices, check_matrix, check_vector, check_weight,
     index_address, matrix_address, matrix_at, vector_address, vector_at,
 )
-from rustgpt._ext.crew cimport Crew, run
-from rustgpt._ext.linear cimport add_gradients, affine, check_bfloat16, divides
+from rustgpt._ext.linear cimport add_gradients, affine, check_bfloat16
 from rustgpt._ext.rows cimport row_dot, row_exp, row_max
 from rustgpt._ext.share cimport (
-    Share, barrier_of, edge_of, edges_of, meet, part_of, share_of,
+    Share, barrier_of, edge_of, edges_of, meet, share_of,
 )
 
 
@@ -121,7 +120,6 @@ def linear_cross_entropy(
     bint bfloat16=False,                     # IN: whether the products' factors are rounded to it
     object share=None,                       # IN: this thread's, of several
     bint overwrite=False,                    # IN: whether to write over dweight and dbias instead
-    Crew crew=None,                          # threads that do it together
 ):
     """`cross_entropy` of logits = x @ weight + bias, and back, without all logits in memory.
 
@@ -137,8 +135,7 @@ def linear_cross_entropy(
     cdef const int[::1] edges = edges_of(share)
     cdef object barrier = barrier_of(share)
     cdef Py_ssize_t R = scratch.shape[0]
-    cdef bint divided = N <= R and divides(N, C, V, bfloat16)
-    cdef Share s = share_of(share, edges, barrier, N, crew, divided)
+    cdef Share s = share_of(share, edges, barrier, N)
     cdef Output o
     check_bfloat16(bfloat16, sizeof(floating))
     check_blas("x", x.shape)
@@ -161,14 +158,18 @@ def linear_cross_entropy(
         if overwrite and dbias is not None:
             dbias[:] = 0
         return 0.0
-    cdef bint single = floating is float
-    o.s, o.single = s, single
     o.N, o.C, o.V, o.R, o.transposed, o.bfloat16 = N, C, V, R, transposed, bfloat16
     o.scale, o.max_norm, o.gradient, o.overwrite = scale, max_norm, dx is not None, overwrite
-    o.x, o.weight, o.bias, o.targets = matrix_at(x), matrix_at(weight), vector_at(bias), &targets[0]
-    o.losses, o.dx, o.scratch = &losses[0], matrix_at[floating](dx), &scratch[0, 0]
-    o.dweight, o.dbias = matrix_at[floating](dweight), vector_at[floating](dbias)
-    run(crew if s.crew else None, blocks_part, &o)
+    o.targets = &targets[0]
+    cdef floating* x0 = matrix_at(x)
+    cdef floating* weight0 = matrix_at(weight)
+    cdef floating* bias0 = vector_at(bias)
+    cdef floating* dx0 = matrix_at[floating](dx)
+    cdef floating* dweight0 = matrix_at[floating](dweight)
+    cdef floating* dbias0 = vector_at[floating](dbias)
+    with nogil:
+        blocks_of_rows(&o, &s, x0, weight0, bias0, &losses[0], dx0, dweight0, dbias0,
+                       &scratch[0, 0])
     cdef double total = 0.0
     cdef Py_ssize_t n
     for n in range(s.first, s.stop):
@@ -177,34 +178,10 @@ def linear_cross_entropy(
 
 
 cdef struct Output:
-    Share s           # of the calling thread
     Py_ssize_t N, C, V, R
-    bint single, transposed, bfloat16, gradient, overwrite
+    bint transposed, bfloat16, gradient, overwrite
     double scale, max_norm
     const int* targets
-    const void* x
-    const void* weight
-    const void* bias
-    void* losses
-    void* dx
-    void* dweight
-    void* dbias
-    void* scratch
-
-
-cdef int blocks_part(const void* work, Py_ssize_t index) except -1 nogil:
-    """One thread's part of `linear_cross_entropy`."""
-    cdef const Output* o = <const Output*> work
-    cdef Share s = part_of(&o.s, index)
-    if o.single:
-        blocks_of_rows(o, &s, <const float*> o.x, <const float*> o.weight, <const float*> o.bias,
-                       <float*> o.losses, <float*> o.dx, <float*> o.dweight, <float*> o.dbias,
-                       <float*> o.scratch)
-    else:
-        blocks_of_rows(o, &s, <const double*> o.x, <const double*> o.weight,
-                       <const double*> o.bias, <double*> o.losses, <double*> o.dx,
-                       <double*> o.dweight, <double*> o.dbias, <double*> o.scratch)
-    return 0
 
 
 cdef int blocks_of_rows(
@@ -213,7 +190,7 @@ cdef int blocks_of_rows(
     floating* scratch,
 ) except -1 nogil:
     cdef Py_ssize_t N = o.N, C = o.C, V = o.V, i, block, n, start, rows
-    cdef bint team = s.n > 1 and not s.crew
+    cdef bint team = s.n > 1
     if team:
         meet(s)  # the others' rows of x are there
     for i in range((N + o.R - 1) // o.R):
@@ -223,12 +200,13 @@ cdef int blocks_of_rows(
         if team:  # this thread's of the block's rows
             start = edge_of(n, s.index, s.n)
             rows = edge_of(n, s.index + 1, s.n) - start
-        affine(s, x + (block + start) * C, weight, bias, rows, C, V, o.transposed, False,
+        affine(x + (block + start) * C, weight, bias, rows, C, V, o.transposed, False,
                o.bfloat16, scratch + start * V)                                   # (rows, V)
-        losses_of_share(o, s, block + start, rows, losses, scratch + start * V)
+        losses_of(scratch + start * V, o.targets + block + start, rows, V, o.scale, o.max_norm,
+                  losses + block + start, scratch + start * V)
         if o.gradient:
             # forward: logits = x @ weight + bias
-            affine(s, scratch + start * V, weight, <const floating*> NULL, rows, V, C,
+            affine(scratch + start * V, weight, <const floating*> NULL, rows, V, C,
                    not o.transposed, False, o.bfloat16, dx + (block + start) * C)  # (rows, C)
         if team:
             meet(s)
@@ -237,22 +215,4 @@ cdef int blocks_of_rows(
                           block > 0 or not o.overwrite, o.bfloat16, dweight, dbias)
             if team and block + n < N:
                 meet(s)  # before the logits are written over
-    return 0
-
-
-cdef int losses_of_share(
-    const Output* o, const Share* s, Py_ssize_t first, Py_ssize_t n, floating* losses,
-    floating* logits,
-) except -1 nogil:
-    """`losses_of` n rows from the first on, of which a crew's threads have some each."""
-    cdef Py_ssize_t start = 0, stop = n
-    if s.crew:
-        meet(s)
-        start, stop = edge_of(n, s.index, s.n), edge_of(n, s.index + 1, s.n)
-        if o.max_norm < INFINITY:  # which asks for the sum over all rows
-            start, stop = 0, (n if s.index == 0 else 0)
-    losses_of(logits + start * o.V, o.targets + first + start, stop - start, o.V, o.scale,
-              o.max_norm, losses + first + start, logits + start * o.V)
-    if s.crew:
-        meet(s)
     return 0

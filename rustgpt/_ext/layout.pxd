@@ -91,17 +91,6 @@ cdef inline Scratch scratch_of(
     w.activated = w.dhidden + M * F                            # (N, F)
     w.dqkv = w.activated + M * F                               # (N, 3 C)
     w.dnormal = w.dqkv + M * 3 * C                             # (N, C)
-    if s.crew:
-        w.dheads = w.dnormal + M * C                           # (N, C)
-        # Each thread's own, of all rows: norms take less time than to meet after them.
-        w.size = 3 * M * C + whole_lines(4 * C) + attention_size(longest, C)
-        w.normal1 = w.normal2 = w.dheads + M * C + s.index * w.size  # (N, C)
-        w.dsum1 = w.normal1 + M * C                            # (N, C)
-        w.dsum2 = w.dsum1 + M * C                              # (N, C)
-        w.dnorms = w.dsum2 + M * C                             # (4 C,), but of the first not read
-        w.attention = w.dnorms + whole_lines(4 * C)
-        w.size = w.dheads + M * C + s.n * w.size
-        return w
     w.dheads = w.dnormal                                       # (N, C)
     w.normal1 = w.dnormal + M * C                              # (N, C)
     w.normal2 = w.normal1 + M * C                              # (N, C)

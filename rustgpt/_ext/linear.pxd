@@ -5,12 +5,7 @@ from rustgpt._ext.share cimport Share
 
 cdef int check_bfloat16(bint bfloat16, Py_ssize_t itemsize) except -1
 
-cdef bint divides(
-    Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out, bint bfloat16
-) noexcept nogil
-
 cdef void affine(
-    const Share* s,
     const floating* x, const floating* weight, const floating* bias,
     Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out, bint transposed, bint add,
     bint bfloat16, floating* out,

@@ -15,7 +15,7 @@ from rustgpt._ext.checks cimport (
     matrix_at, vector_address, vector_at,
 )
 from rustgpt._ext.cpu cimport multiplies_bfloat16
-from rustgpt._ext.share cimport Share, alone, begin_of, edge_of
+from rustgpt._ext.share cimport Share, alone, edge_of
 from rustgpt._ext.strips cimport in_strips, multiply_strips, sum_in_strips
 from rustgpt._ext.tiles cimport (
     ceil_of, columns_a_part, in_parts, in_place, is_far, multiply, rows_a_slice, rows_beside,
@@ -30,49 +30,25 @@ cdef int check_bfloat16(bint bfloat16, Py_ssize_t itemsize) except -1:
     return 0
 
 
-cdef bint divides(
-    Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out, bint bfloat16
-) noexcept nogil:
-    """Whether a crew's division of the linear layer leaves every bit of n rows as it is.
-
-    BLAS makes the parts of a product in another order than the whole.
-    """
-    return not bfloat16 and (
-        in_strips(n) and sum_in_strips(c_in, c_out, n)
-        or in_place(n, c_out, c_in) and in_place(n, c_in, c_out) and in_place(c_in, c_out, n)
-    )
-
-
 cdef void affine(
-    const Share* s,
     const floating* x, const floating* weight, const floating* bias,  # bias NULL: none
     Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out, bint transposed, bint add, bint bfloat16,
     floating* out,
 ) noexcept nogil:
-    """out = (out if add) + x @ weight + bias, a crew's thread some columns of it."""
-    cdef Py_ssize_t i, c, first = 0, columns = c_out
-    cdef Py_ssize_t ldw = c_in if transposed else c_out
+    """out = (out if add) + x @ weight + bias."""
+    cdef Py_ssize_t i, c, ldw = c_in if transposed else c_out
     cdef floating* row
-    if s.crew:  # which has no other products than in place and in strips: see `divides`
-        first = begin_of(s, c_out, s.index)
-        columns = begin_of(s, c_out, s.index + 1) - first
-        if columns == 0:
-            return
-        weight += first * ldw if transposed else first
-        out += first
-        if bias != NULL:
-            bias += first
     if floating is float:
         if bfloat16:
-            multiply_bf16(False, transposed, n, columns, c_in, x, c_in, weight, ldw, add, bias,
+            multiply_bf16(False, transposed, n, c_out, c_in, x, c_in, weight, ldw, add, bias,
                           out, c_out)
             return
     if in_place(n, c_out, c_in):
-        multiply(transposed, n, columns, c_in, x, c_in, 1, weight, ldw, <const floating*> NULL,
+        multiply(transposed, n, c_out, c_in, x, c_in, 1, weight, ldw, <const floating*> NULL,
                  is_far(c_in * c_out), add, bias, out, c_out)
         return
     if in_strips(n):
-        multiply_strips(False, transposed, n, columns, c_in, x, c_in, weight, ldw, add, bias, out,
+        multiply_strips(False, transposed, n, c_out, c_in, x, c_in, weight, ldw, add, bias, out,
                         c_out)
         return
     if n > 1 and in_parts():
@@ -143,7 +119,7 @@ cdef void add_gradients(
     """dweight = (dweight if add) + x.T @ dout, a thread's part of its rows; dbias likewise."""
     cdef Py_ssize_t i, c
     cdef Py_ssize_t rows = c_out if transposed else c_in
-    cdef Py_ssize_t first = begin_of(s, rows, s.index), stop = begin_of(s, rows, s.index + 1)
+    cdef Py_ssize_t first = edge_of(rows, s.index, s.n), stop = edge_of(rows, s.index + 1, s.n)
     if transposed:
         outer(dout + first, c_out, x, n, rows, stop - first, c_in, add, bfloat16,
               dweight + first * c_in)
@@ -151,7 +127,7 @@ cdef void add_gradients(
         outer(x + first, c_in, dout, n, rows, stop - first, c_out, add, bfloat16,
               dweight + first * c_out)
     if dbias != NULL:
-        first, stop = begin_of(s, c_out, s.index), begin_of(s, c_out, s.index + 1)
+        first, stop = edge_of(c_out, s.index, s.n), edge_of(c_out, s.index + 1, s.n)
         if not add:
             memset(dbias + first, 0, (stop - first) * sizeof(floating))
         for i in range(n):
@@ -227,9 +203,8 @@ def linear_forward(
     cdef floating* weight0 = matrix_at(weight)
     cdef floating* bias0 = vector_at(bias)
     cdef floating* out0 = matrix_at[floating](out)
-    cdef Share s = alone(N)
     with nogil:
-        affine(&s, x0, weight0, bias0, N, C_in, C_out, transposed, False, bfloat16, out0)
+        affine(x0, weight0, bias0, N, C_in, C_out, transposed, False, bfloat16, out0)
 
 
 def linear_backward(
@@ -268,6 +243,6 @@ def linear_backward(
     with nogil:
         if dx0 != NULL:
             # From out = x @ weight                                           (N, C_in)
-            affine(&s, dout0, weight0, <const floating*> NULL, N, C_out, C_in, not transposed,
+            affine(dout0, weight0, <const floating*> NULL, N, C_out, C_in, not transposed,
                    False, bfloat16, dx0)
         add_gradients(&s, dout0, x0, N, C_in, C_out, transposed, True, bfloat16, dweight0, dbias0)

@@ -3,56 +3,30 @@ from cython cimport floating
 from libc.math cimport sqrt
 
 from rustgpt._ext.checks cimport check_aligned, check_vector, index_address, vector_address
-from rustgpt._ext.crew cimport Crew, run
 from rustgpt._ext.rows cimport row_squares
-from rustgpt._ext.share cimport Share, begin_of, edge_of, share_of
+from rustgpt._ext.share cimport edge_of
 
 cdef enum:
     # Numbers that are summed up and squared before the next: 16 KB of float32.
     AT_ONCE = 4096
-    # Parts of a sum of squares, each added up by one thread.
+    # Parts of a sum of squares.
     PARTS = 64
 
 
 def sum_of_squares(
     const floating[::1] x not None,  # IN (P,)
-    Crew crew=None,                  # threads that do it together
 ):
     """Return sum(x^2), summed in double: the square of the L2 norm."""
     check_aligned(vector_address(x), sizeof(floating))
-    cdef Squares q
-    cdef Py_ssize_t P = x.shape[0]
-    cdef bint single = floating is float
-    if P == 0:
-        return 0.0
-    q.s, q.single, q.x = share_of(None, None, None, P, crew), single, &x[0]
-    run(crew if q.s.crew else None, squares_part, &q)
+    cdef Py_ssize_t i, first, P = x.shape[0]
     cdef double total = 0.0
-    cdef int i
-    for i in range(PARTS):
-        total += q.sums[i]
+    if P == 0:
+        return total
+    with nogil:
+        for i in range(PARTS):
+            first = edge_of(P, i, PARTS)
+            total += row_squares(&x[first], edge_of(P, i + 1, PARTS) - first)
     return total
-
-
-cdef struct Squares:
-    Share s
-    bint single
-    const void* x
-    double[PARTS] sums
-
-
-cdef int squares_part(const void* work, Py_ssize_t index) except -1 nogil:
-    """One thread's parts of a sum of squares; what they are does not depend on the threads."""
-    cdef Squares* q = <Squares*> work
-    cdef Py_ssize_t i, first, size, P = q.s.stop
-    for i in range(edge_of(PARTS, index, q.s.n), edge_of(PARTS, index + 1, q.s.n)):
-        first = edge_of(P, i, PARTS)
-        size = edge_of(P, i + 1, PARTS) - first
-        if q.single:
-            q.sums[i] = row_squares(<const float*> q.x + first, size)
-        else:
-            q.sums[i] = row_squares(<const double*> q.x + first, size)
-    return 0
 
 
 def clip_by_global_norm(
@@ -109,7 +83,6 @@ def adam_step(
     double inverse_root,                     # IN: 1 / sqrt(1 - beta2^t)
     double epsilon,
     double decay,                            # IN: learning rate * weight decay
-    Crew crew=None,                          # threads that do it together
 ):
     """m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2;
     parameters -= decay parameters + rate m / (sqrt(v) inverse_root + epsilon).
@@ -121,56 +94,25 @@ def adam_step(
         vector_address[floating](m) | vector_address[floating](v), sizeof(floating),
         index_address(edges),
     )
-    cdef Update u
-    cdef Py_ssize_t P = parameters.shape[0]
-    cdef bint single = floating is float
+    cdef Py_ssize_t e, start, stop = 0, P = parameters.shape[0], n_edges = edges.shape[0]
     check_vector("gradients", gradients.shape, P)
     check_vector("m", m.shape, P)
     check_vector("v", v.shape, P)
     check_edges(edges, P)
     if P == 0:
         return
-    u.s, u.single = share_of(None, None, None, P, crew), single
-    u.parameters, u.gradients, u.m, u.v = &parameters[0], &gradients[0], &m[0], &v[0]
-    u.n_edges, u.edges = edges.shape[0], &edges[0] if edges.shape[0] else NULL
+    cdef Update u
     u.scale, u.rate, u.beta1, u.beta2 = gradient_scale, rate, beta1, beta2
-    u.inverse_root, u.epsilon, u.decay = inverse_root, epsilon, decay
-    run(crew if u.s.crew else None, adam_part, &u)
+    u.inverse_root, u.epsilon = inverse_root, epsilon
+    with nogil:
+        for e in range(n_edges + 1):
+            start, stop = stop, (<Py_ssize_t> edges[e] if e < n_edges else P)
+            adam_numbers(&u, decay if e % 2 else 0.0, start, stop, &parameters[0], &gradients[0],
+                         &m[0], &v[0])
 
 
 cdef struct Update:
-    Share s
-    bint single
-    void* parameters
-    void* m
-    void* v
-    const void* gradients
-    Py_ssize_t n_edges
-    const int* edges
-    double scale, rate, beta1, beta2, inverse_root, epsilon, decay
-
-
-cdef int adam_part(const void* work, Py_ssize_t index) except -1 nogil:
-    """One thread's part of `adam_step`."""
-    cdef const Update* u = <const Update*> work
-    cdef Py_ssize_t e, start, stop = 0
-    cdef Py_ssize_t first = begin_of(&u.s, u.s.stop, index)
-    cdef Py_ssize_t last = begin_of(&u.s, u.s.stop, index + 1)
-    for e in range(u.n_edges + 1):
-        start, stop = stop, (<Py_ssize_t> u.edges[e] if e < u.n_edges else u.s.stop)
-        adam_stretch(u, u.decay if e % 2 else 0.0, max(start, first), min(stop, last))
-    return 0
-
-
-cdef void adam_stretch(
-    const Update* u, double decay, Py_ssize_t start, Py_ssize_t stop
-) noexcept nogil:
-    if u.single:
-        adam_numbers(u, decay, start, stop, <float*> u.parameters, <const float*> u.gradients,
-                     <float*> u.m, <float*> u.v)
-    else:
-        adam_numbers(u, decay, start, stop, <double*> u.parameters, <const double*> u.gradients,
-                     <double*> u.m, <double*> u.v)
+    double scale, rate, beta1, beta2, inverse_root, epsilon
 
 
 cdef void adam_numbers(

@@ -1,21 +1,18 @@
 """Owns which part of a kernel's work is a thread's.
 
 Several threads may call a kernel for one batch, each with rows of its own; see
-`reference/share.py`. Or a crew does the work of a single call: see `crew.pyx`. Then each has all
-rows, but some columns of a product and some heads of attention.
+`reference/share.py`.
 """
 from cpython.object cimport PyObject
 
 from rustgpt._ext.checks cimport check_aligned, index_address
 from rustgpt._ext.barrier cimport Barrier, Gates, wait_at
-from rustgpt._ext.crew cimport Crew, is_at_hand
 
 
 cdef struct Share:
     Py_ssize_t index, n     # which thread, of how many
-    Py_ssize_t first, stop  # its rows; all, in a crew
+    Py_ssize_t first, stop  # its rows
     bint heads              # whether attention divides its heads, not its texts
-    bint crew               # whether products divide their columns, not their rows
     Gates* gates            # where it meets the others, if that is a compiled barrier
     PyObject* barrier       # or else any other, to be asked with Python's lock; NULL if it is alone
 
@@ -23,15 +20,6 @@ cdef struct Share:
 cdef inline Py_ssize_t edge_of(Py_ssize_t size, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     """Where one of so many equal parts begins."""
     return size * part // parts
-
-
-cdef inline Py_ssize_t begin_of(
-    const Share* s, Py_ssize_t size, Py_ssize_t index
-) noexcept nogil:
-    """Where the part of thread `index` begins of an axis: a crew's at the edge of a cache line."""
-    if s.crew:
-        return min(size, edge_of((size + 15) // 16, index, s.n) * 16)
-    return edge_of(size, index, s.n)
 
 
 cdef inline const int[::1] edges_of(object share) except *:
@@ -43,14 +31,6 @@ cdef inline const int[::1] edges_of(object share) except *:
         raise TypeError(f"share must be a rustgpt.reference.share.Share: {error}") from None
     check_aligned(0, 1, index_address(edges))
     return edges
-
-
-cdef inline Share part_of(const Share* s, Py_ssize_t index) noexcept nogil:
-    """The share of a crew's thread; without a crew, the calling thread's own."""
-    cdef Share part = s[0]
-    if s.crew:
-        part.index = index
-    return part
 
 
 cdef inline object barrier_of(object share):
@@ -67,24 +47,17 @@ cdef inline object barrier_of(object share):
 cdef inline Share alone(Py_ssize_t N) noexcept nogil:
     """All of the work for N rows."""
     cdef Share s
-    s.index, s.n, s.first, s.stop, s.heads, s.crew = 0, 1, 0, N, False, False
+    s.index, s.n, s.first, s.stop, s.heads = 0, 1, 0, N, False
     s.gates, s.barrier = NULL, NULL
     return s
 
 
 cdef inline Share share_of(
-    object share, const int[::1] edges, object barrier, Py_ssize_t N, Crew crew=None,
-    bint divides=True,  # whether the crew can do it
+    object share, const int[::1] edges, object barrier, Py_ssize_t N
 ) except *:
-    """Return what `share` says of a batch of N rows, or the first part of a crew's work."""
+    """Return what `share` says of a batch of N rows."""
     cdef Share s = alone(N)
     cdef Py_ssize_t i
-    if crew is not None:
-        if share is not None:
-            raise ValueError("share must be None where there is a crew")
-        if divides and is_at_hand(crew):
-            s.n, s.heads, s.crew, s.gates = crew.n, True, True, &crew.barrier.gates
-        return s
     if share is None:
         return s
     try:

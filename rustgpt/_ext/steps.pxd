@@ -8,74 +8,46 @@ from rustgpt._ext.layer_norm cimport normalise_rows
 from rustgpt._ext.layout cimport Block, Kept, Scratch, whole_lines
 from rustgpt._ext.linear cimport add_gradients, affine
 from rustgpt._ext.rows cimport row_gelu, row_gelu_backward
-from rustgpt._ext.share cimport Share, begin_of, edge_of, meet
+from rustgpt._ext.share cimport Share, edge_of, meet
 
 
-cdef inline int feed_forward(
-    const Block* b, const Share* s, const floating* p,
+cdef inline void feed_forward(
+    const Block* b, const floating* p,
     const floating* x, Py_ssize_t n,        # IN (n, C)
     floating* hidden, floating* activated,  # OUT (n, F); scratch
     floating* out,                          # IN/OUT (n, C): added to
-) except -1 nogil:
+) noexcept nogil:
     """out += activation(x @ weight1 + bias1) @ weight2 + bias2."""
-    cdef Py_ssize_t i, rows = n, first = 0, size = n * b.F
-    affine(s, x, p + b.weight1, p + b.bias1, n, b.C, b.F, False, False, b.bfloat16,
+    affine(x, p + b.weight1, p + b.bias1, n, b.C, b.F, False, False, b.bfloat16,
            hidden)                                                                    # (n, F)
-    if s.crew:  # row by row, the thread's columns
-        first = begin_of(s, b.F, s.index)
-        size = begin_of(s, b.F, s.index + 1) - first
-    else:  # all at once
-        rows = 1
-    for i in range(rows):
-        if b.gelu:
-            row_gelu(hidden + i * b.F + first, size, activated + i * b.F + first)
-        else:
-            relu(hidden + i * b.F + first, size, hidden + i * b.F + first)
-    if s.crew:
-        meet(s)
-    affine(s, activated if b.gelu else hidden, p + b.weight2, p + b.bias2, n, b.F, b.C, False, True,
+    if b.gelu:
+        row_gelu(hidden, n * b.F, activated)
+    else:
+        relu(hidden, n * b.F, hidden)
+    affine(activated if b.gelu else hidden, p + b.weight2, p + b.bias2, n, b.F, b.C, False, True,
            b.bfloat16, out)                                                           # (n, C)
-    return 0
 
 
 cdef inline void project(
-    const Block* b, const Share* s, const floating* p, const floating* heads, Py_ssize_t n,
+    const Block* b, const floating* p, const floating* heads, Py_ssize_t n,
     floating* out,
 ) noexcept nogil:
     """out += heads @ projection_weight + projection_bias, or heads as they are."""
-    cdef Py_ssize_t i, c, first, stop
+    cdef Py_ssize_t i
     if b.projection:
-        affine(s, heads, p + b.projection_weight, p + b.projection_bias if b.bias else NULL,
+        affine(heads, p + b.projection_weight, p + b.projection_bias if b.bias else NULL,
                n, b.C, b.C, False, True, b.bfloat16, out)  # (n, C)
         return
-    columns_of(b, s, &first, &stop)
-    for i in range(n):
-        for c in range(first, stop):
-            out[i * b.C + c] += heads[i * b.C + c]
-
-
-cdef inline void columns_of(
-    const Block* b, const Share* s, Py_ssize_t* first, Py_ssize_t* stop
-) noexcept nogil:
-    """Which columns of a sum (n, C) are this thread's."""
-    first[0], stop[0] = 0, b.C
-    if s.crew:
-        first[0], stop[0] = begin_of(s, b.C, s.index), begin_of(s, b.C, s.index + 1)
+    for i in range(n * b.C):
+        out[i] += heads[i]
 
 
 cdef inline void copy(
-    const Block* b, const Share* s, const floating* x, Py_ssize_t n, floating* out
+    const Block* b, const floating* x, Py_ssize_t n, floating* out
 ) noexcept nogil:
-    """out (n, C) = x, of this thread's columns."""
-    cdef Py_ssize_t i, first, stop
-    if x == out:
-        return
-    columns_of(b, s, &first, &stop)
-    if stop - first == b.C:
+    """out (n, C) = x."""
+    if x != out:
         memcpy(out, x, n * b.C * sizeof(floating))
-        return
-    for i in range(n):
-        memcpy(out + i * b.C + first, x + i * b.C + first, (stop - first) * sizeof(floating))
 
 
 cdef inline int attend_share(
@@ -129,45 +101,34 @@ cdef inline void normalise(
     const Block* b, const Kept* k, const Share* s, int which, const floating* p,
     const floating* x, Py_ssize_t n, floating* out, floating* kept,
 ) noexcept nogil:
-    """out (n, C) = norm1 or norm2 of x. In a crew, where each thread does it, one keeps the rest.
-    """
-    cdef floating* mean = NULL
-    cdef floating* rstd = NULL
-    if not s.crew or s.index == 0:
-        mean = kept + (k.mean1 if which == 1 else k.mean2) + s.first
-        rstd = kept + (k.rstd1 if which == 1 else k.rstd2) + s.first
+    """out (n, C) = norm1 or norm2 of x, this thread's rows."""
+    cdef floating* mean = kept + (k.mean1 if which == 1 else k.mean2) + s.first
+    cdef floating* rstd = kept + (k.rstd1 if which == 1 else k.rstd2) + s.first
     cdef const floating* weight = p + (b.norm1 if which == 1 else b.norm2)
     normalise_rows(x, weight, weight + b.C, b.epsilon1 if which == 1 else b.epsilon2, n, b.C, out,
                    mean, rstd)
 
 
 cdef inline void back(
-    const Block* b, const Share* s, const floating* weight, const floating* dout, Py_ssize_t n,
+    const Block* b, const floating* weight, const floating* dout, Py_ssize_t n,
     Py_ssize_t c_in, Py_ssize_t c_out, bint add, floating* dx,
 ) noexcept nogil:
     """dx = (dx if add) + dout @ weight.T, from out = x @ weight."""
-    affine(s, dout, weight, <const floating*> NULL, n, c_out, c_in, True, add, b.bfloat16, dx)
+    affine(dout, weight, <const floating*> NULL, n, c_out, c_in, True, add, b.bfloat16, dx)
 
 
 cdef inline void through_activation(
-    const Block* b, const Share* s, const floating* p,
+    const Block* b, const floating* p,
     const floating* dout,                      # IN (n, C)
     const floating* hidden, Py_ssize_t n,      # IN (n, F)
     floating* dhidden, floating* activated,    # OUT (n, F); the second if GELU
 ) noexcept nogil:
     """From out = activation(hidden) @ weight2 + bias2, the gradient of hidden."""
-    cdef Py_ssize_t i, rows = 1, first = 0, size = n * b.F
-    back(b, s, p + b.weight2, dout, n, b.F, b.C, False, dhidden)
-    if s.crew:
-        rows, first = n, begin_of(s, b.F, s.index)
-        size = begin_of(s, b.F, s.index + 1) - first
-    for i in range(rows):
-        if b.gelu:
-            row_gelu_backward(dhidden + i * b.F + first, hidden + i * b.F + first, size,
-                              dhidden + i * b.F + first, activated + i * b.F + first)
-        else:
-            relu_gradient(dhidden + i * b.F + first, hidden + i * b.F + first, size,
-                          dhidden + i * b.F + first)
+    back(b, p + b.weight2, dout, n, b.F, b.C, False, dhidden)
+    if b.gelu:
+        row_gelu_backward(dhidden, hidden, n * b.F, dhidden, activated)
+    else:
+        relu_gradient(dhidden, hidden, n * b.F, dhidden)
 
 
 # The gradients of the weights, a thread's part of them, over N rows.

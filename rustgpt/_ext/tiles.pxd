@@ -276,7 +276,7 @@ cdef extern from *:
         }                                                                                         \\
     }                                                                                             \\
     /* The last columns, which fill no whole vector, or no whole tile that is far: through arrays \\
-       that do. Where a tile adds C last so must they: a crew divides the columns elsewhere. */   \\
+       that do. */                                                                                \\
     static void last_tiles_##NAME(                                                                \\
         Py_ssize_t m, int vectors, Py_ssize_t width, int far, int add, const T* bias,             \\
         const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \\

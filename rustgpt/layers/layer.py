@@ -11,7 +11,7 @@ import numpy as np
 from rustgpt.errors import ConfigError
 from rustgpt.layers.memory import Array, Buffers, Indices, is_reused
 from rustgpt.layers.team import Member, SharedBuffers
-from rustgpt.reference.share import Crew, Share
+from rustgpt.reference.share import Share
 
 
 class Cache:
@@ -59,15 +59,12 @@ class Layer:
     member : Member or None
         This thread's part of a batch, when several threads take it through the layers together;
         see `works_in_team`.
-    crew : Crew or None
-        Threads that help in the layer's kernels; what they compute does not depend on it.
     number : int
         Which of a model's layers it is, or is part of, from 0; -1 outside of a model.
     """
 
     bfloat16 = False
     member: Member | None = None
-    crew: Crew | None = None
     number = -1
     _in_place: Collection[str] = ()  # the names of its parameters and gradients
     owner: Callable[[], object] | None = None  # of a model's layer, a weak reference to the model
@@ -240,12 +237,6 @@ class Layer:
         for _, child in self.children():
             child.join(member)
 
-    def use_crew(self, crew: Crew | None) -> None:
-        """Let a crew help in this layer's and all inner layers' kernels, or none any more."""
-        self.crew = crew
-        for _, child in self.children():
-            child.use_crew(crew)
-
     # Copies
 
     def replica(self) -> Self:
@@ -279,7 +270,7 @@ class Layer:
             if key not in memory:
                 memory[key] = Buffers()
             own[name] = memory[key]
-        own["bfloat16"], own["member"], own["crew"] = False, None, None
+        own["bfloat16"], own["member"] = False, None
         return twin
 
     def _shallow(self) -> Self:
@@ -304,7 +295,7 @@ class Layer:
 
 
 # Attributes of a layer that a copy of it has anew.
-_MEMORY = ("_buffers", "_scratch", "_of_team", "_gradients", "member", "crew", "owner")
+_MEMORY = ("_buffers", "_scratch", "_of_team", "_gradients", "member", "owner")
 
 
 def copy_into(array: Array, values: Any, name: str) -> None:

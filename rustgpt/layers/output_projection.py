@@ -136,7 +136,7 @@ class OutputProjection(Layer):
         dweight, dbias = (None, None) if dx is None else (self.dweight, self.dbias)
         loss: float = ops.linear_cross_entropy(
             x, self.weight, self.bias, targets, scale, max_norm, losses, dx, dweight, dbias,
-            logits, self.tied, self.bfloat16, share, self._overwrite and dx is not None, self.crew,
+            logits, self.tied, self.bfloat16, share, self._overwrite and dx is not None,
         )  # fmt: skip
         if dx is not None:
             self._overwrite = False

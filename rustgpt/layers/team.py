@@ -1,4 +1,4 @@
-"""Owns how threads work together: as a team, or as a crew.
+"""Owns how threads work together, as a team.
 
 A team takes one batch through the layers, each thread with a share of it.
 
@@ -6,9 +6,6 @@ Each thread has a replica of the model and rows of its own, which it takes throu
 itself. The arrays have the rows of all threads, so that each can make its part of every weight's
 gradient over all rows: there is one buffer of gradients, whatever the number of threads. The
 threads meet before they make it, and where rows of one text are divided also around attention.
-
-A crew helps one thread that goes through the layers alone, within every kernel: for batches of so
-few rows that their division would take longer than their arithmetic.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ import numpy as np
 
 from rustgpt.backend import backend_name
 from rustgpt.layers.memory import Array, Buffers, Indices
-from rustgpt.reference.share import Barrier, Crew, Share
+from rustgpt.reference.share import Barrier, Share
 
 
 class SharedBuffers(Buffers):
@@ -39,27 +36,13 @@ class SharedBuffers(Buffers):
             return super().get(name, shape, dtype)
 
 
-def barrier(n: int, breaks: bool = False) -> Barrier:
-    """Return where n threads can meet: compiled, so that it does without Python's lock.
-
-    There, one who waits for long lends its processor to one that it waits for; but not, with
-    `breaks`, to one who is through with every second meeting and has not come to the next.
-    """
+def barrier(n: int) -> Barrier:
+    """Return where n threads can meet: compiled, so that it does without Python's lock."""
     if backend_name() != "cython":
         return threading.Barrier(n)
     from rustgpt._ext.barrier import Barrier as Compiled
 
-    found: Barrier = Compiled(n, lends=True, breaks=breaks)
-    return found
-
-
-def crew_of(n: int) -> Crew | None:
-    """Return a crew of n threads, if the kernels in use can be helped."""
-    if backend_name() != "cython":
-        return None
-    from rustgpt._ext.crew import Crew as Compiled
-
-    found: Crew = Compiled(n)
+    found: Barrier = Compiled(n)
     return found
 
 

@@ -129,7 +129,7 @@ class TransformerBlock(Layer):
         scratch = self._scratch.get("block", (self._scratch_size(N, C, F),), self.dtype)
         ops.block_forward(
             x, offsets, self._parameters, *shape, out, self.kept, scratch, self.bfloat16,
-            self._share, self.crew,
+            self._share,
         )  # fmt: skip
         return out
 
@@ -138,8 +138,6 @@ class TransformerBlock(Layer):
 
     def _scratch_size(self, N: int, C: int, F: int) -> int:
         # No text has more rows than all together; memory that is not written costs nothing.
-        if self.crew:
-            return int(ops.block_scratch_size(N, N, C, F, self.crew.n, True))
         return int(ops.block_scratch_size(N, N, C, F, self._threads()))
 
     def decode(self, x: Array, cache: Cache) -> Array:  # (n, C) -> (n, C)
@@ -213,10 +211,9 @@ class TransformerBlock(Layer):
         # In a team, a thread writes its rows over those that it alone has read.
         dx = dout if self.member else self.scratch("dx", N, C)
         scratch = self.scratch("block", self._scratch_size(N, C, shape[1]))
-        # By name, as Python 3.11 does not use the memory of exactly 20 arguments again.
         ops.block_backward(
             dout, self.x, self.offsets, self._parameters, *shape, self.kept, dx, self._gradients,
-            scratch, self.bfloat16, self._share, self._overwrite, crew=self.crew,
+            scratch, self.bfloat16, self._share, self._overwrite,
         )  # fmt: skip
         self._overwrite = False
         return dx

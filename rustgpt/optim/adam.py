@@ -4,7 +4,6 @@ import numpy as np
 
 from rustgpt.backend import ops
 from rustgpt.layers.memory import Array, Indices, aligned
-from rustgpt.reference.share import Crew
 
 
 class Adam:
@@ -46,7 +45,7 @@ class Adam:
 
     def update(
         self, gradients: Array, rate: float, gradient_scale: float = 1.0,
-        part: slice | None = None, crew: Crew | None = None,
+        part: slice | None = None,
     ) -> None:  # fmt: skip
         """Update the parameters in `part` (all of them without it) from (P,) gradients.
 
@@ -56,8 +55,6 @@ class Adam:
             Learning rate.
         gradient_scale
             Factor on the gradients, as clipping asks for.
-        crew
-            Threads that do it together.
         """
         here = part or slice(0, len(self.parameters))
         ops.adam_step(
@@ -65,7 +62,6 @@ class Adam:
             self._edges_in(here.start, here.stop), gradient_scale,
             rate / (1 - self.beta1**self.steps), self.beta1, self.beta2,
             (1 - self.beta2**self.steps) ** -0.5, self.epsilon, rate * self.weight_decay,
-            crew,
         )  # fmt: skip
 
     def _edges_in(self, start: int, stop: int) -> Indices:

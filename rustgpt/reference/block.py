@@ -11,7 +11,7 @@ from rustgpt.reference.arrays import Array, Indices, Matrix, OutMatrix, OutVecto
 from rustgpt.reference.attention import attention_backward, attention_decode, attention_forward
 from rustgpt.reference.layer_norm import layer_norm_backward, layer_norm_forward
 from rustgpt.reference.linear import add_gradients, linear_forward, product
-from rustgpt.reference.share import Crew, Share, whole
+from rustgpt.reference.share import Share, whole
 
 
 def block_kept_size(
@@ -21,11 +21,9 @@ def block_kept_size(
     return N * (3 * C + C + n_heads + 2 * C + F)
 
 
-def block_scratch_size(
-    N: int, longest: int, C: int, F: int, threads: int = 1, crew: bool = False
-) -> int:
+def block_scratch_size(N: int, longest: int, C: int, F: int, threads: int = 1) -> int:
     """Numbers of scratch for N rows: here what each thread shows the others."""
-    return 0 if crew or threads == 1 else N * (2 * F + 8 * C) + threads * 4 * C
+    return 0 if threads == 1 else N * (2 * F + 8 * C) + threads * 4 * C
 
 
 def unpacked(parameters: Array, C: int, F: int, projection: bool, bias: bool) -> SimpleNamespace:
@@ -130,7 +128,6 @@ def block_forward(
     scratch: OutVector,
     bfloat16: bool = False,  # whether the linear products round to it
     share: Share | None = None,  # this thread's, of several
-    crew: Crew | None = None,  # changes nothing
 ) -> None:
     """out = norm2(h + feed_forward(h)), h = norm1(x + attention(x)); or with the norms before."""
     N, C = x.shape
@@ -194,7 +191,6 @@ def block_backward(
     bfloat16: bool = False,
     share: Share | None = None,  # this thread's, of several
     overwrite: bool = False,  # whether to write over dparameters instead
-    crew: Crew | None = None,  # changes nothing
 ) -> None:
     """The gradients of the input and of the parameters, from the gradient of the output."""
     N, C = x.shape

@@ -4,7 +4,7 @@ import numpy as np
 
 from rustgpt.reference.arrays import Indices, Matrix, OutMatrix, OutVector, Vector
 from rustgpt.reference.linear import add_gradients, linear_forward, product
-from rustgpt.reference.share import Crew, Share, whole
+from rustgpt.reference.share import Share, whole
 
 
 def softmax(x: Matrix, out: OutMatrix) -> None:  # (N, V) -> (N, V)
@@ -54,7 +54,6 @@ def linear_cross_entropy(
     bfloat16: bool = False,  # whether the products' factors are rounded to it
     share: Share | None = None,  # this thread's, of several
     overwrite: bool = False,  # whether to write over dweight and dbias instead
-    crew: Crew | None = None,  # changes nothing
 ) -> float:
     """`cross_entropy` of logits = x @ weight + bias, and back, without all logits in memory.
 

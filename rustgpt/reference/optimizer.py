@@ -3,12 +3,10 @@
 import numpy as np
 
 from rustgpt.reference.arrays import Indices, OutVector, Vector
-from rustgpt.reference.share import Crew
 
 
 def sum_of_squares(
     x: Vector,  # (P,)
-    crew: Crew | None = None,  # changes nothing
 ) -> float:
     """Return sum(x^2), summed in double."""
     return float(np.sum(np.square(x, dtype=np.float64)))
@@ -41,7 +39,6 @@ def adam_step(
     inverse_root: float,  # 1 / sqrt(1 - beta2^t)
     epsilon: float,
     decay: float,  # learning rate * weight decay
-    crew: Crew | None = None,  # changes nothing
 ) -> None:
     """Adam (Kingma and Ba 2015), with the decay apart (Loshchilov and Hutter 2019)."""
     g = gradients * gradient_scale

@@ -20,21 +20,6 @@ class Barrier(Protocol):
         """Let nobody wait any more."""
 
 
-class Crew(Protocol):
-    """Threads that do a kernel's work together, as the compiled kernels can.
-
-    What comes out does not depend on them, not by a bit; here in NumPy they have nothing to do.
-    """
-
-    n: int
-
-    def __enter__(self) -> object:
-        """Start the threads."""
-
-    def __exit__(self, *error: object) -> None:
-        """End them."""
-
-
 @dataclass(frozen=True)
 class Share:
     """One thread's share of a batch.
