@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from training import PRECISIONS, SYSTEMS, Tokens
+from training import PRECISIONS, SYSTEMS
 
 BATCH, CONTEXT = 12, 64
 N_LAYERS, N_HEADS, DIM = 4, 4, 128
@@ -79,6 +79,7 @@ def run_rustgpt(arguments: argparse.Namespace) -> float:
     """Train by the recipe; return the validation loss."""
     import rustgpt
     from rustgpt.backend import single_threaded_blas
+    from rustgpt.benchmark import Vocabulary
 
     training, validation, n_kinds = read(arguments.text)
     config = rustgpt.ModelConfig(
@@ -86,7 +87,7 @@ def run_rustgpt(arguments: argparse.Namespace) -> float:
         max_seq_len=CONTEXT, activation="gelu", norm="pre", attention_bias=True,
         output_bias=False, tie_embeddings=True, seed=arguments.seed,
     )  # fmt: skip
-    model = rustgpt.LLM(config, Tokens(n_kinds))  # type: ignore[arg-type]
+    model = rustgpt.LLM(config, Vocabulary(n_kinds))
     settings = rustgpt.TrainConfig(
         batch_size=BATCH, beta1=BETAS[0], beta2=BETAS[1], weight_decay=WEIGHT_DECAY,
         max_grad_norm=MAX_NORM, schedule="cosine", final_rate=FINAL_SHARE,
@@ -94,7 +95,7 @@ def run_rustgpt(arguments: argparse.Namespace) -> float:
         threads=arguments.threads, precision=PRECISIONS[arguments.serve],
     )  # fmt: skip
     windows = draw_windows(training, arguments.iterations, arguments.seed)
-    rustgpt.Trainer(model, settings).fit(windows, 1, PEAK_RATE, "recipe")  # type: ignore[arg-type]
+    rustgpt.Trainer(model, settings).fit_ids(windows, 1, PEAK_RATE, "recipe")
 
     def summed(ids: NDArray[np.int32], targets: NDArray[np.int32]) -> float:
         offsets = np.arange(len(ids) + 1, dtype=np.int32) * CONTEXT

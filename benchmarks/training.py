@@ -58,18 +58,6 @@ SHAPES = {
 }
 
 
-class Tokens:
-    """A tokenizer whose texts are already token ids."""
-
-    end_id = 0
-
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
-
-    def encode(self, text: list[int], allow_special: bool = False) -> list[int]:
-        return text
-
-
 def wait_for_turn() -> None:
     """Block until the parent asks for a turn; end when it is gone."""
     if not sys.stdin.readline():
@@ -92,6 +80,7 @@ def peak_memory() -> float:
 def serve_rustgpt(shape: Shape, threads: int, precision: str) -> None:
     """Train; each epoch is a turn."""
     import rustgpt
+    from rustgpt.benchmark import Vocabulary
     from rustgpt.trainer import Epoch
 
     ids = random_ids(shape, shape.steps)
@@ -105,7 +94,7 @@ def serve_rustgpt(shape: Shape, threads: int, precision: str) -> None:
             n_heads=shape.n_heads, max_seq_len=shape.context, activation="gelu", norm="pre",
             attention_bias=True, output_bias=False, tie_embeddings=True,
         ),
-        Tokens(shape.vocab_size),  # type: ignore[arg-type]
+        Vocabulary(shape.vocab_size),
     )  # fmt: skip
     assert model.n_parameters == shape.n_parameters
 
@@ -116,7 +105,7 @@ def serve_rustgpt(shape: Shape, threads: int, precision: str) -> None:
     wait_for_turn()
     trainer = rustgpt.Trainer(model, settings, on_epoch=end_of_turn)
     # The clock of an epoch starts after its turn was asked for.
-    trainer.fit(ids.reshape(-1, shape.context + 1), 10**6, 1e-4, "benchmark")  # type: ignore[arg-type]
+    trainer.fit_ids(ids.reshape(-1, shape.context + 1), 10**6, 1e-4, "benchmark")
 
 
 def serve_pytorch(kind: str, shape: Shape, threads: int) -> None:

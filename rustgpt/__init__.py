@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from rustgpt.layers.transformer import TransformerBlock
     from rustgpt.llm import LLM, build_layers
     from rustgpt.text.dataset import Dataset
-    from rustgpt.text.tokenizer import WordTokenizer
+    from rustgpt.text.tokenizer import Tokenizer, WordTokenizer
     from rustgpt.trainer import Trainer
 
 # Where each public name lives; it is imported when it is first asked for, so that importing the
@@ -66,6 +66,7 @@ _HOMES = {
     "OutputProjection": "layers.output_projection",
     "RustGPTError": "errors",
     "SelfAttention": "layers.self_attention",
+    "Tokenizer": "text.tokenizer",
     "TokenizerError": "errors",
     "TrainConfig": "config",
     "Trainer": "trainer",
@@ -92,6 +93,7 @@ __all__ = [
     "OutputProjection",
     "RustGPTError",
     "SelfAttention",
+    "Tokenizer",
     "TokenizerError",
     "TrainConfig",
     "Trainer",

@@ -30,24 +30,28 @@ COPY: Final = 2**27  # bytes of the copy that is the other; no cache holds them
 REPEATS: Final = 4  # products, or copies, in one measurement
 
 
-class Numbers(WordTokenizer):
-    """A tokenizer whose words are the token ids themselves, such as "17 4 256"."""
+class Vocabulary(WordTokenizer):
+    """What a model that is only measured needs of a tokenizer: how many tokens there are.
 
-    def __init__(self, vocab_size: int) -> None:
-        self._vocab_size = vocab_size
-        self.end_id = 0
+    Parameters
+    ----------
+    size
+        V.
+    end_id
+        Ends a text; -1 for none.
+    """
+
+    def __init__(self, size: int, end_id: int = 0) -> None:
+        self._size = size
+        self._end_id = end_id
 
     @property
     def vocab_size(self) -> int:
-        return self._vocab_size
+        return self._size
 
-    def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        return [int(word) for word in text.split()]
-
-    def random_texts(self, n: int, tokens: int, seed: int) -> list[str]:
-        """Return n texts of so many random tokens."""
-        ids = np.random.default_rng(seed).integers(0, self.vocab_size, (n, tokens))
-        return [" ".join(map(str, row)) for row in ids]
+    @property
+    def end_id(self) -> int:
+        return self._end_id
 
 
 class Limits:
@@ -279,8 +283,6 @@ class Benchmark:
 
     def _train(self, limits: Limits, profiler: Profiler | None = None) -> list[float]:
         """Return how many seconds each step took; the limits are measured between steps."""
-        model = self.model.replica(self.model.gradients)
-        model.tokenizer = numbers = Numbers(self.model.tokenizer.vocab_size)
         taken: list[float] = []
         began = measured = time.perf_counter()
 
@@ -301,9 +303,11 @@ class Benchmark:
                 if profiler:
                     profiler.clear()
 
-        trainer = Trainer(model, self.training, after_step)
-        texts = numbers.random_texts(self.training.batch_size, self.context + 1, self.training.seed)
-        trainer.fit(texts, 10**9, 0.0, "benchmark")  # one batch, so that an epoch is a step
+        trainer = Trainer(self.model, self.training, after_step)
+        rng = np.random.default_rng(self.training.seed)
+        shape = self.training.batch_size, self.context + 1
+        ids = rng.integers(0, self.model.tokenizer.vocab_size, shape)
+        trainer.fit_ids(ids, 10**9, 0.0, "benchmark")  # one batch, so that an epoch is a step
         return taken
 
 

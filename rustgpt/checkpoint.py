@@ -21,8 +21,7 @@ from rustgpt import file_set
 from rustgpt.config import ModelConfig
 from rustgpt.errors import CheckpointError, ConfigError, TokenizerError
 from rustgpt.file_set import CONFIG, LARGEST_JSON, explained, locked, read_json, reason
-from rustgpt.text.tokenizer import WordTokenizer
-from rustgpt.text.vocab import FORMAT as TOKENIZER_FORMAT
+from rustgpt.text.tokenizer import Tokenizer, read_tokenizer
 
 __all__ = ["Saved", "is_model", "load", "locked", "save"]
 
@@ -135,40 +134,28 @@ class Saved:
         except ConfigError as error:
             raise CheckpointError(f"{self.folder / CONFIG}: {error}") from error
 
-    def tokenizer(self, kind: type[Any] | None = None) -> Any:
+    def tokenizer(self, kind: type[Any] | None = None) -> Tokenizer:
         """Return the tokenizer, or raise CheckpointError.
 
         Parameters
         ----------
         kind
-            A class whose `from_json` reads it; by default `WordTokenizer`.
+            A class whose `from_json` reads it; by default that of the format that it names.
         """
         path = self.folder / TOKENIZER
         if kind is None:
             try:
-                return WordTokenizer.from_json(self._tokenizer_json.decode())
+                return read_tokenizer(self._tokenizer_json.decode())
             except (TokenizerError, UnicodeDecodeError) as error:
-                raise CheckpointError(f"{path}: {error}{self._of_another_kind()}") from error
+                raise CheckpointError(f"{path}: {error}") from error
         try:
-            return kind.from_json(self._tokenizer_json.decode())
+            found: Tokenizer = kind.from_json(self._tokenizer_json.decode())
         except Exception as error:  # whatever somebody else's code raises
             name = getattr(kind, "__name__", type(kind).__name__)
             raise CheckpointError(
                 f"{path} cannot be read by {name}.from_json: {reason(error)}"
             ) from error
-
-    def _of_another_kind(self) -> str:
-        """Return how to read a tokenizer that is not ours; "" if it is."""
-        try:
-            content = json.loads(self._tokenizer_json)
-        except (ValueError, RecursionError):
-            content = None
-        found = content.get("format") if isinstance(content, dict) else None
-        if found == TOKENIZER_FORMAT:
-            return ""
-        named = f' it is of the format "{found}";' if isinstance(found, str) else ""
-        named = named[:80] if named.isprintable() else ""
-        return f";{named} a tokenizer of your own is read with LLM.load(folder, tokenizer=Class)"
+        return found
 
     def check_shapes(self, expected: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
         """Compare what is on disk with what a model needs; no parameter is read.

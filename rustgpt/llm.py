@@ -28,7 +28,7 @@ from rustgpt.layers.team import Member
 from rustgpt.layers.transformer import TransformerBlock
 from rustgpt.reader import Reader
 from rustgpt.text.dataset import Dataset
-from rustgpt.text.tokenizer import WordTokenizer, token_ids
+from rustgpt.text.tokenizer import Tokenizer, WordTokenizer, token_ids
 from rustgpt.weights_lock import WeightsLock
 
 IDLE: Final = 8  # calls whose working memory is kept for the next ones
@@ -93,7 +93,7 @@ class LLM:
     """
 
     def __init__(
-        self, config: ModelConfig, tokenizer: WordTokenizer, layers: Sequence[Layer] | None = None
+        self, config: ModelConfig, tokenizer: Tokenizer, layers: Sequence[Layer] | None = None
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer

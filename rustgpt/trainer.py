@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from rustgpt.errors import ConfigError, DataError
 from rustgpt.layers.memory import Indices
 from rustgpt.llm import LLM
 from rustgpt.optim.schedules import learning_rate
+from rustgpt.text.tokenizer import token_ids
 from rustgpt.workers import Workers
 
 
@@ -144,11 +145,30 @@ class Trainer:
 
         Raises
         ------
+        DataError
+            If there is one text and no list of texts.
+        ConfigError, DataError, TrainingError
+            As `fit_ids`.
+        """
+        if isinstance(texts, (str, bytes)):
+            raise DataError("the texts to learn must be a list of strings, not one string")
+        encode = self.model.tokenizer.encode
+        return self.fit_ids((encode(text, True) for text in texts), epochs, rate, phase)
+
+    def fit_ids(
+        self, texts: Iterable[Sequence[int] | Indices], epochs: int, rate: float, phase: str
+    ) -> list[Epoch]:
+        """Train on texts that are token ids, with an optimizer that starts afresh.
+
+        Raises
+        ------
         ConfigError
             If `epochs` or `rate` is out of range, or the layers were changed behind the model's
             back.
         DataError
-            If there is one text and no list of texts, or none has two tokens.
+            If no text has two tokens.
+        TokenizerError
+            If an id is not in the vocabulary.
         TrainingError
             If the loss or the gradient is not finite; the step that gave it is not applied, but
             those before it have led there. Or if the model is being trained already.
@@ -196,15 +216,13 @@ class Trainer:
                     self.on_epoch(done[-1])
         return done
 
-    def _rows(self, texts: Sequence[str]) -> list[Indices]:
-        """Return the texts as token ids, cut so that each fits the context and its next token."""
-        if isinstance(texts, (str, bytes)):
-            raise DataError("the texts to learn must be a list of strings, not one string")
-        longest = self.model.max_seq_len
+    def _rows(self, texts: Iterable[Sequence[int] | Indices]) -> list[Indices]:
+        """Return the texts' ids, cut so that each fits the context and its next token."""
+        longest, vocab_size = self.model.max_seq_len, self.model.tokenizer.vocab_size
         self.split_texts = self.skipped_texts = 0
         rows = []
         for text in texts:
-            ids = np.array(self.model.tokenizer.encode(text, allow_special=True), np.int32)
+            ids = token_ids(text, vocab_size)
             self.split_texts += len(ids) > longest + 1
             self.skipped_texts += len(ids) < 2
             # The last token of a piece is the first of the next: every token but the first is

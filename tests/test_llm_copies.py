@@ -314,7 +314,7 @@ def test_a_tokenizer_of_ones_own_comes_back(small, tmp_path):
     assert again.generate("ab", 5) == model.generate("ab", 5)
     with pytest.raises(CheckpointError) as caught:
         LLM.load(tmp_path)
-    for part in ("tokenizer.json", 'of the format "signs"', "LLM.load(folder, tokenizer=Class)"):
+    for part in ("tokenizer.json", "of the format 'signs'", "LLM.load(folder, tokenizer=Class)"):
         assert part in str(caught.value)
 
 

@@ -400,6 +400,22 @@ def test_both_phases_have_an_order_of_their_own(model_of, monkeypatch):
     assert len({tuple(sorted(order)) for order in orders}) == 1
 
 
+def test_texts_may_be_token_ids(model_of):
+    by_text, by_ids = model_of(), model_of()
+    expected = Trainer(by_text, config_of()).fit(TEXTS, 3, 1e-2, "test")
+    ids = [by_ids.tokenizer.encode(text, True) for text in TEXTS]
+    for form in (ids, map(np.array, ids)):
+        model = model_of()
+        found = Trainer(model, config_of()).fit_ids(form, 3, 1e-2, "test")
+        assert [epoch.loss for epoch in found] == [epoch.loss for epoch in expected]
+        np.testing.assert_array_equal(model.parameters, by_text.parameters)
+    for wrong in ([[1, 28]], [[-1, 2]], [[1.5, 2]], [5]):
+        with pytest.raises(TokenizerError, match="token id"):
+            Trainer(by_ids, config_of()).fit_ids(wrong, 1, 1e-2, "test")
+    with pytest.raises(DataError, match="no text has two tokens"):
+        Trainer(by_ids, config_of()).fit_ids([[1], []], 1, 1e-2, "test")
+
+
 @pytest.mark.parametrize("texts", ["a string", b"bytes"])
 def test_one_text_is_no_list_of_texts(model_of, texts):
     with pytest.raises(DataError, match="must be a list of strings, not one string"):

@@ -109,13 +109,13 @@ def _benchmark(args: argparse.Namespace) -> Benchmark:
     if args.model is not None:
         _check_no_sizes(args)
 
-    from rustgpt.benchmark import Benchmark, Numbers
+    from rustgpt.benchmark import Benchmark, Vocabulary
     from rustgpt.llm import LLM
 
     if args.model is None:
-        numbers = Numbers(args.vocab_size or VOCABULARY)
-        check_memory(config, numbers.vocab_size)
-        model = LLM(config, numbers)
+        vocabulary = Vocabulary(args.vocab_size or VOCABULARY)
+        check_memory(config, vocabulary.vocab_size)
+        model = LLM(config, vocabulary)
     else:
         model = LLM.load(args.model)
         check_memory(model.config, model.tokenizer.vocab_size)

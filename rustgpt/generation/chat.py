@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from rustgpt.errors import DataError, TokenizerError
 from rustgpt.text.dataset import chat_prompt
-from rustgpt.text.tokenizer import WordTokenizer
+from rustgpt.text.tokenizer import Tokenizer
 
 
 class Chat:
@@ -22,7 +22,7 @@ class Chat:
 
     def __init__(
         self,
-        tokenizer: WordTokenizer,
+        tokenizer: Tokenizer,
         max_seq_len: int,
         generate: Callable[[Sequence[int]], Sequence[int]],
     ) -> None:

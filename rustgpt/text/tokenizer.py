@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, SupportsIndex
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, Protocol, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,56 @@ from numpy.typing import NDArray
 from rustgpt.errors import DataError, TokenizerError
 from rustgpt.text.units import GLUED, NEWLINE, SPACE, Spacing, cut, kinds_of
 from rustgpt.text.utf8 import Utf8Stream
-from rustgpt.text.vocab import END, END_ID, FIRST_BYTE, JOIN, PIECE, SPACE_MARK, Vocab
+from rustgpt.text.vocab import END, END_ID, FIRST_BYTE, FORMAT, JOIN, PIECE, SPACE_MARK, Vocab
 
-__all__ = ["TextStream", "WordTokenizer", "token_ids"]
+__all__ = ["TextStream", "Tokenizer", "WordTokenizer", "read_tokenizer", "token_ids"]
 
 # The space before the end token and the white space behind it belong to the notation.
 _END: Final = re.compile(rf" ?{END}\s*")
+
+
+class Stream(Protocol):
+    """Turns tokens into text one by one."""
+
+    def push(self, token_id: SupportsIndex) -> str:
+        """Take one token and return the text that is now certain."""
+
+    def finish(self) -> str:
+        """Return the text that is left at the end."""
+
+
+class Tokenizer(Protocol):
+    """What a model needs of its tokenizer: `WordTokenizer`, or one of your own.
+
+    To be loaded with its model, one of your own also has a class method `from_json`, which reads
+    what `to_json` wrote; see `LLM.load`.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of tokens; ids are below it."""
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends a text."""
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        """Turn text into token ids; `allow_special` for training data, in which text may end."""
+
+    def decode(
+        self,
+        ids: Iterable[SupportsIndex],
+        skip_special: bool = True,
+        *,
+        after: Sequence[SupportsIndex] = (),
+    ) -> str:
+        """Turn token ids into the text that they append to that of the tokens `after`."""
+
+    def stream(self, skip_special: bool = True, *, after: Sequence[SupportsIndex] = ()) -> Stream:
+        """Return what turns tokens into text one by one."""
+
+    def to_json(self) -> str:
+        """Write the tokenizer as JSON with a "format"."""
 
 
 class WordTokenizer:
@@ -43,7 +88,6 @@ class WordTokenizer:
 
     def __init__(self, vocab: Vocab) -> None:
         self.vocab = vocab
-        self.end_id = END_ID
         pieces = [len(token) - len(PIECE) for token in vocab.tokens if token.startswith(PIECE)]
         self._longest = {"": max(map(len, vocab.tokens)), PIECE: max(pieces, default=0)}
         self._shapes = [_shape(token) for token in vocab.tokens]
@@ -52,6 +96,11 @@ class WordTokenizer:
     def vocab_size(self) -> int:
         """The number of tokens; ids are below it."""
         return len(self.vocab)
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends a text, ``</s>``."""
+        return END_ID
 
     @classmethod
     def train(cls, texts: Iterable[str], max_vocab_size: int | None = None) -> WordTokenizer:
@@ -121,8 +170,14 @@ class WordTokenizer:
         TokenizerError
             An id is not a whole number or not in the vocabulary.
         """
-        stream = TextStream(self, skip_special, after=after)
+        stream = self.stream(skip_special, after=after)
         return "".join([*map(stream.push, _iterate(ids)), stream.finish()])
+
+    def stream(
+        self, skip_special: bool = True, *, after: Sequence[SupportsIndex] = ()
+    ) -> TextStream:
+        """Return what turns tokens into text one by one; see `TextStream`."""
+        return TextStream(self, skip_special, after=after)
 
     def to_json(self) -> str:
         """Write the tokenizer as JSON, one token a line."""
@@ -225,6 +280,33 @@ class TextStream:
             for kind in kinds_of(text):
                 self._spacing.advance(kind)
         return text
+
+
+# Which class reads a tokenizer.json, by the format that it names.
+READERS: Final[dict[str, Callable[[str], Tokenizer]]] = {FORMAT: WordTokenizer.from_json}
+
+
+def read_tokenizer(text: str) -> Tokenizer:
+    """Read a tokenizer of any format that is known here.
+
+    Raises
+    ------
+    TokenizerError
+        If the text is not in one of these formats, or damaged.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError, MemoryError):
+        content = None
+    found = content.get("format") if isinstance(content, dict) else None
+    if found is None:
+        return WordTokenizer.from_json(text)  # which says what is wrong
+    if not isinstance(found, str) or found not in READERS:
+        raise TokenizerError(
+            f"the tokenizer is of the format {found!r:.60}, which is none of {', '.join(READERS)}: "
+            "one of your own is read with LLM.load(folder, tokenizer=Class)"
+        )
+    return READERS[found](text)
 
 
 def token_ids(ids: Sequence[int] | NDArray[Any], size: int, lowest: int = 0) -> NDArray[np.int32]:

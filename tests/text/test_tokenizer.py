@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rustgpt.errors import ConfigError, DataError, TokenizerError
 from rustgpt.text.dataset import Dataset
-from rustgpt.text.tokenizer import TextStream, WordTokenizer
+from rustgpt.text.tokenizer import TextStream, WordTokenizer, read_tokenizer
 
 TEXTS = [
     "The sun rises in the east, and it's warm. </s>",
@@ -364,3 +364,26 @@ def test_a_vocabulary_from_elsewhere_still_loses_nothing():
     for text in ["xunrisesun", "山是山", "a—b c", "unrisesun xunrise"]:
         assert other.decode(other.encode(text)) == text
     assert other.tokens("xunrisesun") == ["x", "##unrisesun"]
+
+
+def test_a_reader_is_chosen_by_the_format():
+    tokenizer = WordTokenizer.train(["The sun rises </s>"])
+    assert read_tokenizer(tokenizer.to_json()).vocab == tokenizer.vocab
+    for text, words in (
+        ('{"format": "letters", "letters": "abc"}', "of the format 'letters'"),
+        ('{"format": ["a"]}', "of the format"),
+        ('{"format": "rustgpt-word"}', "version"),
+        ("[]", "no tokenizer of rustgpt"),
+        ("", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+    ):
+        with pytest.raises(TokenizerError, match=words):
+            read_tokenizer(text)
+
+
+def test_a_stream_gives_the_same_text():
+    tokenizer = WordTokenizer.train(["The sun rises </s>"])
+    ids = tokenizer.encode("The sun sets 雨!")
+    stream = tokenizer.stream(after=ids[:1])
+    text = "".join([*map(stream.push, ids[1:]), stream.finish()])
+    assert text == tokenizer.decode(ids[1:], after=ids[:1]) == " sun sets 雨!"
