@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +35,19 @@ Arguments = dict[str, Any]
 
 
 # Which implementation runs
+
+
+GRID = 40  # cases from which on a test is a grid of shapes and options
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the cases of grids, which `-m "not grid"` leaves out."""
+    names = [item.nodeid.partition("[")[0] for item in items]
+    cases = Counter(names)
+    for item, name in zip(items, names, strict=True):
+        if cases[name] >= GRID:
+            item.add_marker(pytest.mark.grid)
 
 
 def _compiled(level: str) -> SimpleNamespace:

@@ -1,8 +1,11 @@
 """Tests of the configuration of models and trainings."""
 
 import dataclasses
+import json
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from rustgpt.config import ModelConfig, TrainConfig
@@ -96,3 +99,33 @@ def test_heads_must_divide_the_dimension():
     with pytest.raises(ConfigError, match=r"n_heads.*5.*128"):
         ModelConfig(n_heads=5)
     assert ModelConfig(embedding_dim=15, n_heads=5).n_heads == 5
+
+
+def test_numbers_of_numpy_are_taken():
+    config = TrainConfig(
+        batch_size=np.int64(4), pretrain_rate=np.float32(0.5), seed=np.uint8(3), beta1=np.float64(0)
+    )
+    assert config == TrainConfig(batch_size=4, pretrain_rate=0.5, seed=3, beta1=0)
+    assert {type(value) for value in config.to_dict().values()} == {int, float, str}
+    model = ModelConfig(embedding_dim=np.int32(8), n_heads=np.int16(2), tie_embeddings=np.True_)
+    assert model == ModelConfig(embedding_dim=8, n_heads=2, tie_embeddings=True)
+    assert model.to_dict()["tie_embeddings"] is True
+    json.dumps([config.to_dict(), model.to_dict()])
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "words"),
+    [
+        (TrainConfig, {"beta1": 1.0}, "beta1 must be from 0 to below 1, got 1.0"),
+        (ModelConfig, {"embedding_dim": 2**20 + 1}, "from 1 to 1,048,576, got 1048577"),
+        (ModelConfig, {"activation": np.array(["relu", "gelu"])}, "activation must be one of"),
+        (TrainConfig, {"batch_size": np.float64(4)}, "batch_size must be of type int"),
+        (TrainConfig, {"batch_size": np.True_}, "batch_size must be of type int"),
+        (ModelConfig, {"tie_embeddings": np.int64(1)}, "tie_embeddings must be of type bool"),
+        (TrainConfig, {"pretrain_rate": Fraction(10**400)}, "pretrain_rate must be from 0"),
+    ],
+)
+def test_a_limit_is_told_as_it_is(kind, settings, words):
+    with pytest.raises(ConfigError) as caught:
+        kind(**settings)
+    assert words in str(caught.value)

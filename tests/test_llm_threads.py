@@ -40,7 +40,9 @@ def config_of(**changes):
 
 def test_answers_are_the_same_in_any_number_of_threads(backend, model):
     prompts = ["the s", "water", "", "zz", "rain falls on a cat", "no"]
-    work = [(prompt, seed) for prompt in prompts for seed in range(4)] * 10
+    work = [(prompt, seed) for prompt in prompts for seed in range(4)] * (
+        10 if backend == "cython" else 1
+    )
 
     def answer(job):
         prompt, seed = job

@@ -11,6 +11,8 @@ import pytest
 from rustgpt.layers import team
 from rustgpt.reference.share import Share, whole
 
+pytestmark = pytest.mark.grid  # every case of what may go wrong, or be divided
+
 LENGTHS = (3, 0, 5, 4)
 EDGES = {"texts": [0, 8, 12], "heads": [0, 5, 12], "one has all": [0, 12, 12]}
 ALONE = whole(4).barrier

@@ -14,6 +14,8 @@ from rustgpt import CheckpointError, ModelConfig, checkpoint, file_set
 from .conftest import FILES, TINY, refusal, restore, save, snapshot, tensors, tokenizer, which
 from .faults import Faults, Killed
 
+pytestmark = pytest.mark.grid  # every case of what may go wrong, or be divided
+
 # Saving that fails
 
 

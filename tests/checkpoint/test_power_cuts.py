@@ -25,6 +25,8 @@ from .conftest import (
 )
 from .faults import Faults, Killed
 
+pytestmark = pytest.mark.grid  # every case of what may go wrong, or be divided
+
 # Power cuts
 
 

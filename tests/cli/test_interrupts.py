@@ -133,7 +133,7 @@ def test_a_closed_terminal_does_not_lose_the_model(tmp_path, small):
     with start("train", *small, *flags, cwd=tmp_path, start_new_session=True, **streams) as child:
         os.close(slave)
         while not saved.exists():
-            os.read(master, 65536)
+            time.sleep(0.01)
         early = saved.read_bytes()
         os.close(master)
         child.send_signal(signal.SIGHUP)
