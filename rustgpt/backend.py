@@ -202,11 +202,11 @@ class _OneThread:
     def __enter__(self) -> None:
         kind = _OneThread
         with kind._lock:
+            kind._entered.add(self)  # first: another's end, at any moment, would restore
             if not kind._before:
                 libraries = kind._found()
                 kind._before = tuple(library.num_threads for library in libraries)
                 kind._set((1,) * len(libraries))
-            kind._entered.add(self)
 
     def __exit__(self, *_: object) -> None:
         kind = _OneThread
@@ -227,7 +227,6 @@ class _OneThread:
             from threadpoolctl import ThreadpoolController
 
             cls._libraries = list(ThreadpoolController().select(user_api="blas").lib_controllers)
-            # From 3.7 on it listens to one thread alone, unless that one steps down.
             kinds = {type(library) for library in cls._libraries}
             functions = (getattr(kind, "clear_controlling_thread", None) for kind in kinds)
             cls._step_down = tuple(function for function in functions if function)
@@ -235,10 +234,16 @@ class _OneThread:
 
     @classmethod
     def _set(cls, threads: tuple[int, ...]) -> None:
+        cls._let_anybody_set()
         for library, n in zip(cls._found(), threads, strict=True):
             library.set_num_threads(n)
-        for step_down in cls._step_down:
-            step_down(force=True)
+        cls._let_anybody_set()
+
+    @classmethod
+    def _let_anybody_set(cls) -> None:
+        """Have threadpoolctl (from 3.7 on) listen not only to the thread that set first."""
+        for function in cls._step_down:
+            function(force=True)
 
 
 def single_threaded_blas() -> AbstractContextManager[None]:

@@ -123,19 +123,31 @@ def test_a_link_in_place_of_the_file_is_not_followed(tmp_path):
     assert (tmp_path / "precious").read_text() == "text"
 
 
+FORK = """
+import os, sys, time
+from rustgpt.folder_lock import FolderLock
+with FolderLock(sys.argv[1]):
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+    time.sleep(600)
+"""
+
+
 @posix
-def test_a_child_does_not_keep_its_parents_lock(tmp_path):
-    with FolderLock(tmp_path):
-        child = os.fork()
-        if child == 0:
-            time.sleep(600)
-            os._exit(0)
-    try:
-        with FolderLock(tmp_path, 0):
-            pass
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+def test_a_child_does_not_keep_the_lock_of_a_parent_that_was_killed(tmp_path):
+    with other_process(FORK, tmp_path) as parent:
+        child = int(parent.stdout.readline())
+        try:
+            with pytest.raises(CheckpointError), FolderLock(tmp_path, 0.05):
+                pass
+            parent.kill()
+            parent.wait()
+            os.kill(child, 0)  # it is still there
+            with FolderLock(tmp_path, 5):
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 def test_who_gives_up_waiting_leaves_the_owner_its_file(tmp_path, monkeypatch):

@@ -274,6 +274,22 @@ def test_blas_goes_back_whoever_leaves_last(model):
 
 
 @pytest.mark.usefixtures("two_blas_threads")
+def test_one_thread_may_limit_blas_and_another_restore_it():
+    """Also where a third, here the main one, has set a limit before."""
+    before = blas_threads()
+    guards = [single_threaded_blas(), single_threaded_blas()]
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        pools = [one, other]
+        for pool, guard in zip(pools, guards, strict=True):
+            pool.submit(guard.__enter__).result()
+            assert set(blas_threads()) == {1}
+        one.submit(guards[0].__exit__).result()
+        assert set(blas_threads()) == {1}
+        other.submit(guards[1].__exit__).result()
+        assert blas_threads() == before  # while both threads are alive
+
+
+@pytest.mark.usefixtures("two_blas_threads")
 def test_who_was_torn_away_before_its_end_limits_blas_no_more():
     before = blas_threads()
     with single_threaded_blas():

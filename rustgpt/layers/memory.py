@@ -1,6 +1,7 @@
 """Owns the layers' arrays: memory that is taken once and reused, from the edge of a cache line."""
 
 import itertools
+import weakref
 from typing import Any
 
 import numpy as np
@@ -31,17 +32,20 @@ def aligned(size: int, dtype: np.dtype[Any]) -> Array:
     return raw[first : first + size * dtype.itemsize].view(dtype)
 
 
-class _Reused(np.ndarray[Any, Any]):
-    """Memory that is written over again and again: what lies there need not be copied."""
+# The arrays that own the memory of all `Buffers`, by what they are.
+_reused: weakref.WeakValueDictionary[int, Array] = weakref.WeakValueDictionary()
 
 
 def is_reused(value: object) -> bool:
-    """Tell whether an array lies in memory of `Buffers`."""
-    while isinstance(value, np.ndarray):
-        if isinstance(value, _Reused):
-            return True
-        value = value.base
-    return False
+    """Tell whether an array lies in memory of `Buffers`: what is there need not be copied."""
+    return isinstance(value, np.ndarray) and id(_owner(value)) in _reused
+
+
+def _owner(array: Array) -> Array:
+    """Return the array that owns the memory of a view."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
 
 
 # Views that a layer remembers, so that asking again for one costs a look-up only.
@@ -65,8 +69,9 @@ class Buffers:
         if name not in self._flat or self._flat[name].size < size:
             self._views = {key: view for key, view in self._views.items() if key[0] != name}
             self._flat.pop(name, None)  # freed before the larger one is taken
-            # The outer view is a plain array, which NumPy handles faster.
-            self._flat[name] = aligned(size, dtype).view(_Reused).view(np.ndarray)
+            self._flat[name] = aligned(size, dtype)
+            owner = _owner(self._flat[name])
+            _reused[id(owner)] = owner
         if len(self._views) >= VIEWS:  # batches have ever new numbers of rows
             self._views.clear()
         view = self._flat[name][:size].reshape(shape)

@@ -3,8 +3,9 @@
 import tracemalloc
 
 import numpy as np
+import pytest
 
-from rustgpt.layers.memory import CACHE_LINE, PAGE, Buffers, aligned
+from rustgpt.layers.memory import CACHE_LINE, PAGE, Buffers, aligned, is_reused
 
 
 def test_buffers_grow_for_the_largest_shape_and_are_reused():
@@ -53,3 +54,13 @@ def test_no_two_of_many_arrays_begin_at_the_same_line_of_a_page():
     # Otherwise Adam, which goes through four of them at once, takes three times as long.
     arrays = [aligned(10**6, np.dtype(np.float32)) for _ in range(PAGE // CACHE_LINE)]
     assert len({array.ctypes.data % PAGE for array in arrays}) == len(arrays)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (0, 3), ()])
+def test_what_is_reused_can_be_told_from_what_is_not(shape):
+    array = Buffers().get("x", shape, np.dtype(np.float32))
+    assert type(array) is np.ndarray
+    for view in (array, array.ravel(), array[...], array.reshape(-1)[:2]):
+        assert is_reused(view)
+    for other in (array.copy(), np.zeros(shape), aligned(4, np.dtype(float)), 5, None, "x"):
+        assert not is_reused(other)
