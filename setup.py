@@ -18,6 +18,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 BUILD = Path("build/cython")
+HEADERS = Path("rustgpt/_ext")
 KERNELS = [
     "activations",
     "attention",
@@ -90,7 +91,10 @@ elif sys.platform == "linux":
 
 
 def extension(name: str, source: str, flags: list[str]) -> Extension:
-    return Extension(name, [source], extra_compile_args=flags, extra_link_args=LINK)
+    return Extension(
+        name, [source], include_dirs=[str(HEADERS)], depends=[*map(str, HEADERS.glob("*.h"))],
+        extra_compile_args=flags, extra_link_args=LINK,
+    )  # fmt: skip
 
 
 def extensions() -> list[Extension]:

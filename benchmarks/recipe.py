@@ -110,13 +110,15 @@ def run_pytorch(arguments: argparse.Namespace) -> float:
     import torch
     from pytorch_gpt2 import GPT2
 
+    from rustgpt.trainer import data_order
+
     training, validation, n_kinds = read(arguments.text)
     torch.manual_seed(arguments.seed)
     model = GPT2(N_LAYERS, N_HEADS, DIM, n_kinds, CONTEXT)
     trainer = pytorch_trainer(model, arguments)
     windows = draw_windows(training, arguments.iterations, arguments.seed)
     # The order in which rustgpt's Trainer shuffles its first epoch.
-    order = np.random.default_rng((arguments.seed, 0)).permutation(len(windows))
+    order = data_order(len(windows), arguments.seed, 0, 0)
     ids = torch.from_numpy(windows[order].astype(np.int64))
     for step, batch in enumerate(ids.view(-1, BATCH, CONTEXT + 1)):
         for group in trainer.optimizer.param_groups:

@@ -78,10 +78,10 @@ def peak_memory() -> float:
 
 
 def serve_rustgpt(shape: Shape, threads: int, precision: str) -> None:
-    """Train; each epoch is a turn."""
+    """Train, a turn at a time."""
     import rustgpt
     from rustgpt.benchmark import Vocabulary
-    from rustgpt.trainer import Epoch
+    from rustgpt.stepper import Stepper
 
     ids = random_ids(shape, shape.steps)
     settings = rustgpt.TrainConfig(
@@ -98,14 +98,13 @@ def serve_rustgpt(shape: Shape, threads: int, precision: str) -> None:
     )  # fmt: skip
     assert model.n_parameters == shape.n_parameters
 
-    def end_of_turn(epoch: Epoch) -> None:
-        report(epoch.tokens_per_second)
-        wait_for_turn()
-
-    wait_for_turn()
-    trainer = rustgpt.Trainer(model, settings, on_epoch=end_of_turn)
-    # The clock of an epoch starts after its turn was asked for.
-    trainer.fit_ids(ids.reshape(-1, shape.context + 1), 10**6, 1e-4, "benchmark")
+    with Stepper(model, settings) as stepper:
+        while True:
+            wait_for_turn()
+            began = time.perf_counter()
+            for batch in ids:
+                stepper.step(batch, 1e-4)
+            report(ids[..., 1:].size / (time.perf_counter() - began))
 
 
 def serve_pytorch(kind: str, shape: Shape, threads: int) -> None:

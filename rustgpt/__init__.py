@@ -38,27 +38,35 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from rustgpt.gradient_check import gradcheck
+    from rustgpt.layers.cache import Cache
+    from rustgpt.layers.context import Context
     from rustgpt.layers.embeddings import Embeddings
     from rustgpt.layers.feed_forward import FeedForward
+    from rustgpt.layers.gpt import build_layers
+    from rustgpt.layers.gradients import Gradients
     from rustgpt.layers.layer import Layer
     from rustgpt.layers.layer_norm import LayerNorm
     from rustgpt.layers.output_projection import OutputProjection
     from rustgpt.layers.self_attention import SelfAttention
     from rustgpt.layers.transformer import TransformerBlock
-    from rustgpt.llm import LLM, build_layers
+    from rustgpt.llm import LLM
     from rustgpt.text.dataset import Dataset
     from rustgpt.text.tokenizer import Tokenizer, WordTokenizer
     from rustgpt.trainer import Trainer
+    from rustgpt.training_state import TrainingState
 
 # Where each public name lives; it is imported when it is first asked for, so that importing the
 # package costs next to nothing.
 _HOMES = {
+    "Cache": "layers.cache",
     "CheckpointError": "errors",
     "ConfigError": "errors",
+    "Context": "layers.context",
     "DataError": "errors",
     "Dataset": "text.dataset",
     "Embeddings": "layers.embeddings",
     "FeedForward": "layers.feed_forward",
+    "Gradients": "layers.gradients",
     "LLM": "llm",
     "Layer": "layers.layer",
     "LayerNorm": "layers.layer_norm",
@@ -71,9 +79,10 @@ _HOMES = {
     "TrainConfig": "config",
     "Trainer": "trainer",
     "TrainingError": "errors",
+    "TrainingState": "training_state",
     "TransformerBlock": "layers.transformer",
     "WordTokenizer": "text.tokenizer",
-    "build_layers": "llm",
+    "build_layers": "layers.gpt",
     "gradcheck": "gradient_check",
     "ops": "backend",
     "use_backend": "backend",
@@ -81,12 +90,15 @@ _HOMES = {
 
 __all__ = [
     "LLM",
+    "Cache",
     "CheckpointError",
     "ConfigError",
+    "Context",
     "DataError",
     "Dataset",
     "Embeddings",
     "FeedForward",
+    "Gradients",
     "Layer",
     "LayerNorm",
     "ModelConfig",
@@ -98,6 +110,7 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "TrainingError",
+    "TrainingState",
     "TransformerBlock",
     "WordTokenizer",
     "build_layers",

@@ -133,7 +133,8 @@ def _explanation(
     The types are those of the twin in `rustgpt.reference`.
     """
     from rustgpt.reference import kernels
-    from rustgpt.reference.share import Share
+    from rustgpt.reference.arrays import Shard
+    from rustgpt.reference.spec import BlockSpec
 
     twin = inspect.signature(kernels()[name])
     try:
@@ -145,8 +146,8 @@ def _explanation(
         kind = twin.parameters[argument].annotation
         optional = type(None) in get_args(kind)
         kind = get_args(kind)[0] if optional else kind
-        if kind is Share:
-            continue  # its errors say so themselves
+        if kind in (Shard, BlockSpec):
+            continue  # their errors say so themselves
         if get_origin(kind) is not Annotated:
             if not isinstance(value, (int, float, np.integer, np.floating, np.bool_)):
                 return TypeError(f"{name}: {argument} must be a number, got {type(value).__name__}")
@@ -247,9 +248,9 @@ class _OneThread:
 
 
 def single_threaded_blas() -> AbstractContextManager[None]:
-    """Keep every BLAS of the process on one thread: the cores are kept busy by whole workers.
+    """Keep every BLAS of the process on one thread: the cores are kept busy by whole threads.
 
-    Two OpenBLAS pools (NumPy's and SciPy's) beside our workers fight for the cores and make small
+    Two OpenBLAS pools (NumPy's and SciPy's) beside our threads fight for the cores and make small
     products many times slower. Any number of threads may be within at once.
     """
     return _OneThread()

@@ -18,10 +18,10 @@ from rustgpt.config import TrainConfig
 from rustgpt.errors import ConfigError
 from rustgpt.layers.transformer import TransformerBlock
 from rustgpt.llm import LLM
+from rustgpt.parallel.data_parallel import thread_count
 from rustgpt.profiler import BYTES, FLOPS, Line, Profiler
+from rustgpt.stepper import Stepper
 from rustgpt.text.tokenizer import WordTokenizer
-from rustgpt.trainer import Epoch, Trainer
-from rustgpt.workers import worker_count
 
 WARM_UP: Final = 2  # steps that do not count: they touch their memory for the first time
 BETWEEN: Final = 0.5  # seconds of steps from one measurement of the machine's limits to the next
@@ -212,7 +212,7 @@ class Benchmark:
     @property
     def threads(self) -> int:
         """How many make a step."""
-        return worker_count(self.training, self.model)
+        return thread_count(self.training, self.model)
 
     @property
     def tokens(self) -> int:
@@ -283,32 +283,34 @@ class Benchmark:
 
     def _train(self, limits: Limits, profiler: Profiler | None = None) -> list[float]:
         """Return how many seconds each step took; the limits are measured between steps."""
-        taken: list[float] = []
-        began = measured = time.perf_counter()
-
-        def after_step(epoch: Epoch) -> None:  # its clock stands still meanwhile
-            nonlocal began, measured
-            now = time.perf_counter()
-            if profiler:
-                profiler.count()
-            if epoch.number > WARM_UP:
-                taken.append(self.tokens / epoch.tokens_per_second)
-                if len(taken) == self.steps or (not self.steps and now - began > self.seconds):
-                    trainer.stop()
-            if epoch.number == WARM_UP or trainer.stopped or now - measured > BETWEEN:
-                limits.measure()
-                measured = time.perf_counter()
-            if epoch.number == WARM_UP:
-                began = measured
-                if profiler:
-                    profiler.clear()
-
-        trainer = Trainer(self.model, self.training, after_step)
         rng = np.random.default_rng(self.training.seed)
         shape = self.training.batch_size, self.context + 1
-        ids = rng.integers(0, self.model.tokenizer.vocab_size, shape)
-        trainer.fit_ids(ids, 10**9, 0.0, "benchmark")  # one batch, so that an epoch is a step
+        batch = list(rng.integers(0, self.model.tokenizer.vocab_size, shape, np.int32))
+        taken: list[float] = []
+        with Stepper(self.model, self.training) as stepper:
+            for _ in range(WARM_UP):
+                stepper.step(batch, 0.0)
+            if profiler:
+                profiler.clear()
+            limits.measure()
+            began = measured = time.perf_counter()
+            while not self._enough(taken, began):
+                step_began = time.perf_counter()
+                stepper.step(batch, 0.0)
+                taken.append(time.perf_counter() - step_began)
+                if profiler:
+                    profiler.count()
+                if time.perf_counter() - measured > BETWEEN:
+                    limits.measure()
+                    measured = time.perf_counter()
+            limits.measure()
         return taken
+
+    def _enough(self, taken: list[float], began: float) -> bool:
+        """Whether as many steps, or seconds, were measured as asked for."""
+        if self.steps:
+            return len(taken) >= self.steps
+        return bool(taken) and time.perf_counter() - began > self.seconds
 
 
 @contextmanager

@@ -189,7 +189,7 @@ class TrainConfig(_Config):
     seed
         Of the order in which the texts are seen.
     threads
-        Workers that share each batch; 0 for one a processor.
+        Among which each batch is divided; 0 for one a processor.
     precision
         "float32", or "bfloat16": the linear layers' products round their factors to it, about 1.5
         times as fast on a processor with AVX512-BF16; all else stays float32.

@@ -4,63 +4,33 @@ from __future__ import annotations
 
 import copy
 import os
-import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
 from rustgpt import checkpoint
-from rustgpt.backend import check_bfloat16, single_threaded_blas
 from rustgpt.config import ModelConfig
-from rustgpt.errors import CheckpointError, ConfigError, DataError, TrainingError
-from rustgpt.generation.chat import Chat
-from rustgpt.generation.decoding import generate_ids
-from rustgpt.generation.sampling import check_sampling
+from rustgpt.errors import CheckpointError, ConfigError, DataError
+from rustgpt.generation.text_generator import TextGenerator
+from rustgpt.layers.cache import Cache
+from rustgpt.layers.context import Context
 from rustgpt.layers.embeddings import Embeddings
-from rustgpt.layers.layer import Cache, Layer, copy_into
-from rustgpt.layers.layer_norm import LayerNorm
-from rustgpt.layers.memory import Array, Buffers, Indices, aligned
+from rustgpt.layers.gpt import build_layers, describe
+from rustgpt.layers.layer import Layer, copy_into
+from rustgpt.layers.memory import Array, Indices, Workspace, aligned
 from rustgpt.layers.output_projection import OutputProjection
-from rustgpt.layers.team import Member
-from rustgpt.layers.transformer import TransformerBlock
-from rustgpt.reader import Reader
 from rustgpt.text.dataset import Dataset
 from rustgpt.text.tokenizer import Tokenizer, WordTokenizer, token_ids
 from rustgpt.weights_lock import WeightsLock
 
-IDLE: Final = 8  # calls whose working memory is kept for the next ones
+Result = TypeVar("Result")
+IDLE: Final = 8  # workspaces that are kept for the next calls
 
 
-def build_layers(config: ModelConfig, vocab_size: int, initialise: bool = True) -> list[Layer]:
-    """Return the layers of a GPT: embeddings, blocks, a last norm if "pre", output projection.
-
-    Put a layer of your own into the list and hand it to `LLM`.
-
-    Parameters
-    ----------
-    config
-        The sizes and options, and the seed of the initial values.
-    vocab_size
-        V, tokens that the model knows.
-    initialise
-        Whether to draw initial values; without, they are zero, to be read from a file.
-    """
-    rng = np.random.default_rng(config.seed) if initialise else None
-    C, dtype = config.embedding_dim, config.dtype
-    layers: list[Layer] = [Embeddings(vocab_size, config.max_seq_len, C, rng, dtype)]
-    layers += [TransformerBlock(config, rng) for _ in range(config.n_layers)]
-    if config.norm == "pre":
-        layers.append(LayerNorm(C, dtype=dtype))
-    layers.append(
-        OutputProjection(C, vocab_size, rng, config.output_bias, config.tie_embeddings, dtype)
-    )
-    return layers
-
-
-class LLM:
+class LLM(TextGenerator):
     """A GPT: layers, and the tokenizer whose tokens they read and write.
 
     Parameters
@@ -75,9 +45,8 @@ class LLM:
 
     Attributes
     ----------
-    parameters, gradients
-        (P,) flat buffers; every layer's parameters and gradients are views into them. To set one
-        copies the values into it.
+    parameters
+        (P,) flat buffer; every layer's parameters are views into it. To set it copies the values.
 
     Raises
     ------
@@ -87,9 +56,8 @@ class LLM:
     Notes
     -----
     Any number of threads may use a model at once, also while one of them trains it: each call has
-    working memory of its own, and sees the parameters as they are between two steps. Only
-    `begin_gradients` and `loss_and_gradients`, which a training is made of, are for one thread.
-    A copy (`copy`, `pickle`, a process) is a whole model of its own; its gradients are zero.
+    working memory of its own, and sees the parameters as they are between two steps.
+    A copy (`copy`, `pickle`, a process) is a whole model of its own.
     """
 
     def __init__(
@@ -103,7 +71,7 @@ class LLM:
         ):
             raise ConfigError("the first layer must be Embeddings and the last OutputProjection")
         for i, layer in enumerate(self.layers):
-            if layer.owner is not None and layer.owner() is not None:
+            if layer._owner is not None and layer._owner() is not None:
                 raise ConfigError(
                     f"layer {i} is part of another model, which would lose its parameters: pass a "
                     "copy of it (copy.deepcopy)"
@@ -111,42 +79,23 @@ class LLM:
         self._take_over()
 
     def _take_over(self) -> None:
-        """Move the layers' parameters into flat buffers of this model."""
-        size = sum(layer.n_parameters for layer in self.layers)
-        self._parameters = aligned(size, np.dtype(self.config.dtype))
-        self._gradients = aligned(size, self._parameters.dtype)
-        self._member: Member | None = None
+        """Move the layers' parameters into one flat buffer of this model."""
+        sizes = {id(v): v.size for layer in self.layers for v in layer.parameters().values()}
+        self._parameters = aligned(sum(sizes.values()), np.dtype(self.config.dtype))
         self.weights_lock = WeightsLock()
-        self._trained_by: Callable[[], object] = _nobody  # a weak reference
-        self._idle: list[dict[object, Buffers]] = []  # working memory of calls that have ended
-        self._bind(self._parameters)
-        for layer in self.layers:
-            layer.owner = weakref.ref(self)
+        self._idle: list[Workspace] = []  # of calls that have ended
+        taken, seen = 0, set[int]()
+        for i, layer in enumerate(self.layers):
+            taken += layer.bind(self._parameters[taken:], f"layers.{i}", seen)
+            layer._owner = weakref.ref(self)
+        if self._output.tied:
+            self._output.tie(self._embeddings.tokens)
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, config: ModelConfig | None = None) -> LLM:
         """Return an untrained model whose vocabulary is that of the data."""
         texts = [*dataset.pretraining_data, *dataset.chat_training_data]
         return cls(config or ModelConfig(), WordTokenizer.train(texts))
-
-    def _bind(self, parameters: Array | None) -> None:
-        """Give every layer its place in the flat buffers.
-
-        A layer reads the gradient that the layer above has left in scratch memory. So neighbours
-        alternate between two sets of it; blocks, which read it before they write over it, all
-        share a third, which then stays in the cache.
-        """
-        alternating, of_blocks = (Buffers(), Buffers()), Buffers()
-        taken = 0
-        for i, layer in enumerate(self.layers):
-            layer.number = i
-            here = None if parameters is None else parameters[taken:]
-            scratch = of_blocks if type(layer) is TransformerBlock else alternating[i % 2]
-            taken += layer.bind(here, self.gradients[taken:], scratch)
-        if self._output.tied:
-            self._output.tie(self._embeddings.tokens, self._embeddings.dtokens)
-            # It comes first on the way back.
-            self._embeddings.written_over = self._output.overwrites()
 
     @property
     def parameters(self) -> Array:
@@ -157,14 +106,6 @@ class LLM:
         with self.weights_lock.writing():
             copy_into(self._parameters, values, "parameters")
 
-    @property
-    def gradients(self) -> Array:
-        return self._gradients
-
-    @gradients.setter
-    def gradients(self, values: Array) -> None:
-        copy_into(self._gradients, values, "gradients")
-
     def check_parameters(self) -> None:
         """Raise ConfigError if a layer has parameters that are not among the model's."""
         for name, value in self.named_parameters().items():
@@ -173,26 +114,6 @@ class LLM:
                     f"{name} is not among the model's parameters, for its layer was put in when "
                     "the model was there: make another model of the layers"
                 )
-
-    def begin_training(self, by: object) -> None:
-        """Let nobody else train the model until `end_training`, or the death of `by`.
-
-        Raises
-        ------
-        TrainingError
-            If it is being trained already.
-        """
-        with _one_by_one:
-            if self._trained_by() is not None:
-                raise TrainingError(
-                    "this model is being trained already: wait until that has ended, or train a "
-                    "copy"
-                )
-            self._trained_by = weakref.ref(by)
-
-    def end_training(self) -> None:
-        """Let the next one train the model."""
-        self._trained_by = _nobody
 
     # Copies
 
@@ -238,89 +159,32 @@ class LLM:
 
     def named_parameters(self) -> dict[str, Array]:
         """Return the parameters by name: "layers.1.attention.qkv_weight"."""
-        return _numbered([layer.parameters() for layer in self.layers])
-
-    def named_gradients(self) -> dict[str, Array]:
-        """Return the gradients by the names of their parameters."""
-        return _numbered([layer.gradients() for layer in self.layers])
-
-    def replica(self, gradients: Array | None = None) -> LLM:
-        """Return a model with the same parameters, and memory of its own.
-
-        Parameters
-        ----------
-        gradients
-            (P,) where its gradients shall be, as a team shares them; without, its own.
-        """
-        if gradients is None:
-            gradients = aligned(self.parameters.size, self.parameters.dtype)
-        twin = object.__new__(type(self))
-        vars(twin).update(vars(self), layers=[layer.replica() for layer in self.layers])
-        twin._gradients = gradients
-        twin._bind(None)
-        return twin
-
-    @contextmanager
-    def _reader(self) -> Iterator[Reader]:
-        """Yield what makes one caller's forward passes."""
-        try:
-            memory = self._idle.pop()
-        except IndexError:
-            memory = {}
-        try:
-            yield Reader(self.layers, self.weights_lock, memory)
-        finally:
-            if len(self._idle) < IDLE:
-                self._idle.append(memory)
-
-    def use_bfloat16(self, use: bool) -> None:
-        """Let the linear layers' products round their factors to bfloat16 in a training, or not.
-
-        Whatever else uses the model meanwhile, to generate say, does not.
-
-        Raises
-        ------
-        ConfigError
-            If the model is not of float32, or the kernels in use cannot.
-        """
-        if use:
-            check_bfloat16(self.config.dtype)
-        for layer in self.layers:
-            layer.use_bfloat16(use)
-
-    def works_in_team(self) -> bool:
-        """Whether a team of replicas may take one batch through the layers together."""
-        return all(layer.works_in_team() for layer in self.layers)
-
-    def join(self, member: Member | None) -> None:
-        """Take part in a team, or none any more; see `rustgpt.layers.team`."""
-        if member is not self._member:
-            for layer in self.layers:
-                layer.join(member)
-            self._member = member
+        return _numbered(self.layers)
 
     def describe(self) -> str:
         """Return the layers with their sizes, for people."""
-        rows = []
-
-        def add(layer: Layer, depth: int) -> None:
-            rows.append((f"{'  ' * depth}{layer.describe()}", layer.n_parameters))
-            for _, child in layer.children():
-                add(child, depth + 1)
-
-        for layer in self.layers:
-            add(layer, 0)
-        width = max(len(text) for text, _ in rows)
-        lines = [f"{text:<{width}} {count:>12,}" for text, count in rows]
-        return "\n".join([*lines, f"{'Parameters':<{width}} {self.n_parameters:>12,}"])
+        return describe(self.layers)
 
     # Through the layers
 
-    def _hidden(self, ids: Indices, offsets: Indices) -> Array:  # (N,) -> (N, C)
-        x: Array = ids
-        for layer in self.layers[:-1]:
-            x = layer.forward(x, offsets)
-        return x
+    def _read(self, offsets: Indices, work: Callable[[Context], Result], **rest: Any) -> Result:
+        """Return work(ctx) of a pass without a way back, and weights between two steps.
+
+        It may be called more than once, and must return memory of its own.
+        """
+        try:
+            workspace = self._idle.pop()
+        except IndexError:
+            workspace = Workspace(self.config.dtype)
+
+        def once() -> Result:
+            return work(Context(offsets, self.config.dtype, workspace=workspace, **rest))
+
+        try:
+            return self.weights_lock.read(once)
+        finally:
+            if len(self._idle) < IDLE:
+                self._idle.append(workspace)
 
     def logits(self, ids: Sequence[int] | Indices) -> Array:  # (T,) -> (T, V)
         """Return the scores of every token to follow each of the text's tokens.
@@ -335,8 +199,8 @@ class LLM:
         ids = token_ids(ids, self.tokenizer.vocab_size)
         if not 0 < len(ids) <= self.max_seq_len:
             raise DataError(f"a text must have 1 to {self.max_seq_len} tokens, got {len(ids)}")
-        with self._reader() as reader:
-            return reader.logits(ids).copy()
+        offsets = np.array([0, len(ids)], np.int32)
+        return self._read(offsets, lambda ctx: ctx.forward(self.layers, ids).copy())
 
     def loss(self, ids: Indices, targets: Indices, offsets: Indices) -> float:
         """Return the sum of the cross-entropies (in nats) of the targets that are not -1.
@@ -355,142 +219,101 @@ class LLM:
         """
         ids = token_ids(ids, self.tokenizer.vocab_size)
         targets = token_ids(targets, self.tokenizer.vocab_size, lowest=-1)
-        with self._reader() as reader:
-            return float(reader.losses(ids, targets, offsets).sum(dtype=np.float64))
 
-    def begin_gradients(self) -> None:
-        """Forget the gradients: the next ones are written over them.
+        def work(ctx: Context) -> float:
+            x = ctx.forward(self.layers[:-1], ids)  # (N, C)
+            return float(self._output.losses(x, targets, ctx).sum(dtype=np.float64))
 
-        They are undefined until `loss_and_gradients` was called.
-        """
-        for layer in self.layers:
-            layer.begin_gradients()
+        return self._read(offsets, work)
 
     def loss_and_gradients(
-        self, ids: Indices, targets: Indices, offsets: Indices, scale: float
+        self, ids: Indices, targets: Indices, scale: float, ctx: Context
     ) -> float:
-        """Return the sum of the cross-entropies; add the gradients of `scale` times it.
+        """Return the sum of the cross-entropies, and give the gradients of `scale` times it.
 
-        A member of a team returns the sum of its own rows, and adds its part of the gradients.
+        Parameters
+        ----------
+        ids, targets
+            (N,) each token and the one that follows it, which must be in the vocabulary; a target
+            of -1 does not count.
+        scale
+            What each token's loss is worth, such as 1 / N.
+        ctx
+            Where the texts begin, and with `gradients`, to which this pass adds (or which it
+            overwrites, if it is the first of a step; see `Gradients`). With a shard, the sum is
+            that of its rows.
         """
-        x = self._hidden(ids, offsets)
-        loss, dx = self._output.loss(x, targets, scale)
-        for layer in reversed(self.layers[:-1]):
-            dx = layer.backward(dx)
+        x = ctx.forward(self.layers[:-1], ids)  # (N, C)
+        loss, dx = self._output.loss(x, targets, scale, ctx)
+        ctx.backward(self.layers[:-1], dx)
         return loss
 
     def decode(self, ids: Sequence[int] | Indices, cache: Cache) -> Array:  # (n,) -> (V,)
-        """Continue the text in `cache` by `ids`; return the scores of what may follow.
+        """Continue the text in a cache of one slot by `ids`; return the scores of what may follow.
+
+        Raises
+        ------
+        DataError, TokenizerError
+            As `decode_batch`.
+        """
+        logits: Array = self.decode_batch([ids], cache)[0]
+        return logits
+
+    def decode_batch(
+        self,
+        texts: Sequence[Sequence[int] | Indices],
+        cache: Cache,
+        slots: Sequence[int] | None = None,
+    ) -> Array:  # -> (B, V)
+        """Continue several texts in a cache, each by its ids; return the scores of what may follow.
+
+        Parameters
+        ----------
+        texts
+            B lists of ids, which may differ in length.
+        cache
+            What was seen of each text; it sees these ids too from then on.
+        slots
+            Where each text is in the cache; by default the first B slots.
 
         Raises
         ------
         DataError
-            If there is no token, or more than the cache and the model's context have room for.
+            If a text has no token, or more than the cache and the model's context have room for; or
+            if the slots are not B different ones of the cache.
         TokenizerError
             If an id is not in the vocabulary.
         """
-        ids = token_ids(ids, self.tokenizer.vocab_size)
-        room = min(cache.capacity, self.max_seq_len) - cache.length
-        if not 0 < len(ids) <= room:
-            raise DataError(f"there is room for 1 to {room} more tokens, got {len(ids)}")
-        with self._reader() as reader:
-            return reader.decode(ids, cache).copy()
+        rows = [token_ids(ids, self.tokenizer.vocab_size) for ids in texts]
+        where = list(range(len(rows)) if slots is None else slots)
+        self._check_slots(rows, where, cache)
+        return self._decode(rows, cache, where)
 
-    # Text
+    def _decode(self, rows: list[Indices], cache: Cache, slots: list[int]) -> Array:
+        """`decode_batch` of what was checked."""
+        offsets = np.array([0, *accumulate(map(len, rows))], np.int32)  # (B + 1,)
+        ids = rows[0] if len(rows) == 1 else np.concatenate(rows)  # (N,)
 
-    def stream(
-        self,
-        prompt: Sequence[int],
-        max_new_tokens: int = 60,
-        temperature: float = 0.0,
-        seed: int = 0,
-    ) -> Iterator[int]:
-        """Yield the tokens that follow the prompt's, as they are made; see `generate`.
+        def work(ctx: Context) -> Array:
+            x = ctx.forward(self.layers[:-1], ids)  # (N, C)
+            last = x[-1:] if len(rows) == 1 else x[offsets[1:] - 1]  # (B, C)
+            return ctx.forward(self.layers[-1:], last).copy()  # (B, V)
 
-        Raises
-        ------
-        ConfigError, TokenizerError
-            At once, if a setting is out of range or an id is not in the vocabulary.
-        """
-        return self._stream(prompt, max_new_tokens, temperature, seed, waits=True)
+        where = np.array(slots, np.int32) if slots != [0] else None
+        logits = self._read(offsets, work, cache=cache, slots=where)
+        for slot, row in zip(slots, rows, strict=True):
+            cache.lengths[slot] += len(row)  # not before: it may have been read twice
+        return logits
 
-    def _stream(
-        self,
-        prompt: Sequence[int],
-        max_new_tokens: int,
-        temperature: float,
-        seed: int,
-        waits: bool,
-    ) -> Iterator[int]:
-        check_sampling(max_new_tokens, temperature, seed)
-        ids = token_ids(prompt, self.tokenizer.vocab_size).tolist() or [self.tokenizer.end_id]
-        return self._tokens(ids, max_new_tokens, temperature, seed, waits)
-
-    def _tokens(
-        self, ids: list[int], max_new_tokens: int, temperature: float, seed: int, waits: bool
-    ) -> Iterator[int]:
-        with self._reader() as reader:
-            one_thread = single_threaded_blas()
-
-            def limited(fresh: Sequence[int], cache: Cache) -> Array:
-                with one_thread:  # not while whoever reads the stream does other things
-                    return reader.decode(fresh, cache)
-
-            end_id = self.tokenizer.end_id
-            decode = limited if waits else reader.decode
-            yield from generate_ids(
-                decode, self.max_seq_len, ids, max_new_tokens, end_id, temperature, seed
-            )
-
-    def generate(
-        self, prompt: str, max_new_tokens: int = 60, temperature: float = 0.0, seed: int = 0
-    ) -> str:
-        """Continue a text as it is, and return what follows it.
-
-        Parameters
-        ----------
-        prompt
-            The text; of one longer than the context, the end is seen.
-        max_new_tokens
-            The most tokens to make; fewer if the model ends the text.
-        temperature
-            0 for the likeliest token each time; higher is more varied.
-        seed
-            The same seed gives the same text.
-
-        Raises
-        ------
-        ConfigError
-            If `max_new_tokens` or `seed` is not a whole number from 0 on, or `temperature` is
-            negative or not finite.
-        TokenizerError
-            If the prompt is not text.
-        """
-        ids = self.tokenizer.encode(prompt)
-        made = self._made(ids, max_new_tokens, temperature, seed)
-        return self.tokenizer.decode(made, after=ids)
-
-    def _made(
-        self, ids: Sequence[int], max_new_tokens: int, temperature: float, seed: int
-    ) -> list[int]:
-        """Return all that `stream` yields."""
-        with single_threaded_blas():
-            return list(self._stream(ids, max_new_tokens, temperature, seed, waits=False))
-
-    def chat(self, max_new_tokens: int = 60, temperature: float = 0.0, seed: int = 0) -> Chat:
-        """Return a chat whose `send` asks a question and returns the answer alone.
-
-        Raises
-        ------
-        ConfigError
-            As `generate`.
-        """
-        check_sampling(max_new_tokens, temperature, seed)
-        return Chat(
-            self.tokenizer,
-            self.max_seq_len,
-            lambda ids: self._made(ids, max_new_tokens, temperature, seed),
-        )
+    def _check_slots(self, rows: list[Indices], slots: list[int], cache: Cache) -> None:
+        if not len(slots) == len(set(slots)) == len(rows) > 0:
+            raise DataError(f"each of {len(rows)} texts needs a slot of its own, got {slots}")
+        for row, slot in zip(rows, slots, strict=True):
+            if not 0 <= slot < cache.slots:
+                raise DataError(f"the cache has slots 0 to {cache.slots - 1}, got {slot}")
+            room = min(cache.capacity, self.max_seq_len) - int(cache.lengths[slot])
+            if not 0 < len(row) <= room:
+                raise DataError(f"there is room for 1 to {room} more tokens, got {len(row)}")
 
     # On disk
 
@@ -534,7 +357,7 @@ class LLM:
             config, words = saved.model_config(), saved.tokenizer(tokenizer)
             try:
                 layers = list(layers or build_layers(config, words.vocab_size, initialise=False))
-                needed = _numbered([layer.parameters() for layer in layers])
+                needed = _numbered(layers)
                 # Before the parameters' memory is touched: a wrong config could ask for any amount.
                 saved.check_shapes({name: (v.shape, v.dtype) for name, v in needed.items()})
                 model = cls(config, words, layers)
@@ -546,22 +369,14 @@ class LLM:
         return model
 
 
-def _nobody() -> None:
-    """Stand for a weak reference to nothing."""
-
-
-_one_by_one = threading.Lock()
-
 # Attributes of a model that a copy of it has anew.
-_MEMORY: Final = (
-    "_parameters", "_gradients", "_member", "weights_lock", "_trained_by", "_idle",
-)  # fmt: skip
+_MEMORY: Final = ("_parameters", "weights_lock", "_idle")
 
 
-def _numbered(layers: list[dict[str, Array]]) -> dict[str, Array]:
-    """Join the arrays of several layers, each layer's names beginning with its number."""
-    return {
-        f"layers.{i}.{name}": value
-        for i, arrays in enumerate(layers)
-        for name, value in arrays.items()
-    }
+def _numbered(layers: Sequence[Layer]) -> dict[str, Array]:
+    """Return all parameters by name, each once, each layer's names beginning with its number."""
+    found: dict[str, Array] = {}
+    seen = set[int]()
+    for i, layer in enumerate(layers):
+        found |= layer.parameters(f"layers.{i}", seen)
+    return found

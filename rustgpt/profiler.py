@@ -30,8 +30,7 @@ def _pairs(offsets: Indices) -> int:
 def _block(a: SimpleNamespace) -> int:
     """Return the operations of a whole block forward; backward has twice as many."""
     N, C = a.x.shape
-    weights = (3 + a.projection) * C * C + 2 * C * a.hidden_dim
-    return int(2 * N * weights + 4 * C * _pairs(a.offsets))
+    return int(2 * N * a.spec.multiplied + 4 * C * _pairs(a.offsets))
 
 
 @functools.cache
@@ -149,9 +148,9 @@ class Profiler:
             amount_of = OPERATIONS.get(name) or TRAFFIC.get(name)
             if amount_of:
                 given = dict(zip(_names(name), args, strict=False)) | kwargs
-                # The arrays have the rows of all threads that share the work.
-                share = given.get("share")
-                threads = len(share.edges) - 1 if share else 1
+                # The arrays have the rows of all threads.
+                shard = given.get("shard")
+                threads = shard.n if shard else 1
                 total.amount += amount_of(SimpleNamespace(**given)) // threads
         self._calls.clear()
 

@@ -5,72 +5,22 @@ from __future__ import annotations
 import math
 import numbers
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from rustgpt.backend import check_bfloat16, single_threaded_blas
+from rustgpt.backend import check_bfloat16
 from rustgpt.config import TrainConfig
 from rustgpt.errors import ConfigError, DataError
 from rustgpt.layers.memory import Indices
 from rustgpt.llm import LLM
+from rustgpt.optim.optimizer import Optimizer
 from rustgpt.optim.schedules import learning_rate
+from rustgpt.parallel.batches import count_tokens
+from rustgpt.stepper import Stepper, adam
 from rustgpt.text.tokenizer import token_ids
-from rustgpt.workers import Workers
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one pass over the data came to.
-
-    Parameters
-    ----------
-    phase
-        "pre-training" or "instruction tuning".
-    number, total
-        Of the epoch, from 1, and how many there will be.
-    loss
-        Mean cross-entropy a token, in nats.
-    gradient_norm
-        The largest of the epoch, before clipping.
-    tokens_per_second
-        Of this epoch.
-    seconds_left
-        Of this phase, at the pace so far.
-    """
-
-    phase: str
-    number: int
-    total: int
-    loss: float
-    gradient_norm: float
-    tokens_per_second: float
-    seconds_left: float
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one step of the optimizer came to.
-
-    Parameters
-    ----------
-    phase
-        "pre-training" or "instruction tuning".
-    number, total
-        Of the step in this phase, from 1, and how many there will be.
-    loss
-        Mean cross-entropy a token before the step, in nats.
-    gradient_norm
-        Before clipping.
-    """
-
-    phase: str
-    number: int
-    total: int
-    loss: float
-    gradient_norm: float
+from rustgpt.training_state import Epoch, Step, TrainingState
 
 
 class Trainer:
@@ -85,13 +35,18 @@ class Trainer:
     on_epoch, on_step
         Called after each epoch, to show progress, and after each step. The model is then as the
         step has left it, and may be used and saved.
+    optimizer
+        Makes the optimizer of each phase, from the model and the configuration; Adam by default.
+    state
+        Of a training that was stopped, with a model as it was then: `fit`, called for the phase in
+        which it was stopped, with the same data, goes on from there.
 
     Attributes
     ----------
     epochs : list of Epoch
         What was trained so far.
-    steps : int
-        How many steps were made so far.
+    state : TrainingState
+        How far the training has come. What changes with the next step is in it: `state.copy()`.
     split_texts, skipped_texts : int
         Texts of the last phase that were longer than the context and so cut in pieces, and texts of
         less than two tokens, which teach nothing.
@@ -101,7 +56,8 @@ class Trainer:
     Raises
     ------
     ConfigError
-        If the precision is bfloat16 and the kernels in use, or the model, do not have it.
+        If the precision is bfloat16 and the kernels in use, or the model, do not have it; or if
+        `state` is that of a training with another seed.
     """
 
     def __init__(
@@ -110,18 +66,31 @@ class Trainer:
         config: TrainConfig | None = None,
         on_epoch: Callable[[Epoch], None] | None = None,
         on_step: Callable[[Step], None] | None = None,
+        optimizer: Callable[[LLM, TrainConfig], Optimizer] = adam,
+        state: TrainingState | None = None,
     ) -> None:
         self.model = model
         self.config = config or TrainConfig()
         self.on_epoch = on_epoch
         self.on_step = on_step
         self.epochs: list[Epoch] = []
-        self.steps = 0
+        self.state = TrainingState(self.config.seed) if state is None else state.copy()
         self.split_texts = 0
         self.skipped_texts = 0
         self.stopped = False
+        self._make_optimizer = optimizer
+        self._goes_on = state is not None and not state.complete
+        if self.state.seed != self.config.seed:
+            raise ConfigError(
+                f"the training that shall go on had seed {self.state.seed}, not {self.config.seed}"
+            )
         if self.config.precision == "bfloat16":
             check_bfloat16(model.config.dtype)
+
+    @property
+    def steps(self) -> int:
+        """How many steps were made so far."""
+        return self.state.steps
 
     def pretrain(self, texts: Sequence[str]) -> list[Epoch]:
         """Learn statements; return its epochs."""
@@ -160,11 +129,16 @@ class Trainer:
     ) -> list[Epoch]:
         """Train on texts that are token ids, with an optimizer that starts afresh.
 
+        Returns
+        -------
+        list of Epoch
+            The last is not complete if the training was stopped in it.
+
         Raises
         ------
         ConfigError
             If `epochs` or `rate` is out of range, or the layers were changed behind the model's
-            back.
+            back; or if this is not the phase that shall go on.
         DataError
             If no text has two tokens.
         TokenizerError
@@ -175,46 +149,83 @@ class Trainer:
         """
         _check_run(epochs, rate)
         self.model.check_parameters()
-        run = _Run()
-        self.model.begin_training(run)
-        try:
-            self.stopped = False
-            return self._run(self._rows(texts), epochs, rate, phase)
-        finally:
-            self.model.end_training()
-
-    def _run(self, rows: list[Indices], epochs: int, rate: float, phase: str) -> list[Epoch]:
-        done: list[Epoch] = []
-        config = self.config
-        rng = np.random.default_rng((config.seed, len(self.epochs)))
-        steps = math.ceil(len(rows) / config.batch_size) * epochs
-        with single_threaded_blas(), Workers(self.model, config, len(rows)) as workers:
-            began, step = time.perf_counter(), 0
-            for number in range(1, epochs + 1):
-                epoch_began, loss, tokens, largest = time.perf_counter(), 0.0, 0, 0.0
-                for batch in _batches(rows, config.batch_size, rng):
-                    if self.stopped:
-                        return done
-                    now = learning_rate(
-                        step, steps, rate, config.schedule, config.warmup_steps, config.final_rate
-                    )
-                    batch_loss, norm = workers.step(batch, now, f"{phase}, step {step + 1}")
-                    loss, largest = loss + batch_loss, max(largest, norm)
-                    batch_tokens = sum(len(row) - 1 for row in batch)
-                    tokens += batch_tokens
-                    step += 1
-                    self.steps += 1
-                    if self.on_step:
-                        mean = batch_loss / batch_tokens
-                        self.on_step(Step(phase, step, steps, mean, norm))
-                ended = time.perf_counter()
-                left = (ended - began) / number * (epochs - number)
-                pace = tokens / max(ended - epoch_began, 1e-9)
-                done.append(Epoch(phase, number, epochs, loss / tokens, largest, pace, left))
-                self.epochs.append(done[-1])
-                if self.on_epoch:
-                    self.on_epoch(done[-1])
+        self.model.weights_lock.check_untrained()
+        self.stopped = False
+        rows = self._rows(texts)
+        optimizer = self._make_optimizer(self.model, self.config)
+        with Stepper(self.model, self.config, optimizer, len(rows)) as stepper:
+            self._begin(phase, epochs, optimizer, math.ceil(len(rows) / self.config.batch_size))
+            done: list[Epoch] = []
+            began, first = time.perf_counter(), self.state.epoch
+            while not self.state.complete and not self.stopped:
+                epoch = self._epoch(rows, rate, stepper, began, first)
+                if epoch is None:
+                    break
+                done.append(epoch)
+                self.epochs.append(epoch)
+                if self.on_epoch and epoch.complete:
+                    self.on_epoch(epoch)
         return done
+
+    def _begin(self, phase: str, epochs: int, optimizer: Optimizer, steps: int) -> None:
+        """Begin a phase, or go on with the one that was stopped; an epoch has so many steps."""
+        state = self.state
+        if self._goes_on:
+            if (phase, epochs) != (state.phase, state.epochs):
+                raise ConfigError(
+                    f"the training that shall go on was stopped in {state.phase} of {state.epochs} "
+                    f"epochs, not in {phase} of {epochs}"
+                )
+            if state.position > steps:
+                raise ConfigError(
+                    f"the training that shall go on was stopped after step {state.position} of an "
+                    f"epoch, but one of these texts and this batch size has {steps}"
+                )
+            optimizer.take_up(state.optimizer)
+            self._goes_on = False
+        else:
+            state.begin_phase(phase, epochs)
+        state.optimizer = optimizer.state()
+
+    def _epoch(
+        self, rows: list[Indices], rate: float, stepper: Stepper, began: float, first: int
+    ) -> Epoch | None:
+        """Go through the data once, or until the training is stopped; None if at once.
+
+        Parameters
+        ----------
+        began, first
+            When the training began, and with which epoch.
+        """
+        state, size = self.state, self.config.batch_size
+        order = data_order(len(rows), state.seed, state.phase_number, state.epoch)
+        steps = math.ceil(len(rows) / size)  # of an epoch
+        epoch_began, seen = time.perf_counter(), state.tokens
+        while state.position < steps and not self.stopped:
+            here = order[state.position * size : (state.position + 1) * size]
+            self._step([rows[i] for i in here], rate, stepper, steps * state.epochs)
+        if state.tokens == seen and state.position < steps:
+            return None
+        ended, complete, number = time.perf_counter(), state.position == steps, state.epoch + 1
+        pace = (state.tokens - seen) / max(ended - epoch_began, 1e-9)
+        left = (ended - began) / (number - first) * (state.epochs - number)
+        loss, norm = state.loss / state.tokens, state.largest_norm
+        epoch = Epoch(state.phase, number, state.epochs, loss, norm, pace, left, complete)
+        if complete:
+            state.epoch = number
+            state.begin_epoch()
+        return epoch
+
+    def _step(self, batch: list[Indices], rate: float, stepper: Stepper, steps: int) -> None:
+        state, config, tokens = self.state, self.config, count_tokens(batch)
+        now = learning_rate(
+            state.step, steps, rate, config.schedule, config.warmup_steps, config.final_rate
+        )
+        loss, norm = stepper.step(batch, now, f"{state.phase}, step {state.step + 1}")
+        state.count(loss, tokens, norm)
+        state.optimizer = stepper.optimizer.state()
+        if self.on_step:
+            self.on_step(Step(state.phase, state.step, steps, loss / tokens, norm))
 
     def _rows(self, texts: Iterable[Sequence[int] | Indices]) -> list[Indices]:
         """Return the texts' ids, cut so that each fits the context and its next token."""
@@ -233,8 +244,9 @@ class Trainer:
         return rows
 
 
-class _Run:
-    """A training that runs."""
+def data_order(n: int, seed: int, phase: int, epoch: int) -> Any:  # -> (n,)
+    """Return the order in which an epoch of a phase, both from 0, goes through n rows."""
+    return np.random.default_rng((seed, phase, epoch)).permutation(n)
 
 
 def _check_run(epochs: Any, rate: Any) -> None:
@@ -245,12 +257,3 @@ def _check_run(epochs: Any, rate: Any) -> None:
     number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
     if not number or not 0 <= rate < math.inf:
         raise ConfigError(f"the learning rate must be a number from 0 on, got {rate!r:.60}")
-
-
-def _batches(
-    rows: list[Indices], batch_size: int, rng: np.random.Generator
-) -> Iterator[list[Indices]]:
-    """Yield the rows in a new order, batch_size at a time."""
-    order = rng.permutation(len(rows))
-    for first in range(0, len(rows), batch_size):
-        yield [rows[i] for i in order[first : first + batch_size]]

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
+from rustgpt.errors import TrainingError
+
 Result = TypeVar("Result")
 TRIES: Final = 2  # of reading without keeping the writer out
+
+_one_by_one = threading.Lock()
+
+
+def _nobody() -> None:
+    """Stand for a weak reference to nothing."""
 
 
 class WeightsLock:
@@ -28,6 +37,7 @@ class WeightsLock:
     def __init__(self) -> None:
         self.alone = threading.Lock()
         self._version = 0  # odd while somebody writes
+        self._trained_by: Callable[[], object] = _nobody  # a weak reference
 
     def __reduce__(self) -> tuple[type[WeightsLock], tuple[()]]:
         return WeightsLock, ()
@@ -48,6 +58,29 @@ class WeightsLock:
                     return result
         with self.alone:
             return work()
+
+    def begin_training(self, by: object) -> None:
+        """Let nobody else train the model until `end_training`, or the death of `by`.
+
+        Raises
+        ------
+        TrainingError
+            If it is being trained already.
+        """
+        with _one_by_one:
+            self.check_untrained()
+            self._trained_by = weakref.ref(by)
+
+    def check_untrained(self) -> None:
+        """Raise TrainingError if the model is being trained."""
+        if self._trained_by() is not None:
+            raise TrainingError(
+                "this model is being trained already: wait until that has ended, or train a copy"
+            )
+
+    def end_training(self) -> None:
+        """Let the next one train the model."""
+        self._trained_by = _nobody
 
     @contextmanager
     def writing(self) -> Iterator[None]:

@@ -87,7 +87,7 @@ def test_limits(backend):
 
 WHOLE = {
     "embedding forward", "block forward", "linear_cross_entropy both", "block backward",
-    "embedding backward", "adam_step update",
+    "embedding backward", "sum_of_squares update", "adam_step update",
 }  # fmt: skip
 PARTS = {
     f"{kernel} {part}"
@@ -98,21 +98,30 @@ PARTS = {
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_profile(backend, model, monkeypatch, threads):
-    monkeypatch.setattr("rustgpt.workers.TOKENS_AT_LEAST", 1)
+    monkeypatch.setattr("rustgpt.parallel.data_parallel.TOKENS_AT_LEAST", 1)
     kernels = dict(vars(ops))
     measured = bench(model, threads=threads)
     whole, parts = measured.profile(), measured.profile(by_parts=True)
-    squares = {"sum_of_squares update" if threads == 1 else "add_into update"}
-    assert {f"{line.kernel} {line.part}" for line in whole.lines} == WHOLE | squares
+    added = {"add_into update"} if threads == 2 else set()
+    assert {f"{line.kernel} {line.part}" for line in whole.lines} == WHOLE | added
     names = {f"{line.kernel} {line.part}" for line in parts.lines}
-    assert names == {name for name in WHOLE | PARTS | squares if not name.startswith("block")}
+    assert names == {name for name in WHOLE | PARTS | added if not name.startswith("block")}
     for profile in (whole, parts):
         assert (profile.steps, profile.threads) == (4, threads)
         assert all(line.rate and line.share_of_limit for line in profile.lines)
         assert sum(line.share for line in profile.lines) + profile.share_between == pytest.approx(1)
     calls = {f"{line.kernel} {line.part}": line.calls for line in whole.lines}
-    assert calls["block forward"] == 2 * threads  # layers, of each worker
+    assert calls["block forward"] == 2 * threads  # layers, of each thread
     assert vars(ops) == kernels
+
+
+def test_a_profile_of_threads_that_divide_rows(switch_backend, model, monkeypatch):
+    switch_backend("cython")
+    monkeypatch.setattr("rustgpt.parallel.data_parallel.TOKENS_AT_LEAST", 1)
+    monkeypatch.setattr("rustgpt.parallel.data_parallel.SHARED_FROM", 0)
+    profile = bench(model, threads=2).profile()
+    assert {f"{line.kernel} {line.part}" for line in profile.lines} == WHOLE  # nothing is added up
+    assert {line.calls for line in profile.lines if line.kernel == "block"} == {4}
 
 
 def test_an_error_leaves_everything_as_it_was(model, monkeypatch):
@@ -138,9 +147,10 @@ def test_a_context_that_the_model_cannot_see(model, context):
         bench(model, context=context)
 
 
-def test_as_many_threads_as_the_training_has(model, monkeypatch):
+def test_as_many_threads_as_the_training_has(switch_backend, model, monkeypatch):
+    switch_backend("cython")  # which divides rows
     assert bench(model, batch_size=2, threads=9).threads == 1  # 24 tokens are one thread's
-    monkeypatch.setattr("rustgpt.workers.TOKENS_AT_LEAST", 4)
+    monkeypatch.setattr("rustgpt.parallel.data_parallel.TOKENS_AT_LEAST", 4)
     assert bench(model, batch_size=2, threads=9).threads == 6
     measured = bench(model, batch_size=1, threads=2)
     assert measured.threads == 2

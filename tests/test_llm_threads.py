@@ -18,20 +18,45 @@ import rustgpt
 from rustgpt.backend import single_threaded_blas
 from rustgpt.config import TrainConfig
 from rustgpt.folder_lock import FolderLock
-from rustgpt.layers.layer import Cache
+from rustgpt.layers.cache import Cache
+from rustgpt.layers.context import Context
+from rustgpt.layers.gpt import build_layers
+from rustgpt.layers.gradients import Gradients
+from rustgpt.layers.layer import Layer
+from rustgpt.layers.memory import Workspace
 from rustgpt.llm import LLM
 from rustgpt.optim.adam import Adam
-from rustgpt.reader import Reader
+from rustgpt.stepper import Stepper
 from rustgpt.text.tokenizer import WordTokenizer
 from rustgpt.trainer import Trainer
-from rustgpt.workers import Workers
+
+from .models import offsets_of
 
 TEXTS = ["the sun rises.", "water is wet.", "a cat naps.", "ants dig.", "no.", "rain falls."]
 
 
-@pytest.fixture
-def model(letters, small):
-    return LLM(small(embedding_dim=12, max_seq_len=16, n_layers=2, seed=3), letters)
+GPT2 = {
+    "norm": "pre", "activation": "gelu", "attention_bias": True, "tie_embeddings": True,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def threads_often_take_turns():
+    """Let Python change threads within a pass, and not only where a kernel lets others run."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.fixture(params=["default", "GPT-2", "by parts"])
+def model(request, letters, small):
+    changes = GPT2 if request.param == "GPT-2" else {}
+    config = small(embedding_dim=12, max_seq_len=16, n_layers=2, seed=3, **changes)
+    model = LLM(config, letters)
+    for block in model.layers[1:3]:
+        block.by_parts = request.param == "by parts"
+    return model
 
 
 def config_of(**changes):
@@ -46,18 +71,55 @@ def test_answers_are_the_same_in_any_number_of_threads(backend, model):
 
     def answer(job):
         prompt, seed = job
-        return model.generate(prompt, 12, 1.0, seed), model.logits([1 + seed, 2, 3]).tobytes()
+        ids = np.arange(seed, 2 + len(prompt[:14]) + seed)
+        loss = model.loss(ids, ids[::-1].copy(), offsets_of([1, len(ids) - 2, 1]))
+        return model.generate(prompt, 12, 1.0, seed), model.logits(ids).tobytes(), loss
 
     expected = [answer(job) for job in work]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(answer, work)) == expected
 
 
-def test_caches_of_several_threads_are_apart(model):
+def test_gradients_of_several_threads_are_apart(backend, model):
+    """Of batches of different sizes, each with its own `Gradients` and `Context`."""
+    rng = np.random.default_rng(4)
+    work = []
+    for i in range(8):
+        offsets = offsets_of(rng.integers(1, 17, 1 + i))
+        ids, targets = rng.integers(0, 28, (2, offsets[-1])).astype(np.int32)
+        work.append((ids, targets, offsets))
+    together = threading.Barrier(8)
+
+    def differentiate(i, times=1, begin=lambda: None):
+        begin()
+        found, gradients = [], Gradients(model.layers)
+        workspace = Workspace(model.config.dtype)
+        ids, targets, offsets = work[i]
+        for _ in range(times):
+            gradients.begin()
+            ctx = Context(offsets, gradients=gradients, workspace=workspace)
+            loss = model.loss_and_gradients(ids, targets, 0.1, ctx)
+            gradients.finish()
+            found.append((loss, gradients.flat.tobytes()))
+        return found
+
+    expected = [differentiate(i) for i in range(8)]
+    assert len({flat for ((_, flat),) in expected}) == 8
+    with ThreadPoolExecutor(8) as pool:
+        running = [pool.submit(differentiate, i, 20, together.wait) for i in range(8)]
+        for one, ((loss, flat),) in zip(running, expected, strict=True):
+            assert one.result() == [(loss, flat)] * 20
+
+
+def test_caches_of_several_threads_are_apart(backend, model):
     def read(seed):
-        ids = np.random.default_rng(seed).integers(1, 28, 12).tolist()
-        cache = Cache(16)
-        return [model.decode([token], cache).tobytes() for token in ids]
+        ids = np.random.default_rng(seed).integers(1, 28, (3, 12)).tolist()
+        cache, several = Cache(16), Cache(16, slots=3)
+        found = [model.decode([token], cache).tobytes() for token in ids[0]]
+        for i in range(0, 12, 3):
+            texts = [text[i : i + 3] for text in ids]
+            found.append(model.decode_batch(texts, several, [2, 0, 1]).tobytes())
+        return found
 
     expected = [read(seed) for seed in range(40)]
     with ThreadPoolExecutor(8) as pool:
@@ -80,8 +142,8 @@ def test_generation_beside_a_training_sees_the_weights_between_two_steps(
     model, monkeypatch, threads
 ):
     """And the training comes out as it does alone."""
-    original, ids = Adam.update, [1, 5, 9]
-    monkeypatch.setattr("rustgpt.workers.TOKENS_AT_LEAST", 1)
+    original, ids, longer = Adam.update, [1, 5, 9], np.arange(16)
+    monkeypatch.setattr("rustgpt.parallel.data_parallel.TOKENS_AT_LEAST", 1)
 
     def in_two_parts(self, gradients, rate, factor, part):
         middle = (part.start + part.stop) // 2
@@ -90,7 +152,7 @@ def test_generation_beside_a_training_sees_the_weights_between_two_steps(
         original(self, gradients, rate, factor, slice(middle, part.stop))
 
     monkeypatch.setattr(Adam, "update", in_two_parts)
-    alone = LLM(model.config, model.tokenizer)
+    alone = copy.deepcopy(model)
     states = [alone.logits(ids).tobytes()]
     Trainer(alone, config_of(threads=threads), on_step=lambda _: states.append(
         alone.logits(ids).tobytes())
@@ -102,6 +164,7 @@ def test_generation_beside_a_training_sees_the_weights_between_two_steps(
             while not end.is_set():
                 seen.add(model.logits(ids).tobytes())
                 model.generate("the", 3)
+                model.loss(longer, longer, offsets_of([7, 9]))
         except BaseException as error:
             failed.append(error)
 
@@ -118,6 +181,62 @@ def test_generation_beside_a_training_sees_the_weights_between_two_steps(
     assert len(seen) > 3
     assert seen <= set(states)
     np.testing.assert_array_equal(model.parameters, alone.parameters)
+
+
+class Visited(Layer):
+    """A layer that calls `visit` in the midst of each pass, if that is not a visitor's own."""
+
+    visit = None
+
+    def forward(self, x, ctx):
+        self.call()
+        return x.copy()
+
+    def backward(self, dout, ctx):
+        self.call()
+        return dout.copy()
+
+    def call(self):
+        visit, type(self).visit = type(self).visit, None
+        if visit:
+            visit()
+        type(self).visit = visit
+
+
+@pytest.mark.parametrize("by_parts", [False, True])
+def test_a_call_in_the_midst_of_another_disturbs_neither(
+    backend, letters, small, monkeypatch, by_parts
+):
+    """As when the system changes threads there, but each time."""
+    config, ids = small(max_seq_len=16, n_layers=3), [1, 5, 9, 2]
+
+    def build():
+        layers = build_layers(config, letters.vocab_size)
+        layers[2:2] = [Visited()]
+        model = LLM(config, letters, layers)
+        for block in (layers[1], *layers[3:5]):
+            block.by_parts = by_parts
+        return model
+
+    def train(model):
+        Trainer(model, config_of()).fit(TEXTS, 2, 1e-2, "test")
+        return model.parameters
+
+    model, alone, seen = build(), build(), []
+    logits, text = model.logits(ids), model.generate("the", 9)
+    untrained = model.logits(ids[::-1])
+    monkeypatch.setattr(Visited, "visit", lambda: seen.append(model.logits(ids[::-1])))
+    np.testing.assert_array_equal(model.logits(ids), logits)
+    assert model.generate("the", 9) == text
+    n = len(seen)
+    trained = train(model)
+    monkeypatch.setattr(Visited, "visit", None)
+    assert n > 2
+    np.testing.assert_array_equal(seen[:n], [untrained] * n)
+    assert len(seen) == n + 2 * 2 * 2  # forward and backward of two steps of two epochs
+    np.testing.assert_array_equal(seen[n::2], seen[n + 1 :: 2])
+    assert len({states.tobytes() for states in seen[n:]}) == 4
+    np.testing.assert_array_equal(trained, train(alone))
 
 
 def test_setting_the_parameters_is_one_change(model):
@@ -169,7 +288,6 @@ def test_a_copy_beside_a_training_that_starts(letters, small):
 
 FIRST_USE = """
 import threading, numpy as np, rustgpt
-from rustgpt.layers.layer import Cache
 model = rustgpt.LLM(rustgpt.ModelConfig(n_layers=1), rustgpt.WordTokenizer.train(["a b c"]))
 together, failed = threading.Barrier(8), []
 def use():
@@ -218,9 +336,36 @@ def test_saving_beside_a_training_waits_for_the_end_of_a_step(small, tmp_path, m
 
 def test_a_sample_within_a_bfloat16_training_is_made_in_float32(model, switch_backend):
     switch_backend("reference")
-    before = model.logits([1, 2, 3])
-    with Workers(model, config_of(precision="bfloat16")):
-        np.testing.assert_array_equal(model.logits([1, 2, 3]), before)
+    batch = [np.array([1, 2, 3, 4], np.int32)]
+    gradients = {}
+    for precision in ("float32", "bfloat16"):
+        twin = copy.deepcopy(model)
+        with Stepper(twin, config_of(precision=precision)) as stepper:
+            stepper.step(batch, 1e-2)
+            within = twin.logits([1, 2, 3])
+        gradients[precision] = stepper.parallel.gradients
+        np.testing.assert_array_equal(within, twin.logits([1, 2, 3]))
+    assert (gradients["float32"] != gradients["bfloat16"]).any()
+
+
+def test_a_call_like_the_one_before_allocates_nothing(backend, model, monkeypatch):
+    """Whatever thread has made it: calls that have ended leave their memory to the next."""
+    from rustgpt.layers import memory
+
+    made, original = [], memory.aligned
+
+    def aligned(size, dtype):
+        made.append(size)
+        return original(size, dtype)
+
+    monkeypatch.setattr(memory, "aligned", aligned)
+    model.logits([1] * 16)
+    assert made
+    made.clear()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(model.logits, [2] * 16).result()
+    model.logits([3] * 16)
+    assert made == []
 
 
 # BLAS
@@ -244,13 +389,13 @@ def test_a_stream_limits_blas_only_while_it_makes_a_token(model, monkeypatch):
     model.generate("a", 1)  # the kernels are loaded
     within, before = [], blas_threads()
     assert set(before) == {2}
-    original = Reader.decode
+    original = LLM._decode
 
     def spy(self, *given):
         within.append(set(blas_threads()))
         return original(self, *given)
 
-    monkeypatch.setattr(Reader, "decode", spy)
+    monkeypatch.setattr(LLM, "_decode", spy)
     one, two = model.stream([1], 5, 1.0), model.stream([2], 5, 1.0)
     next(one)
     next(two)

@@ -7,10 +7,12 @@ import pytest
 
 from rustgpt import profiler
 from rustgpt.backend import ops
+from rustgpt.layers.context import Context
+from rustgpt.layers.gradients import Gradients
 from rustgpt.layers.transformer import TransformerBlock
 from rustgpt.profiler import Profiler
 from rustgpt.reference import kernels
-from rustgpt.reference.share import Share
+from rustgpt.reference.arrays import Shard
 
 LIMITS = {"GFLOP/s": 10.0, "GB/s": 5.0}
 
@@ -53,12 +55,13 @@ EXPECTED = {
 }
 
 
-def test_work_that_threads_share_counts_once(arguments):
+def test_work_that_threads_share_counts_once(arguments, switch_backend):
+    switch_backend("cython")  # plain NumPy divides nothing
     given = arguments("embedding_backward", "float32")
     edges = np.array([0, 1, 4], np.int32)
     with Profiler() as profiled:
         for i in range(2):
-            ops.embedding_backward(**given, share=Share(i, edges, False, threading.Barrier(2)))
+            ops.embedding_backward(**given, shard=Shard(i, edges, False, threading.Barrier(2)))
     expected = EXPECTED["embedding_backward"]
     assert amounts(profiled) == {"embedding_backward": pytest.approx(expected)}
 
@@ -107,8 +110,9 @@ def test_a_block_counts_as_much_as_its_parts(rng, small, changes):
         block = TransformerBlock(small(**changes), rng)
         block.by_parts = by_parts
         with Profiler() as profiled:
-            out = block.forward(np.ones((8, 6), "float32"), np.array([0, 3, 8], np.int32))
-            block.backward(np.ones_like(out))
+            ctx = Context(np.array([0, 3, 8], np.int32), gradients=Gradients([block]))
+            out = ctx.forward([block], np.ones((8, 6), np.float32))
+            ctx.backward([block], np.ones_like(out))
         return amounts(profiled)
 
     whole, parts = counted(False), counted(True)

@@ -1,12 +1,14 @@
 """Tests of the lock that keeps readers from seeing half of a change."""
 
 import copy
+import gc
 import pickle
 import threading
 import time
 
 import pytest
 
+from rustgpt.errors import TrainingError
 from rustgpt.weights_lock import WeightsLock
 
 
@@ -107,3 +109,71 @@ def test_after_an_error_of_the_writer_all_goes_on(lock, error):
 def test_a_copy_is_a_lock_of_its_own(lock, copied):
     with lock.writing():
         assert copied(lock).read(lambda: "read") == "read"
+
+
+# One training at a time
+
+
+class Training:
+    """Somebody who trains."""
+
+
+def test_nobody_else_trains_until_the_end_of_a_training(lock):
+    one, other = Training(), Training()
+    lock.begin_training(one)
+    for by in (one, other):
+        with pytest.raises(TrainingError, match="is being trained already"):
+            lock.begin_training(by)
+    lock.end_training()
+    lock.begin_training(other)
+    with pytest.raises(TrainingError):
+        lock.begin_training(one)
+
+
+def test_a_training_that_is_no_more_keeps_nobody_out(lock):
+    """As when Ctrl-C came just before its end."""
+    one, other = Training(), Training()
+    lock.begin_training(one)
+    del one
+    gc.collect()
+    lock.begin_training(other)
+    with pytest.raises(TrainingError):
+        lock.begin_training(Training())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda lock: pickle.loads(pickle.dumps(lock))])
+def test_a_copy_may_be_trained_meanwhile(lock, copied):
+    one, other = Training(), Training()
+    lock.begin_training(one)
+    twin = copied(lock)
+    twin.begin_training(other)
+    twin.end_training()
+    with pytest.raises(TrainingError):
+        lock.begin_training(other)
+
+
+def test_of_many_who_begin_at_once_one_does(lock):
+    start, begun, refused = threading.Barrier(8, timeout=30), [], []
+
+    def begin():
+        by = Training()
+        start.wait()
+        try:
+            lock.begin_training(by)
+            begun.append(by)
+        except TrainingError:
+            refused.append(by)
+
+    threads = [in_thread(begin) for _ in range(8)]
+    for thread in threads:
+        thread.join(30)
+    assert (len(begun), len(refused)) == (1, 7)
+
+
+def test_readers_read_while_a_training_runs(lock):
+    by = Training()
+    lock.begin_training(by)
+    assert lock.read(lambda: lock.alone.locked()) is False
+    with lock.writing():
+        assert lock.alone.locked()
+    assert lock.read(lambda: lock.alone.locked()) is False

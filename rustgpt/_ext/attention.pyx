@@ -12,8 +12,8 @@ from cython cimport floating
 from libc.math cimport sqrt
 
 from rustgpt._ext.checks cimport (
-    check_aligned, check_blas, check_matrix, check_offsets, check_size, index_address,
-    matrix_address, vector_address,
+    cache_address, check_aligned, check_blas, check_indices, check_matrix, check_offsets,
+    check_size, check_vector, index_address, matrix_address, vector_address,
 )
 from rustgpt._ext.rows cimport row_dot, row_exp
 from rustgpt._ext.tile_softmax cimport tile_softmax, tile_softmax_backward
@@ -293,38 +293,66 @@ def attention_backward(
                             &scratch[0])
 
 
+cdef int check_cache_shape(
+    const int[::1] offsets, const Py_ssize_t* keys, const Py_ssize_t* values,
+    const int[::1] slots, const int[::1] starts, Py_ssize_t C, Cache* cache,
+) except -1:
+    """Raise ValueError unless each text has a slot of its own with room for its new rows."""
+    cdef Py_ssize_t b, other, n, B = offsets.shape[0] - 1, S = keys[1]
+    if keys[2] != C:
+        raise ValueError(f"keys must have {C} columns, got {keys[2]}")
+    if values[0] != keys[0] or values[1] != S or values[2] != C:
+        raise ValueError(
+            f"values must have shape ({keys[0]}, {S}, {C}) as keys, got ({values[0]}, {values[1]}, "
+            f"{values[2]})"
+        )
+    check_vector("slots", slots.shape, B)
+    check_vector("starts", starts.shape, B)
+    check_indices("slots", slots, 0, keys[0])
+    for b in range(B):
+        n = <Py_ssize_t> offsets[b + 1] - offsets[b]
+        if starts[b] < 0 or starts[b] > S - n:  # starts[b] + n could overflow
+            raise ValueError(
+                f"starts[{b}] must leave room for {n} rows in a cache of {S}, got {starts[b]}"
+            )
+        for other in range(b):
+            if slots[other] == slots[b]:
+                raise ValueError(f"slots must differ, but texts {other} and {b} have the same")
+    cache.length = S
+    cache.slots = &slots[0] if B else NULL
+    cache.starts = &starts[0] if B else NULL
+    return 0
+
+
 def attention_decode(
-    const floating[:, ::1] qkv not None,  # IN (n, 3 C): the new rows of one sequence
-    floating[:, ::1] keys not None,       # IN/OUT (S, C): rows below `start` are in use
-    floating[:, ::1] values not None,     # IN/OUT (S, C)
-    Py_ssize_t start,                     # IN: how many rows came before
+    const floating[:, ::1] qkv not None,      # IN (N, 3 C): the new rows of each text
+    const int[::1] offsets not None,          # IN (B + 1,)
     Py_ssize_t n_heads,
-    floating[:, ::1] out not None,        # OUT (n, C)
-    floating[::1] scratch not None,       # attention_scratch_size(start + n, D)
+    floating[:, :, ::1] keys not None,        # IN/OUT (slots, S, C): rows below the start are used
+    floating[:, :, ::1] values not None,      # IN/OUT (slots, S, C)
+    const int[::1] slots not None,            # IN (B,): the slot of each text, all different
+    const int[::1] starts not None,           # IN (B,): how many of its rows came before
+    floating[:, ::1] out not None,            # OUT (N, C)
+    floating[::1] scratch not None,           # attention_scratch_size(start + n at most, D)
 ):
-    """Append the new rows' keys and values to the cache and attend to all that it holds."""
+    """Append the new rows' keys and values to the cache; each text attends to all of its own."""
     check_aligned(
-        matrix_address(qkv) | matrix_address[floating](keys) | matrix_address[floating](values) |
+        matrix_address(qkv) | cache_address[floating](keys) | cache_address[floating](values) |
         matrix_address[floating](out) | vector_address[floating](scratch), sizeof(floating),
+        index_address(offsets) | index_address(slots) | index_address(starts),
     )
-    cdef Py_ssize_t n = out.shape[0], C = out.shape[1], H = n_heads, S = keys.shape[0]
-    cdef Py_ssize_t i, c, h, D
+    cdef Py_ssize_t N = out.shape[0], C = out.shape[1], H = n_heads
+    cdef Cache cache
     check_heads(C, H)
-    check_matrix("qkv", qkv.shape, n, 3 * C)
+    check_matrix("qkv", qkv.shape, N, 3 * C)
     check_blas("qkv", qkv.shape)
-    check_matrix("keys", keys.shape, S, C)
-    check_matrix("values", values.shape, S, C)
-    if start < 0 or start > S - n:  # start + n could overflow
-        raise ValueError(f"start must leave room for {n} rows in a cache of {S}, got {start}")
-    check_scratch(scratch.shape[0], start + n, C // H)
-    if n == 0 or C == 0:
+    check_offsets(offsets, N)
+    check_scratch(
+        scratch.shape[0],
+        check_cache[floating](offsets, keys, values, slots, starts, C, &cache), C // H,
+    )
+    if N == 0 or C == 0:
         return
-    D = C // H
     with nogil:
-        for i in range(n):
-            for c in range(C):
-                keys[start + i, c] = qkv[i, C + c]
-                values[start + i, c] = qkv[i, 2 * C + c]
-        for h in range(H):
-            attend(&qkv[0, h * D], 3 * C, &keys[0, h * D], &values[0, h * D], C, n, start, D,
-                   &out[0, h * D], C, <floating*> NULL, 0, &scratch[0])
+        attend_cached(&qkv[0, 0], &offsets[0], offsets.shape[0] - 1, C, H, &cache,
+                      &keys[0, 0, 0], &values[0, 0, 0], &out[0, 0], &scratch[0])

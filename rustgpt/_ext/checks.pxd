@@ -84,6 +84,11 @@ cdef inline size_t vector_address(const floating[::1] x) noexcept:
     return <size_t> vector_at(x)
 
 
+cdef inline size_t cache_address(const floating[:, :, ::1] x) noexcept:
+    cdef bint there = x is not None and x.shape[0] and x.shape[1] and x.shape[2]
+    return <size_t> &x[0, 0, 0] if there else 0
+
+
 cdef inline size_t index_address(const int[::1] x) noexcept:
     return <size_t> &x[0] if x is not None and x.shape[0] else 0
 

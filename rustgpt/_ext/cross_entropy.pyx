@@ -13,8 +13,8 @@ from rustgpt._ext.checks cimport (
 )
 from rustgpt._ext.linear cimport add_gradients, affine, check_bfloat16
 from rustgpt._ext.rows cimport row_dot, row_exp, row_max
-from rustgpt._ext.share cimport (
-    Share, barrier_of, edge_of, edges_of, meet, share_of,
+from rustgpt._ext.shard cimport (
+    Shard, barrier_of, edge_of, edges_of, meet, shard_of,
 )
 
 
@@ -117,9 +117,9 @@ def linear_cross_entropy(
     floating[::1] dbias,                     # IN/OUT (V,): added to; None if there is no bias
     floating[:, ::1] scratch not None,       # (R, V): R rows are done at a time, of all threads
     bint transposed=False,
+    bint accumulate=True,                    # IN: or else dweight and dbias are overwritten
     bint bfloat16=False,                     # IN: whether the products' factors are rounded to it
-    object share=None,                       # IN: this thread's, of several
-    bint overwrite=False,                    # IN: whether to write over dweight and dbias instead
+    object shard=None,                       # IN: this thread's, of several
 ):
     """`cross_entropy` of logits = x @ weight + bias, and back, without all logits in memory.
 
@@ -132,10 +132,10 @@ def linear_cross_entropy(
         matrix_address[floating](scratch), sizeof(floating), index_address(targets),
     )
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], V = scratch.shape[1]
-    cdef const int[::1] edges = edges_of(share)
-    cdef object barrier = barrier_of(share)
+    cdef const int[::1] edges = edges_of(shard)
+    cdef object barrier = barrier_of(shard)
     cdef Py_ssize_t R = scratch.shape[0]
-    cdef Share s = share_of(share, edges, barrier, N)
+    cdef Shard s = shard_of(shard, edges, barrier, N)
     cdef Output o
     check_bfloat16(bfloat16, sizeof(floating))
     check_blas("x", x.shape)
@@ -153,13 +153,13 @@ def linear_cross_entropy(
     if dbias is not None:
         check_vector("dbias", dbias.shape, V)
     if N == 0 or V == 0:
-        if overwrite and dweight is not None:
+        if not accumulate and dweight is not None:
             dweight[:, :] = 0
-        if overwrite and dbias is not None:
+        if not accumulate and dbias is not None:
             dbias[:] = 0
         return 0.0
     o.N, o.C, o.V, o.R, o.transposed, o.bfloat16 = N, C, V, R, transposed, bfloat16
-    o.scale, o.max_norm, o.gradient, o.overwrite = scale, max_norm, dx is not None, overwrite
+    o.scale, o.max_norm, o.gradient, o.accumulate = scale, max_norm, dx is not None, accumulate
     o.targets = &targets[0]
     cdef floating* x0 = matrix_at(x)
     cdef floating* weight0 = matrix_at(weight)
@@ -179,25 +179,25 @@ def linear_cross_entropy(
 
 cdef struct Output:
     Py_ssize_t N, C, V, R
-    bint transposed, bfloat16, gradient, overwrite
+    bint transposed, bfloat16, gradient, accumulate
     double scale, max_norm
     const int* targets
 
 
 cdef int blocks_of_rows(
-    const Output* o, const Share* s, const floating* x, const floating* weight,
+    const Output* o, const Shard* s, const floating* x, const floating* weight,
     const floating* bias, floating* losses, floating* dx, floating* dweight, floating* dbias,
     floating* scratch,
 ) except -1 nogil:
     cdef Py_ssize_t N = o.N, C = o.C, V = o.V, i, block, n, start, rows
-    cdef bint team = s.n > 1
-    if team:
+    cdef bint sharded = s.n > 1
+    if sharded:
         meet(s)  # the others' rows of x are there
     for i in range((N + o.R - 1) // o.R):
         block = i * o.R
         n = min(o.R, N - block)
         start, rows = 0, n
-        if team:  # this thread's of the block's rows
+        if sharded:  # this thread's of the block's rows
             start = edge_of(n, s.index, s.n)
             rows = edge_of(n, s.index + 1, s.n) - start
         affine(x + (block + start) * C, weight, bias, rows, C, V, o.transposed, False,
@@ -208,11 +208,11 @@ cdef int blocks_of_rows(
             # forward: logits = x @ weight + bias
             affine(scratch + start * V, weight, <const floating*> NULL, rows, V, C,
                    not o.transposed, False, o.bfloat16, dx + (block + start) * C)  # (rows, C)
-        if team:
+        if sharded:
             meet(s)
         if o.gradient:
             add_gradients(s, scratch, x + block * C, n, C, V, o.transposed,
-                          block > 0 or not o.overwrite, o.bfloat16, dweight, dbias)
-            if team and block + n < N:
+                          block > 0 or o.accumulate, o.bfloat16, dweight, dbias)
+            if sharded and block + n < N:
                 meet(s)  # before the logits are written over
     return 0

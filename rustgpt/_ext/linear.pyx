@@ -15,7 +15,7 @@ from rustgpt._ext.checks cimport (
     matrix_at, vector_address, vector_at,
 )
 from rustgpt._ext.cpu cimport multiplies_bfloat16
-from rustgpt._ext.share cimport Share, alone, edge_of
+from rustgpt._ext.shard cimport Shard, alone, edge_of
 from rustgpt._ext.strips cimport in_strips, multiply_strips, sum_in_strips
 from rustgpt._ext.tiles cimport (
     ceil_of, columns_a_part, in_parts, in_place, is_far, multiply, rows_a_slice, rows_beside,
@@ -111,7 +111,7 @@ cdef void affine_in_slices(
 
 
 cdef void add_gradients(
-    const Share* s,
+    const Shard* s,
     const floating* dout, const floating* x, Py_ssize_t n, Py_ssize_t c_in, Py_ssize_t c_out,
     bint transposed, bint add, bint bfloat16,
     floating* dweight, floating* dbias,  # dbias NULL: not wanted
@@ -239,7 +239,7 @@ def linear_backward(
     cdef floating* dx0 = matrix_at[floating](dx)
     cdef floating* dweight0 = matrix_at[floating](dweight)
     cdef floating* dbias0 = vector_at[floating](dbias)
-    cdef Share s = alone(N)
+    cdef Shard s = alone(N)
     with nogil:
         if dx0 != NULL:
             # From out = x @ weight                                           (N, C_in)

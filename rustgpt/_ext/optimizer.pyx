@@ -4,11 +4,9 @@ from libc.math cimport sqrt
 
 from rustgpt._ext.checks cimport check_aligned, check_vector, index_address, vector_address
 from rustgpt._ext.rows cimport row_squares
-from rustgpt._ext.share cimport edge_of
+from rustgpt._ext.shard cimport edge_of
 
 cdef enum:
-    # Numbers that are summed up and squared before the next: 16 KB of float32.
-    AT_ONCE = 4096
     # Parts of a sum of squares.
     PARTS = 64
 
@@ -55,19 +53,13 @@ def add_into(
     const floating[::1] x not None,  # IN (P,)
     floating[::1] out not None,      # IN/OUT (P,): added to
 ):
-    """out += x; returns sum(out^2), summed in double while the numbers are in the cache."""
+    """out += x."""
     check_aligned(vector_address(x) | vector_address[floating](out), sizeof(floating))
-    cdef Py_ssize_t i, block, start, stop, P = out.shape[0]
-    cdef double total = 0.0
+    cdef Py_ssize_t i, P = out.shape[0]
     check_vector("x", x.shape, P)
     with nogil:
-        for block in range((P + AT_ONCE - 1) // AT_ONCE):
-            start = block * AT_ONCE
-            stop = min(start + AT_ONCE, P)
-            for i in range(start, stop):
-                out[i] += x[i]
-            total += row_squares(&out[start], stop - start)
-    return total
+        for i in range(P):
+            out[i] += x[i]
 
 
 def adam_step(

@@ -1,18 +1,23 @@
-"""Owns the steps of which a block's passes are made, each a thread's share of it."""
+"""Owns the steps of which a block's passes are made, each a thread's shard of it."""
 from cython cimport floating
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from rustgpt._ext.activations cimport relu, relu_gradient
 from rustgpt._ext.attention cimport attend_all, attend_all_backward
 from rustgpt._ext.layer_norm cimport normalise_rows
-from rustgpt._ext.layout cimport Block, Kept, Scratch, whole_lines
+from rustgpt._ext.spec cimport GELU, Norm, Saved, Scratch, Spec, whole_lines
 from rustgpt._ext.linear cimport add_gradients, affine
 from rustgpt._ext.rows cimport row_gelu, row_gelu_backward
-from rustgpt._ext.share cimport Share, edge_of, meet
+from rustgpt._ext.shard cimport Shard, edge_of, meet
+
+
+cdef inline floating* at(const floating* array, Py_ssize_t offset) noexcept nogil:
+    """Return where a parameter or its gradient begins; NULL if the block has none."""
+    return <floating*> array + offset if offset >= 0 else NULL
 
 
 cdef inline void feed_forward(
-    const Block* b, const floating* p,
+    const Spec* b, const floating* p,
     const floating* x, Py_ssize_t n,        # IN (n, C)
     floating* hidden, floating* activated,  # OUT (n, F); scratch
     floating* out,                          # IN/OUT (n, C): added to
@@ -20,22 +25,22 @@ cdef inline void feed_forward(
     """out += activation(x @ weight1 + bias1) @ weight2 + bias2."""
     affine(x, p + b.weight1, p + b.bias1, n, b.C, b.F, False, False, b.bfloat16,
            hidden)                                                                    # (n, F)
-    if b.gelu:
+    if b.activation == GELU:
         row_gelu(hidden, n * b.F, activated)
     else:
         relu(hidden, n * b.F, hidden)
-    affine(activated if b.gelu else hidden, p + b.weight2, p + b.bias2, n, b.F, b.C, False, True,
-           b.bfloat16, out)                                                           # (n, C)
+    affine(activated if b.activation == GELU else hidden, p + b.weight2, p + b.bias2, n, b.F, b.C,
+           False, True, b.bfloat16, out)                                              # (n, C)
 
 
 cdef inline void project(
-    const Block* b, const floating* p, const floating* heads, Py_ssize_t n,
+    const Spec* b, const floating* p, const floating* heads, Py_ssize_t n,
     floating* out,
 ) noexcept nogil:
     """out += heads @ projection_weight + projection_bias, or heads as they are."""
     cdef Py_ssize_t i
-    if b.projection:
-        affine(heads, p + b.projection_weight, p + b.projection_bias if b.bias else NULL,
+    if b.projection_weight >= 0:
+        affine(heads, p + b.projection_weight, at(p, b.projection_bias),
                n, b.C, b.C, False, True, b.bfloat16, out)  # (n, C)
         return
     for i in range(n * b.C):
@@ -43,15 +48,15 @@ cdef inline void project(
 
 
 cdef inline void copy(
-    const Block* b, const floating* x, Py_ssize_t n, floating* out
+    const Spec* b, const floating* x, Py_ssize_t n, floating* out
 ) noexcept nogil:
     """out (n, C) = x."""
     if x != out:
         memcpy(out, x, n * b.C * sizeof(floating))
 
 
-cdef inline int attend_share(
-    const Share* s, const floating* qkv, const int* offsets, Py_ssize_t B,
+cdef inline int attend_shard(
+    const Shard* s, const floating* qkv, const int* offsets, Py_ssize_t B,
     Py_ssize_t C, Py_ssize_t H, floating* heads, floating* lse, floating* scratch,
 ) except -1 nogil:
     """Attention of this thread's texts; or of its heads of all texts, between two meetings."""
@@ -67,8 +72,8 @@ cdef inline int attend_share(
     return 0
 
 
-cdef inline int attend_share_backward(
-    const Share* s, const floating* dheads, const floating* qkv,
+cdef inline int attend_shard_backward(
+    const Shard* s, const floating* dheads, const floating* qkv,
     const floating* lse, const int* offsets, Py_ssize_t B, Py_ssize_t C, Py_ssize_t H,
     floating* dqkv, floating* scratch,
 ) except -1 nogil:
@@ -86,7 +91,7 @@ cdef inline int attend_share_backward(
 
 
 cdef inline void texts_of(
-    const Share* s, const int* offsets, Py_ssize_t B, Py_ssize_t* first, Py_ssize_t* stop
+    const Shard* s, const int* offsets, Py_ssize_t B, Py_ssize_t* first, Py_ssize_t* stop
 ) noexcept nogil:
     """The texts of a thread: those from its first row to its last."""
     first[0] = 0
@@ -98,19 +103,15 @@ cdef inline void texts_of(
 
 
 cdef inline void normalise(
-    const Block* b, const Kept* k, const Share* s, int which, const floating* p,
-    const floating* x, Py_ssize_t n, floating* out, floating* kept,
+    const Norm* norm, const floating* p, const floating* x, Py_ssize_t n, Py_ssize_t C,
+    floating* out, floating* mean, floating* rstd,
 ) noexcept nogil:
-    """out (n, C) = norm1 or norm2 of x, this thread's rows."""
-    cdef floating* mean = kept + (k.mean1 if which == 1 else k.mean2) + s.first
-    cdef floating* rstd = kept + (k.rstd1 if which == 1 else k.rstd2) + s.first
-    cdef const floating* weight = p + (b.norm1 if which == 1 else b.norm2)
-    normalise_rows(x, weight, weight + b.C, b.epsilon1 if which == 1 else b.epsilon2, n, b.C, out,
-                   mean, rstd)
+    """out (n, C) = a norm of the block, of some rows x."""
+    normalise_rows(x, p + norm.weight, p + norm.bias, norm.epsilon, n, C, out, mean, rstd)
 
 
 cdef inline void back(
-    const Block* b, const floating* weight, const floating* dout, Py_ssize_t n,
+    const Spec* b, const floating* weight, const floating* dout, Py_ssize_t n,
     Py_ssize_t c_in, Py_ssize_t c_out, bint add, floating* dx,
 ) noexcept nogil:
     """dx = (dx if add) + dout @ weight.T, from out = x @ weight."""
@@ -118,14 +119,14 @@ cdef inline void back(
 
 
 cdef inline void through_activation(
-    const Block* b, const floating* p,
+    const Spec* b, const floating* p,
     const floating* dout,                      # IN (n, C)
     const floating* hidden, Py_ssize_t n,      # IN (n, F)
     floating* dhidden, floating* activated,    # OUT (n, F); the second if GELU
 ) noexcept nogil:
     """From out = activation(hidden) @ weight2 + bias2, the gradient of hidden."""
     back(b, p + b.weight2, dout, n, b.F, b.C, False, dhidden)
-    if b.gelu:
+    if b.activation == GELU:
         row_gelu_backward(dhidden, hidden, n * b.F, dhidden, activated)
     else:
         relu_gradient(dhidden, hidden, n * b.F, dhidden)
@@ -135,10 +136,10 @@ cdef inline void through_activation(
 
 
 cdef inline void feed_forward_gradients(
-    const Block* b, const Kept* k, const Scratch* w, const Share* s, floating* dp,
-    const floating* dout, const floating* kept, const floating* scratch, Py_ssize_t N,
+    const Spec* b, const Saved* k, const Scratch* w, const Shard* s, floating* dp,
+    const floating* dout, const floating* saved, const floating* scratch, Py_ssize_t N,
 ) noexcept nogil:
-    cdef const floating* seen = scratch + w.activated if b.gelu else kept + k.hidden
+    cdef const floating* seen = scratch + w.activated if b.activation == GELU else saved + k.hidden
     # forward: out = seen @ weight2 + bias2; hidden = normal2 @ weight1 + bias1
     gradients_of(b, s, dout, seen, N, b.F, b.C, dp + b.weight2, dp + b.bias2)
     gradients_of(b, s, scratch + w.dhidden, scratch + w.normal2, N, b.C, b.F, dp + b.weight1,
@@ -146,37 +147,70 @@ cdef inline void feed_forward_gradients(
 
 
 cdef inline void projection_gradients(
-    const Block* b, const Kept* k, const Share* s, floating* dp, const floating* dout,
-    const floating* kept, Py_ssize_t N,
+    const Spec* b, const Saved* k, const Shard* s, floating* dp, const floating* dout,
+    const floating* saved, Py_ssize_t N,
 ) noexcept nogil:
     # forward: out = heads @ projection_weight + projection_bias
-    if b.projection:
-        gradients_of(b, s, dout, kept + k.heads, N, b.C, b.C, dp + b.projection_weight,
-                     dp + b.projection_bias if b.bias else NULL)
+    if b.projection_weight >= 0:
+        gradients_of(b, s, dout, saved + k.heads, N, b.C, b.C, dp + b.projection_weight,
+                     at(dp, b.projection_bias))
 
 
 cdef inline void qkv_gradients(
-    const Block* b, const Scratch* w, const Share* s, floating* dp, const floating* x,
+    const Spec* b, const Scratch* w, const Shard* s, floating* dp, const floating* x,
     const floating* scratch, Py_ssize_t N,
 ) noexcept nogil:
     # forward: qkv = inner @ qkv_weight + qkv_bias, inner = norm1(x) or x
     gradients_of(b, s, scratch + w.dqkv, scratch + w.normal1 if b.pre_norm else x, N, b.C, 3 * b.C,
-                 dp + b.qkv_weight, dp + b.qkv_bias if b.bias else NULL)
+                 dp + b.qkv_weight, at(dp, b.qkv_bias))
 
 
 cdef inline void gradients_of(
-    const Block* b, const Share* s, const floating* dout, const floating* x, Py_ssize_t N,
+    const Spec* b, const Shard* s, const floating* dout, const floating* x, Py_ssize_t N,
     Py_ssize_t c_in, Py_ssize_t c_out, floating* dweight, floating* dbias,
 ) noexcept nogil:
-    add_gradients(s, dout, x, N, c_in, c_out, False, not b.overwrite, b.bfloat16, dweight, dbias)
+    add_gradients(s, dout, x, N, c_in, c_out, False, b.accumulate, b.bfloat16, dweight, dbias)
+
+
+cdef struct NormGradients:
+    # Where each begins in the array in which a thread adds them up.
+    Py_ssize_t weight1, bias1, weight2, bias2
+
+
+cdef inline NormGradients norm_gradients_of(const Spec* b, bint one) noexcept nogil:
+    """One thread's lie with the other gradients, several threads' beside each other."""
+    cdef NormGradients d
+    d.weight1, d.bias1, d.weight2, d.bias2 = 0, b.C, 2 * b.C, 3 * b.C
+    if one:
+        d.weight1, d.bias1 = b.norm1.weight, b.norm1.bias
+        d.weight2, d.bias2 = b.norm2.weight, b.norm2.bias
+    return d
+
+
+cdef inline void clear_norms(
+    const Spec* b, const Shard* s, const NormGradients* d, floating* dp, floating* dnorms
+) noexcept nogil:
+    """Zero what the passes back add to, unless it shall be added to."""
+    cdef Py_ssize_t row = b.C * sizeof(floating)
+    if not b.accumulate and s.index == 0:
+        memset(dp + b.norm1.weight, 0, row)
+        memset(dp + b.norm1.bias, 0, row)
+        memset(dp + b.norm2.weight, 0, row)
+        memset(dp + b.norm2.bias, 0, row)
+    if s.n > 1:
+        memset(dnorms, 0, 4 * row)
 
 
 cdef inline void norm_gradients(
-    const Block* b, const Share* s, floating* dp, const floating* dnorms
+    const Spec* b, const Shard* s, floating* dp, const floating* dnorms
 ) noexcept nogil:
     """Add up what each thread has of the norms' gradients, in their order."""
-    cdef Py_ssize_t i, c
+    cdef Py_ssize_t i, c, C = b.C
+    cdef const floating* d
     for i in range(s.n):
-        for c in range(2 * b.C):
-            dp[b.norm1 + c] += dnorms[i * whole_lines(4 * b.C) + c]
-            dp[b.norm2 + c] += dnorms[i * whole_lines(4 * b.C) + 2 * b.C + c]
+        d = dnorms + i * whole_lines(4 * C)
+        for c in range(C):
+            dp[b.norm1.weight + c] += d[c]
+            dp[b.norm1.bias + c] += d[C + c]
+            dp[b.norm2.weight + c] += d[2 * C + c]
+            dp[b.norm2.bias + c] += d[3 * C + c]

@@ -92,9 +92,10 @@ def check_space(name: str, needed: int) -> None:
 
 def check_memory(config: ModelConfig, vocab_size: int) -> None:
     """Raise ConfigError if the parameters and what belongs to each exceed the machine's memory."""
-    C, F, V = config.embedding_dim, config.hidden_dim, vocab_size
-    block = C * ((4 if config.attention_projection else 3) * C + 2 * F)
-    size = config.n_layers * block + C * (config.max_seq_len + V * (2 - config.tie_embeddings))
+    from rustgpt.layers.transformer import block_spec
+
+    rows = config.max_seq_len + vocab_size * (2 - config.tie_embeddings)  # of all tables
+    size = config.n_layers * block_spec(config).size + config.embedding_dim * rows
     if not hasattr(os, "sysconf"):  # Windows
         return
     # Parameters, gradients, and two moments.

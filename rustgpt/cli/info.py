@@ -38,7 +38,7 @@ def machine() -> dict[str, Any]:
     import scipy
 
     from rustgpt.backend import backend_name, has_bfloat16
-    from rustgpt.workers import available_threads
+    from rustgpt.parallel.data_parallel import available_threads
 
     backend = backend_name()
     chosen, available = None, []

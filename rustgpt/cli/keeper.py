@@ -12,7 +12,8 @@ from rustgpt.errors import CheckpointError
 
 if TYPE_CHECKING:
     from rustgpt.folder_lock import FolderLock
-    from rustgpt.trainer import Step, Trainer
+    from rustgpt.trainer import Trainer
+    from rustgpt.training_state import Step
 
 
 class Keeper:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 from rustgpt.errors import RustGPTError
 
 if TYPE_CHECKING:
-    from rustgpt.trainer import Epoch
+    from rustgpt.training_state import Epoch
 
 # What could steer a terminal is shown as U+FFFD: C0 without tab and newline, DEL, C1, and halves of
 # surrogate pairs, which no encoding can write.

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from rustgpt.llm import LLM
     from rustgpt.text.dataset import Dataset
-    from rustgpt.trainer import Step, Trainer
+    from rustgpt.trainer import Trainer
+    from rustgpt.training_state import Step
 
 SAVE_EVERY: Final = 300.0  # seconds
 LANGUAGES: Final = ("en", "zh", "all")
@@ -193,7 +194,7 @@ def _new_model(dataset: Dataset, config: ModelConfig, training: TrainConfig) -> 
 def _describe(model: LLM, dataset: Dataset, config: TrainConfig) -> None:
     """Print what is going to be trained, on what and with what."""
     from rustgpt.backend import kernels_in_use
-    from rustgpt.workers import available_threads
+    from rustgpt.parallel.data_parallel import available_threads
 
     say("=== MODEL INFORMATION ===")
     say(model.describe())

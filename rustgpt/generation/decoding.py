@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rustgpt.generation.sampling import sample
-from rustgpt.layers.layer import Cache
+from rustgpt.layers.cache import Cache
 
 # Continues the text in a cache by tokens; returns the logits (V,) of what follows.
 Decode = Callable[[Sequence[int], Cache], NDArray[Any]]
@@ -32,7 +32,7 @@ def generate_ids(
     seen = list(prompt[-S:])
     cache, fresh = Cache(S), list(seen)
     for _ in range(max_new_tokens):
-        if cache.length + len(fresh) > S:
+        if cache.lengths[0] + len(fresh) > S:
             seen = seen[-(S // 2) :]
             cache, fresh = Cache(S), list(seen)
         token = sample(decode(fresh, cache), temperature, rng)

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from rustgpt.backend import ops
-from rustgpt.layers.layer import Cache, Layer, normal
+from rustgpt.layers.context import Context
+from rustgpt.layers.layer import Layer, normal
 from rustgpt.layers.memory import Array, Indices
 
 
@@ -24,6 +25,8 @@ class Embeddings(Layer):
         Source of the initial values, normal with standard deviation 0.02.
     """
 
+    divides_rows = True
+
     def __init__(
         self,
         vocab_size: int,
@@ -33,45 +36,25 @@ class Embeddings(Layer):
         dtype: Any = np.float32,
     ) -> None:
         super().__init__(dtype)
-        self.written_over = False  # whether another layer does so to dtokens, before `backward`
         self.tokens: Array
-        self.dtokens: Array
         self.places: Array
-        self.dplaces: Array
         self.parameter("tokens", normal(rng, 0.02, (vocab_size, dim), dtype))
         self.parameter("places", normal(rng, 0.02, (max_seq_len, dim), dtype))
 
-    def begin_gradients(self) -> None:
-        if not self.written_over or type(self) is not Embeddings:
-            super().begin_gradients()
-        elif self.member is None or self.member.share.index == 0:
-            self.dplaces.fill(0)
-
-    def forward(self, x: Indices, offsets: Indices) -> Array:  # (N,) -> (N, C)
-        self.ids, self.offsets = x, offsets
-        return self._look_up(x, offsets, 0)
-
-    def _look_up(self, ids: Indices, offsets: Indices, start: int) -> Array:
-        out = self.buffer("out", len(ids), self.tokens.shape[1])
-        ops.embedding_forward(
-            ids, offsets, start, self.tokens, self.places, out, self._share
-        )  # (N, C)
+    def forward(self, x: Indices, ctx: Context) -> Array:  # (N,) -> (N, C)
+        out = ctx.empty(len(x), self.tokens.shape[1])
+        ops.embedding_forward(x, ctx.positions, self.tokens, self.places, out, ctx.shard)
+        ctx.save(self, x)
         return out
 
-    def backward(self, dout: Array) -> Array:
+    def backward(self, dout: Array, ctx: Context) -> Array:
         # forward: out = tokens[ids] + places[positions]; ids have no gradient
-        if self._share:  # the output projection may still write over a tied table's gradient
-            self._share.barrier.wait()
-        ops.embedding_backward(
-            dout, self.ids, self.offsets, self.dtokens, self.dplaces, self._share
-        )
+        (ids,) = ctx.saved(self)
+        dtokens, dplaces = ctx.gradients.of(self.tokens), ctx.gradients.of(self.places)
+        if ctx.shard:  # the zeros, and a tied table's gradient, are one other thread's to write
+            ctx.shard.barrier.wait()
+        ops.embedding_backward(dout, ids, ctx.positions, dtokens, dplaces, ctx.shard)
         return dout
-
-    def decode(self, x: Indices, cache: Cache) -> Array:  # (n,) -> (n, C)
-        return self._look_up(x, np.array([0, len(x)], np.int32), cache.length)
-
-    def works_in_team(self) -> bool:
-        return type(self) is Embeddings
 
     def describe(self) -> str:
         (V, C), S = self.tokens.shape, len(self.places)

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 
 from rustgpt.backend import ops
+from rustgpt.layers.context import Context
 from rustgpt.layers.layer import Layer, normal
-from rustgpt.layers.memory import Array, Indices
+from rustgpt.layers.memory import Array
 
 
 class FeedForward(Layer):
@@ -36,55 +37,51 @@ class FeedForward(Layer):
         self.dim = dim
         self.activation = activation
         self.weight1: Array
-        self.dweight1: Array
         self.bias1: Array
-        self.dbias1: Array
         self.weight2: Array
-        self.dweight2: Array
         self.bias2: Array
-        self.dbias2: Array
         self.parameter("weight1", normal(rng, (2 / dim) ** 0.5, (dim, hidden_dim), dtype))
         self.parameter("bias1", np.zeros(hidden_dim))
         self.parameter("weight2", normal(rng, (2 / hidden_dim) ** 0.5, (hidden_dim, dim), dtype))
         self.parameter("bias2", np.zeros(dim))
 
-    def forward(self, x: Array, offsets: Indices) -> Array:
+    def forward(self, x: Array, ctx: Context) -> Array:
         N, C = x.shape
         F = len(self.bias1)
-        self.x = x
-        self.hidden = self.buffer("hidden", N, F)
-        ops.linear_forward(
-            x, self.weight1, self.bias1, self.hidden, bfloat16=self.bfloat16
-        )  # (N, F)
+        hidden, out = ctx.empty(N, F), ctx.empty(N, C)
+        ops.linear_forward(x, self.weight1, self.bias1, hidden, bfloat16=ctx.bfloat16)  # (N, F)
         if self.activation == "relu":
             # ReLU's gradient can be told from its output, so the input need not be kept.
-            self.activated = self.hidden
-            ops.relu_forward(self.hidden, self.activated)  # (N, F)
+            activated = hidden
+            ops.relu_forward(hidden, activated)  # (N, F)
         else:
-            self.activated = self.buffer("activated", N, F)
-            ops.gelu_forward(self.hidden, self.activated)  # (N, F)
-        out = self.buffer("out", N, C)
+            activated = ctx.empty(N, F)
+            ops.gelu_forward(hidden, activated)  # (N, F)
         ops.linear_forward(
-            self.activated, self.weight2, self.bias2, out, bfloat16=self.bfloat16
+            activated, self.weight2, self.bias2, out, bfloat16=ctx.bfloat16
         )  # (N, C)
+        ctx.save(self, x, hidden, activated)
         return out
 
-    def backward(self, dout: Array) -> Array:
+    def backward(self, dout: Array, ctx: Context) -> Array:
         N, C = dout.shape
+        x, hidden, activated = ctx.saved(self)
+        gradient = ctx.gradients.of
         # forward: out = activated @ weight2 + bias2
-        dhidden = self.scratch("dhidden", N, len(self.bias1))
+        dhidden = ctx.empty(N, len(self.bias1))
         ops.linear_backward(
-            dout, self.activated, self.weight2, dhidden, self.dweight2, self.dbias2,
-            bfloat16=self.bfloat16,
+            dout, activated, self.weight2, dhidden, gradient(self.weight2), gradient(self.bias2),
+            bfloat16=ctx.bfloat16,
         )  # (N, F)  # fmt: skip
         # forward: activated = activation(hidden)
         activation_backward = ops.relu_backward if self.activation == "relu" else ops.gelu_backward
-        activation_backward(dhidden, self.hidden, dhidden)  # (N, F)
+        activation_backward(dhidden, hidden, dhidden)  # (N, F)
         # forward: hidden = x @ weight1 + bias1
-        dx = self.scratch("dx", N, C)
+        dx = ctx.empty(N, C)
         ops.linear_backward(
-            dhidden, self.x, self.weight1, dx, self.dweight1, self.dbias1, bfloat16=self.bfloat16
-        )  # (N, C)
+            dhidden, x, self.weight1, dx, gradient(self.weight1), gradient(self.bias1),
+            bfloat16=ctx.bfloat16,
+        )  # (N, C)  # fmt: skip
         return dx
 
     def describe(self) -> str:

@@ -1,7 +1,10 @@
 """Owns the layers' arrays: memory that is taken once and reused, from the edge of a cache line."""
 
+from __future__ import annotations
+
 import itertools
-import weakref
+import threading
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -32,48 +35,67 @@ def aligned(size: int, dtype: np.dtype[Any]) -> Array:
     return raw[first : first + size * dtype.itemsize].view(dtype)
 
 
-# The arrays that own the memory of all `Buffers`, by what they are.
-_reused: weakref.WeakValueDictionary[int, Array] = weakref.WeakValueDictionary()
-
-
-def is_reused(value: object) -> bool:
-    """Tell whether an array lies in memory of `Buffers`: what is there need not be copied."""
-    return isinstance(value, np.ndarray) and id(_owner(value)) in _reused
-
-
-def _owner(array: Array) -> Array:
-    """Return the array that owns the memory of a view."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
-
-
-# Views that a layer remembers, so that asking again for one costs a look-up only.
-VIEWS = 256
+# Views that are remembered, so that asking again for one costs a look-up only.
+VIEWS = 1024
 
 
 class Buffers:
     """Arrays that are allocated once for the largest shape asked for, and then reused."""
 
-    def __init__(self) -> None:
-        self._flat: dict[str, Array] = {}
-        self._views: dict[tuple[str, tuple[int, ...]], Array] = {}
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype
+        self._lock = threading.Lock()
+        self._flat: dict[int, Array] = {}
+        self._views: dict[tuple[int, tuple[int, ...]], Array] = {}
 
-    def get(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """Return an array of this shape; its contents are what was last written under the name."""
-        view = self._views.get((name, shape))
-        return self._grow(name, shape, dtype) if view is None else view
+    def get(self, number: int, shape: tuple[int, ...]) -> Array:
+        """Return an array of this shape; its contents are what was last written to the number.
 
-    def _grow(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        size = int(np.prod(shape))
-        if name not in self._flat or self._flat[name].size < size:
-            self._views = {key: view for key, view in self._views.items() if key[0] != name}
-            self._flat.pop(name, None)  # freed before the larger one is taken
-            self._flat[name] = aligned(size, dtype)
-            owner = _owner(self._flat[name])
-            _reused[id(owner)] = owner
-        if len(self._views) >= VIEWS:  # batches have ever new numbers of rows
-            self._views.clear()
-        view = self._flat[name][:size].reshape(shape)
-        self._views[name, shape] = view
+        Several threads may ask for the same at once.
+        """
+        view = self._views.get((number, shape))
+        if view is None:
+            with self._lock:
+                view = self._grow(number, shape)
         return view
+
+    def _grow(self, number: int, shape: tuple[int, ...]) -> Array:
+        size = prod(shape)
+        flat = self._flat.get(number)
+        if flat is None or flat.size < size:
+            self._views = {key: view for key, view in self._views.items() if key[0] != number}
+            flat = None
+            self._flat.pop(number, None)  # freed before the larger one is taken
+            flat = self._flat[number] = aligned(size, self._dtype)
+        if len(self._views) >= VIEWS:  # batches have ever new numbers of rows
+            self._views = {}
+        view = self._flat[number][:size].reshape(shape)
+        self._views[number, shape] = view
+        return view
+
+    def fill(self, value: float) -> None:
+        """Fill all memory with a number."""
+        for flat in self._flat.values():
+            flat.fill(value)
+
+
+class Workspace:
+    """The memory of one pass at a time through the layers; see `Context.empty` and `temporary`.
+
+    What is taken first in a pass is what was taken first in the pass before, and so on. So a pass
+    like the one before allocates nothing.
+    """
+
+    def __init__(self, dtype: Any = np.float32, shared: Workspace | None = None) -> None:
+        """With `shared`, take the same memory as that one for what all threads of a batch see."""
+        self.dtype = np.dtype(dtype)
+        self.temporary = Buffers(self.dtype)
+        self.activations: Buffers = shared.activations if shared else Buffers(self.dtype)
+        self.alternating: tuple[Buffers, Buffers] = (
+            shared.alternating if shared else (Buffers(self.dtype), Buffers(self.dtype))
+        )
+
+    def fill(self, value: float) -> None:
+        """Fill all memory with a number: what a pass reads, it must have written before."""
+        for buffers in (self.temporary, self.activations, *self.alternating):
+            buffers.fill(value)

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from rustgpt.backend import ops
-from rustgpt.layers.layer import Cache, Layer, normal
+from rustgpt.layers.context import Context
+from rustgpt.layers.layer import Layer, copy_into, normal
 from rustgpt.layers.memory import Array, Indices
 
 # The loss is computed over as many rows as give this many logits, so that the logits of a whole
@@ -32,6 +33,8 @@ class OutputProjection(Layer):
         Whether the weight is the embedding table (V, C), given by `tie`, and not of its own.
     """
 
+    divides_rows = True
+
     def __init__(
         self,
         dim: int,
@@ -42,65 +45,56 @@ class OutputProjection(Layer):
         dtype: Any = np.float32,
     ) -> None:
         super().__init__(dtype)
+        self.dim = dim
         self.vocab_size = vocab_size
         self.tied = tied
-        self._overwrite = False  # what the gradients hold, when `loss` is next called
         self.weight: Array
-        self.dweight: Array
         self.bias: Array | None = None
-        self.dbias: Array | None = None
         if not tied:
             self.parameter("weight", normal(rng, dim**-0.5, (dim, vocab_size), dtype))
         if bias:
             self.parameter("bias", np.zeros(vocab_size))
 
-    def tie(self, table: Array, dtable: Array) -> None:
-        """Use the embedding table (V, C) as the weight, and add to its gradient."""
-        vars(self).update(weight=table, dweight=dtable)
-        self._in_place = {*self._in_place, "weight", "dweight"}
+    def tie(self, table: Array) -> None:
+        """Use the embedding table (V, C) as the weight."""
+        vars(self)["weight"] = table
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; what is given for the weight is copied into it, tied or not."""
+        own = vars(self)
+        if name == "weight" and name in own:
+            copy_into(own[name], value, f"{type(self).__name__}.{name}")
+        else:
+            super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         if self.tied:  # the copy's model gives it its table
-            state = {name: state[name] for name in state if name not in ("weight", "dweight")}
+            state.pop("weight", None)
         return state
 
-    def begin_gradients(self) -> None:
-        self._overwrite = self.overwrites()
-        if not self._overwrite:
-            super().begin_gradients()
-
-    def overwrites(self) -> bool:
-        """Whether the first `loss` after `begin_gradients` writes over the weight's gradient."""
-        return type(self) is OutputProjection
-
-    def forward(self, x: Array, offsets: Indices) -> Array:  # (N, C) -> (N, V)
-        self.x = x
-        return self._logits(x)
-
-    def decode(self, x: Array, cache: Cache) -> Array:  # (n, C) -> (n, V)
-        return self._logits(x)
-
-    def _logits(self, x: Array) -> Array:
-        logits = self.buffer("logits", len(x), self.vocab_size)
-        ops.linear_forward(x, self.weight, self.bias, logits, self.tied, self.bfloat16)
+    def forward(self, x: Array, ctx: Context) -> Array:  # (N, C) -> (N, V)
+        logits = ctx.empty(len(x), self.vocab_size)
+        ops.linear_forward(x, self.weight, self.bias, logits, self.tied, ctx.bfloat16)
+        ctx.save(self, x)
         return logits
 
-    def backward(self, dout: Array) -> Array:  # (N, V) -> (N, C)
+    def backward(self, dout: Array, ctx: Context) -> Array:  # (N, V) -> (N, C)
         # forward: logits = x @ weight + bias
-        dx = self.scratch("dx", *self.x.shape)
-        ops.linear_backward(
-            dout, self.x, self.weight, dx, self.dweight, self.dbias, self.tied, self.bfloat16
-        )
+        (x,) = ctx.saved(self)
+        dx = ctx.empty(*x.shape)
+        dweight = ctx.gradients.of(self.weight)
+        dbias = None if self.bias is None else ctx.gradients.of(self.bias)
+        ops.linear_backward(dout, x, self.weight, dx, dweight, dbias, self.tied, ctx.bfloat16)
         return dx
 
     def loss(
-        self, x: Array, targets: Indices, scale: float, max_norm: float = np.inf
+        self, x: Array, targets: Indices, scale: float, ctx: Context, max_norm: float = np.inf
     ) -> tuple[float, Array]:
         """Return the sum of the rows' cross-entropies, and the gradient (N, C) of scale times it.
 
-        Forward, cross-entropy and backward are done together, over a block of rows at a time. A
-        member of a team returns the sum of its own rows.
+        Forward, cross-entropy and backward are done together, over a block of rows at a time. With
+        a shard, the sum is that of its rows.
 
         Parameters
         ----------
@@ -110,41 +104,42 @@ class OutputProjection(Layer):
             (N,) the token that follows each row, or -1 for a row that does not count.
         scale
             What each row's loss is worth, such as 1 / N.
+        ctx
+            With `gradients`.
         max_norm
             L2 norm to which the gradient of a block's logits is clipped.
         """
-        dx = self.scratch("dx", *x.shape)
-        return self._loss(x, targets, scale, max_norm, dx), dx
-
-    def losses(self, x: Array, targets: Indices) -> Array:  # (N, C), (N,) -> (N,)
-        """Return each row's cross-entropy, without a gradient."""
-        self._loss(x, targets, 1.0, np.inf, None)
-        return self.buffer("losses", len(x))
-
-    def _loss(
-        self, x: Array, targets: Indices, scale: float, max_norm: float, dx: Array | None
-    ) -> float:  # (N, C), (N,) -> scalar
-        losses = self.buffer("losses", len(x))
-        n, share = 1, None
-        if self.member and dx is not None:
-            n, share = self.member.team.n, self.member.share
-        most = math.ceil(len(x) / n)  # rows of a thread
-        at_once = max(ROWS_AT_LEAST, LOGITS_AT_ONCE // self.vocab_size)
-        at_once = math.ceil(most / max(1, math.ceil(most / at_once)))  # blocks of one size
-        logits = self.scratch("logits", n * max(1, at_once), self.vocab_size)  # (rows, V)
-        # Without dx there is no gradient at all.
-        dweight, dbias = (None, None) if dx is None else (self.dweight, self.dbias)
+        dx = ctx.empty(*x.shape)  # (N, C)
+        dweight, accumulate = ctx.gradients.claim(self.weight)
+        dbias = None
+        if self.bias is not None:
+            dbias, written = ctx.gradients.claim(self.bias)
+            if written != accumulate:  # the kernel does the same to both
+                (dweight if written else dbias).fill(0)
+                accumulate = True
+        losses, logits = self._working_memory(len(x), ctx)
         loss: float = ops.linear_cross_entropy(
             x, self.weight, self.bias, targets, scale, max_norm, losses, dx, dweight, dbias,
-            logits, self.tied, self.bfloat16, share, self._overwrite and dx is not None,
+            logits, self.tied, accumulate, ctx.bfloat16, ctx.shard,
         )  # fmt: skip
-        if dx is not None:
-            self._overwrite = False
-        return loss
+        return loss, dx
 
-    def works_in_team(self) -> bool:
-        return type(self) is OutputProjection
+    def losses(self, x: Array, targets: Indices, ctx: Context) -> Array:  # (N, C), (N,) -> (N,)
+        """Return each row's cross-entropy, without a gradient."""
+        losses, logits = self._working_memory(len(x), ctx)
+        ops.linear_cross_entropy(
+            x, self.weight, self.bias, targets, 1.0, np.inf, losses, None, None, None, logits,
+            self.tied, bfloat16=ctx.bfloat16,
+        )  # fmt: skip
+        return losses
+
+    def _working_memory(self, N: int, ctx: Context) -> tuple[Array, Array]:
+        """Return where the losses (N,) go, and the logits (R, V) of a block of rows."""
+        n = ctx.shard.n if ctx.shard else 1
+        most = math.ceil(N / n)  # rows of a thread
+        at_once = max(ROWS_AT_LEAST, LOGITS_AT_ONCE // self.vocab_size)
+        at_once = math.ceil(most / max(1, math.ceil(most / at_once)))  # blocks of one size
+        return ctx.empty(N), ctx.empty(n * max(1, at_once), self.vocab_size)
 
     def describe(self) -> str:
-        C = self.weight.shape[1 if self.tied else 0]
-        return f"OutputProjection({C} -> {self.vocab_size}{', tied' if self.tied else ''})"
+        return f"OutputProjection({self.dim} -> {self.vocab_size}{', tied' if self.tied else ''})"

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 
 from rustgpt.backend import ops
-from rustgpt.layers.layer import Cache, Layer, normal
-from rustgpt.layers.memory import Array, Indices
+from rustgpt.layers.context import Context
+from rustgpt.layers.layer import Layer, normal
+from rustgpt.layers.memory import Array
 
 
 class SelfAttention(Layer):
@@ -43,13 +44,9 @@ class SelfAttention(Layer):
         self.n_heads = n_heads
         self.projection = projection
         self.qkv_weight: Array
-        self.dqkv_weight: Array
         self.qkv_bias: Array | None = None
-        self.dqkv_bias: Array | None = None
         self.projection_weight: Array
-        self.dprojection_weight: Array
         self.projection_bias: Array | None = None
-        self.dprojection_bias: Array | None = None
         std = dim**-0.5
         self.parameter("qkv_weight", normal(rng, std, (dim, 3 * dim), dtype))
         if bias:
@@ -59,64 +56,63 @@ class SelfAttention(Layer):
             if bias:
                 self.parameter("projection_bias", np.zeros(dim))
 
-    def forward(self, x: Array, offsets: Indices) -> Array:
-        (N, C), D = x.shape, self.dim // self.n_heads
-        self.x, self.offsets = x, offsets
-        self.qkv = self.buffer("qkv", N, 3 * C)
-        self.heads = self.buffer("heads", N, C)
-        self.lse = self.buffer("lse", N, self.n_heads)
-        # No text has more rows than all together; memory that is not written costs nothing.
-        self.scores = self.scratch("scores", ops.attention_scratch_size(N, D))
-        self._multiply(x, self.qkv_weight, self.qkv_bias, self.qkv)  # (N, 3 C)
-        ops.attention_forward(
-            self.qkv, offsets, self.n_heads, self.heads, self.lse, self.scores
-        )  # (N, C)
-        return self._project(self.heads)
-
-    def _multiply(self, x: Array, weight: Array, bias: Array | None, out: Array) -> None:
-        ops.linear_forward(x, weight, bias, out, bfloat16=self.bfloat16)
-
-    def _project(self, heads: Array) -> Array:  # (N, C) -> (N, C)
+    def forward(self, x: Array, ctx: Context) -> Array:
+        N, C = x.shape
+        qkv, heads, lse = ctx.empty(N, 3 * C), ctx.empty(N, C), ctx.empty(N, self.n_heads)
+        self._multiply(x, self.qkv_weight, self.qkv_bias, qkv, ctx)  # (N, 3 C)
+        if ctx.cache is None:
+            scratch = self._scratch(N, ctx)
+            ops.attention_forward(qkv, ctx.offsets, self.n_heads, heads, lse, scratch)  # (N, C)
+        else:
+            # For a full cache, so that the size is the same at every token.
+            scratch = self._scratch(ctx.cache.capacity, ctx)
+            keys, values = ctx.cached(self, ("keys", "values"), C)
+            ops.attention_decode(
+                qkv, ctx.offsets, self.n_heads, keys, values, ctx.slots, ctx.starts, heads, scratch
+            )  # (N, C)
+        ctx.save(self, x, qkv, heads, lse)
         if not self.projection:
             return heads
-        out = self.buffer("out", *heads.shape)
-        self._multiply(heads, self.projection_weight, self.projection_bias, out)
+        out = ctx.empty(N, C)
+        self._multiply(heads, self.projection_weight, self.projection_bias, out, ctx)  # (N, C)
         return out
 
-    def backward(self, dout: Array) -> Array:
+    def _multiply(
+        self, x: Array, weight: Array, bias: Array | None, out: Array, ctx: Context
+    ) -> None:
+        ops.linear_forward(x, weight, bias, out, bfloat16=ctx.bfloat16)
+
+    def _scratch(self, length: int, ctx: Context) -> Array:
+        """Return what attention needs for texts of so many rows at most."""
+        # No text has more rows than all together; memory that is not written costs nothing.
+        return ctx.temporary(ops.attention_scratch_size(length, self.dim // self.n_heads))
+
+    def backward(self, dout: Array, ctx: Context) -> Array:
         N, C = dout.shape
+        x, qkv, heads, lse = ctx.saved(self)
         # forward: out = heads @ projection_weight + projection_bias
         dheads = dout
         if self.projection:
-            dheads = self.scratch("dheads", N, C)
-            ops.linear_backward(
-                dout, self.heads, self.projection_weight, dheads, self.dprojection_weight,
-                self.dprojection_bias, bfloat16=self.bfloat16,
-            )  # (N, C)  # fmt: skip
+            dheads = ctx.empty(N, C)
+            self._multiply_backward(
+                dout, heads, self.projection_weight, self.projection_bias, dheads, ctx
+            )  # (N, C)
         # forward: heads = softmax(mask(q @ k.T / sqrt(D))) @ v
-        dqkv = self.scratch("dqkv", N, 3 * C)
+        dqkv = ctx.empty(N, 3 * C)
         ops.attention_backward(
-            dheads, self.qkv, self.lse, self.offsets, self.n_heads, dqkv, self.scores
+            dheads, qkv, lse, ctx.offsets, self.n_heads, dqkv, self._scratch(N, ctx)
         )  # (N, 3 C)
         # forward: qkv = x @ qkv_weight + qkv_bias
-        dx = self.scratch("dx", N, C)
-        ops.linear_backward(
-            dqkv, self.x, self.qkv_weight, dx, self.dqkv_weight, self.dqkv_bias,
-            bfloat16=self.bfloat16,
-        )  # (N, C)  # fmt: skip
+        dx = ctx.empty(N, C)
+        self._multiply_backward(dqkv, x, self.qkv_weight, self.qkv_bias, dx, ctx)  # (N, C)
         return dx
 
-    def decode(self, x: Array, cache: Cache) -> Array:  # (n, C) -> (n, C)
-        n, C = x.shape
-        qkv = self.scratch("qkv", n, 3 * C)
-        self._multiply(x, self.qkv_weight, self.qkv_bias, qkv)  # (n, 3 C)
-        keys, values = cache.rows(self, "keys", C), cache.rows(self, "values", C)  # (S, C)
-        heads = self.buffer("heads", n, C)
-        # For a full cache, so that the size is the same at every token.
-        size = ops.attention_scratch_size(cache.capacity, C // self.n_heads)
-        scratch = self.scratch("scores", size)
-        ops.attention_decode(qkv, keys, values, cache.length, self.n_heads, heads, scratch)
-        return self._project(heads)
+    def _multiply_backward(
+        self, dout: Array, x: Array, weight: Array, bias: Array | None, dx: Array, ctx: Context
+    ) -> None:
+        dweight = ctx.gradients.of(weight)
+        dbias = None if bias is None else ctx.gradients.of(bias)
+        ops.linear_backward(dout, x, weight, dx, dweight, dbias, bfloat16=ctx.bfloat16)
 
     def describe(self) -> str:
         C = len(self.qkv_weight)

@@ -1,17 +1,58 @@
 """Owns the transformer block: attention and feed-forward, each with a residual sum and a norm."""
 
-from typing import Any, Self
+import functools
+from typing import Any
 
 import numpy as np
 
 from rustgpt.backend import ops
 from rustgpt.config import ModelConfig
+from rustgpt.layers.context import Context
 from rustgpt.layers.feed_forward import FeedForward
-from rustgpt.layers.layer import Cache, Layer
-from rustgpt.layers.layer_norm import LayerNorm
-from rustgpt.layers.memory import Array, Buffers, Indices, aligned
+from rustgpt.layers.layer import Layer
+from rustgpt.layers.layer_norm import EPSILON, LayerNorm
+from rustgpt.layers.memory import Array, aligned
 from rustgpt.layers.self_attention import SelfAttention
-from rustgpt.layers.team import Member
+from rustgpt.reference.spec import BlockSpec
+
+
+def block_spec(config: ModelConfig) -> BlockSpec:
+    """Return what a block of a model is made of."""
+    C, F, bias = config.embedding_dim, config.hidden_dim, config.attention_bias
+    projection = config.attention_projection
+    shapes: dict[str, tuple[int, ...] | None] = {
+        "attention.qkv_weight": (C, 3 * C),
+        "attention.qkv_bias": (3 * C,) if bias else None,
+        "attention.projection_weight": (C, C) if projection else None,
+        "attention.projection_bias": (C,) if projection and bias else None,
+        "norm1.weight": (C,),
+        "norm1.bias": (C,),
+        "feed_forward.weight1": (C, F),
+        "feed_forward.bias1": (F,),
+        "feed_forward.weight2": (F, C),
+        "feed_forward.bias2": (C,),
+        "norm2.weight": (C,),
+        "norm2.bias": (C,),
+    }
+    return BlockSpec(
+        dim=C,
+        n_heads=config.n_heads,
+        n_kv_heads=config.n_heads,
+        hidden_dim=F,
+        norm="layer_norm",
+        positions="learned",
+        feed_forward=config.activation,
+        pre_norm=config.norm == "pre",
+        epsilon1=EPSILON,
+        epsilon2=EPSILON,
+        shapes={name: shape for name, shape in shapes.items() if shape is not None},
+    )
+
+
+@functools.lru_cache(4096)
+def block_size(kind: str, spec: BlockSpec, *rest: Any) -> int:
+    """Return what `block_saved_size` or `block_scratch_size` of a backend, named last, returns."""
+    return int(getattr(ops, f"block_{kind}_size")(spec, *rest[:-1]))
 
 
 class TransformerBlock(Layer):
@@ -35,7 +76,7 @@ class TransformerBlock(Layer):
     """
 
     by_parts = False
-    _overwrite = False  # what the gradients hold, when `backward` is next called
+    _replaced = False  # whether a part is another than the constructor's
 
     def __init__(self, config: ModelConfig, rng: np.random.Generator | None) -> None:
         super().__init__(config.dtype)
@@ -48,175 +89,126 @@ class TransformerBlock(Layer):
         self.norm1 = LayerNorm(C, dtype=dtype)
         self.feed_forward = FeedForward(C, config.hidden_dim, rng, config.activation, dtype)
         self.norm2 = LayerNorm(C, dtype=dtype)
-
+        self.spec = block_spec(config)
+        self._known = self._settings()
         self._bind_alone()
 
     def _bind_alone(self) -> None:
-        """Have one flat array each, as in a model: the kernels of a whole block ask for them."""
-        P = self.n_parameters
-        self.bind(aligned(P, self.dtype), aligned(P, self.dtype), self._scratch)
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        return {name: state[name] for name in state if name not in ("_parameters", "_bound")}
+        """Have one flat array, as in a model: the kernels of a whole block ask for it."""
+        self.bind(aligned(self.n_parameters, self.dtype), "")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._bind_alone()
 
-    def reader(self, memory: dict[object, Buffers]) -> Self:
-        if self._is_standard():
-            return self._shallow_reader(memory)  # its parts only say what the kernel is to do
-        return super().reader(memory)
-
-    def bind(
-        self, parameters: Array | None, gradients: Array, scratch: Buffers, role: str = ""
-    ) -> int:
-        taken = super().bind(parameters, gradients, scratch, role)
-        if parameters is not None:
-            self._parameters = parameters[:taken]
-        kinds = [SelfAttention, LayerNorm, FeedForward, LayerNorm]
-        self._known = type(self) is TransformerBlock and kinds == [
-            type(part) for _, part in self.children()
-        ]
-        self._bound = self._parts()
-        return taken
-
-    def _parts(self) -> dict[str, Layer]:
-        return {
-            "attention": self.attention, "norm1": self.norm1,
-            "feed_forward": self.feed_forward, "norm2": self.norm2,
-        }  # fmt: skip
-
-    def _is_standard(self) -> bool:
-        """Whether the kernels of a whole block know this one; another runs step by step."""
-        return self._known and not self.by_parts and self._parts() == self._bound
-
-    def works_in_team(self) -> bool:
-        return self._is_standard()
-
-    def join(self, member: Member | None) -> None:
-        self.member = member  # the kernels do what the parts would
-
-    def _shape(self) -> tuple[Any, ...]:
-        """Return what the kernels ask of a block's shape, in their order."""
-        attention, feed_forward = self.attention, self.feed_forward
+    def _settings(self) -> tuple[Any, ...]:
+        """Return what a `BlockSpec` says of the parts, but for the sizes."""
         return (
-            attention.n_heads, len(feed_forward.bias1), self.pre_norm,
-            feed_forward.activation == "gelu", attention.projection,
-            attention.qkv_bias is not None, self.norm1.epsilon, self.norm2.epsilon,
+            self.attention.n_heads, self.attention.projection, self.feed_forward.activation,
+            self.pre_norm, self.norm1.epsilon, self.norm2.epsilon,
         )  # fmt: skip
 
-    def forward(self, x: Array, offsets: Indices) -> Array:  # (N, C) -> (N, C)
-        self._at_once = self._is_standard()
-        if self._at_once:
-            return self._forward_at_once(x, offsets)
-        return self._run(
-            x,
-            lambda h: self.attention.forward(h, offsets),
-            lambda h: self.feed_forward.forward(h, offsets),
-            offsets,
-        )
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if self._built and isinstance(value, Layer):
+            vars(self)["_replaced"] = True
 
-    def _forward_at_once(self, x: Array, offsets: Indices) -> Array:  # (N, C) -> (N, C)
-        (N, C), shape = x.shape, self._shape()
-        n_heads, F, pre_norm, _, projection, *_ = shape
-        self.x, self.offsets = x, offsets
-        size = ops.block_kept_size(N, C, F, n_heads, pre_norm, projection, self._threads() > 1)
-        self.kept = self.buffer("kept", size)
-        out = self.buffer("out", N, C)
-        # In a team too, forward shows the others nothing but what is kept.
-        scratch = self._scratch.get("block", (self._scratch_size(N, C, F),), self.dtype)
-        ops.block_forward(
-            x, offsets, self._parameters, *shape, out, self.kept, scratch, self.bfloat16,
-            self._share,
-        )  # fmt: skip
-        return out
+    @property
+    def fused(self) -> bool:
+        """Whether one kernel runs the whole block; if not, its parts run one after the other."""
+        if self.by_parts or self._replaced or self.flat is None:
+            return False
+        return type(self) is TransformerBlock and self._settings() == self._known
 
-    def _threads(self) -> int:
-        return self.member.team.n if self.member else 1
+    @property
+    def divides_rows(self) -> bool:  # type: ignore[override]
+        return self.fused
 
-    def _scratch_size(self, N: int, C: int, F: int) -> int:
-        # No text has more rows than all together; memory that is not written costs nothing.
-        return int(ops.block_scratch_size(N, N, C, F, self._threads()))
-
-    def decode(self, x: Array, cache: Cache) -> Array:  # (n, C) -> (n, C)
-        if self._is_standard():
-            return self._decode_at_once(x, cache)
-        offsets = np.array([0, len(x)], np.int32)
-        return self._run(
-            x,
-            lambda h: self.attention.decode(h, cache),
-            lambda h: self.feed_forward.decode(h, cache),
-            offsets,
-        )
-
-    def _decode_at_once(self, x: Array, cache: Cache) -> Array:  # (n, C) -> (n, C)
-        (n, C), shape = x.shape, self._shape()
-        # For a full cache, so that the size is the same at every token.
-        size = ops.block_scratch_size(n, cache.capacity, C, shape[1])
-        out = self.buffer("decoded", n, C)
-        out[...] = x
-        ops.block_decode(
-            out, self._parameters, *shape, cache.length,
-            cache.rows(self.attention, "keys", C), cache.rows(self.attention, "values", C),
-            self.scratch("decode", size),
-        )  # fmt: skip
-        return out
-
-    def _run(self, x: Array, attention: Any, feed_forward: Any, offsets: Indices) -> Array:
-        # The sums go into the sub-layers' outputs, which nobody else reads.
+    def forward(self, x: Array, ctx: Context) -> Array:  # (N, C) -> (N, C)
+        if self.fused and ctx.observer is None:
+            return self._forward_fused(x, ctx)
         if self.pre_norm:
-            h = attention(self.norm1.forward(x, offsets))
-            h += x
-            out = feed_forward(self.norm2.forward(h, offsets))
-            out += h
+            f = self._part(self.attention, self._part(self.norm1, x, ctx), ctx)
+            h = _sum(x, f, ctx)
+            f = self._part(self.feed_forward, self._part(self.norm2, h, ctx), ctx)
+            return _sum(h, f, ctx)
+        f = self._part(self.attention, x, ctx)
+        h = self._part(self.norm1, _sum(x, f, ctx), ctx)
+        f = self._part(self.feed_forward, h, ctx)
+        return self._part(self.norm2, _sum(h, f, ctx), ctx)
+
+    def _part(self, layer: Layer, x: Array, ctx: Context) -> Array:
+        out = layer.forward(x, ctx)
+        if ctx.observer is not None:
+            ctx.observer.forward(layer, out)
+        return out
+
+    def _forward_fused(self, x: Array, ctx: Context) -> Array:  # (N, C) -> (N, C)
+        N, out = len(x), ctx.empty(*x.shape)
+        scratch, saved = ctx.temporary(self._scratch_size(N, ctx)), None
+        if ctx.training:
+            sharded = ctx.shard is not None and ctx.shard.n > 1
+            saved = ctx.empty(block_size("saved", self.spec, N, sharded, ops.backend))
+            ctx.save(self, x, saved)
+        if ctx.cache is None:
+            ops.block_forward(
+                x, ctx.offsets, self.flat, self.spec, out, saved, scratch, ctx.bfloat16, ctx.shard
+            )
         else:
-            h = attention(x)
-            h += x
-            h = self.norm1.forward(h, offsets)
-            out = feed_forward(h)
-            out += h
-            out = self.norm2.forward(out, offsets)
-        return out  # type: ignore[no-any-return]
+            keys, values = ctx.cached(self.attention, ("keys", "values"), self.dim)
+            ops.block_forward(
+                x, ctx.offsets, self.flat, self.spec, out, saved, scratch, ctx.bfloat16, None,
+                keys, values, ctx.slots, ctx.starts,
+            )  # fmt: skip
+        return out
 
-    def begin_gradients(self) -> None:
-        self._overwrite = type(self) is TransformerBlock
-        if not self._overwrite:
-            super().begin_gradients()
+    def _scratch_size(self, N: int, ctx: Context) -> int:
+        # No text has more rows than all together; memory that is not written costs nothing. With
+        # a cache it is the size for a full one, so that it is the same at every token.
+        longest = N if ctx.cache is None else ctx.cache.capacity
+        n = ctx.shard.n if ctx.shard else 1
+        return block_size("scratch", self.spec, N, longest, n, ctx.training, ops.backend)
 
-    def backward(self, dout: Array) -> Array:  # (N, C) -> (N, C)
-        if self._at_once:
-            return self._backward_at_once(dout)
-        if self._overwrite:
-            self.zero_grad()
-            self._overwrite = False
+    def backward(self, dout: Array, ctx: Context) -> Array:  # (N, C) -> (N, C)
+        if self.fused and ctx.observer is None:
+            return self._backward_fused(dout, ctx)
         # A residual sum hands its gradient to both of its terms.
         if self.pre_norm:
-            dh = self.norm2.backward(self.feed_forward.backward(dout))
-            dh += dout
-            dx = self.norm1.backward(self.attention.backward(dh))
-            dx += dh
-        else:
-            dsum = self.norm2.backward(dout)
-            dh = self.feed_forward.backward(dsum)
-            dh += dsum
-            dsum = self.norm1.backward(dh)
-            dx = self.attention.backward(dsum)
-            dx += dsum
+            df = self._part_back(self.norm2, self._part_back(self.feed_forward, dout, ctx), ctx)
+            dh = _sum(dout, df, ctx)
+            df = self._part_back(self.norm1, self._part_back(self.attention, dh, ctx), ctx)
+            return _sum(dh, df, ctx)
+        dsum = self._part_back(self.norm2, dout, ctx)
+        dh = _sum(dsum, self._part_back(self.feed_forward, dsum, ctx), ctx)
+        dsum = self._part_back(self.norm1, dh, ctx)
+        return _sum(dsum, self._part_back(self.attention, dsum, ctx), ctx)
+
+    def _part_back(self, layer: Layer, dout: Array, ctx: Context) -> Array:
+        dx = layer.backward(dout, ctx)
+        if ctx.observer is not None:
+            ctx.observer.backward(layer, dx)
         return dx
 
-    def _backward_at_once(self, dout: Array) -> Array:  # (N, C) -> (N, C)
-        (N, C), shape = dout.shape, self._shape()
-        # In a team, a thread writes its rows over those that it alone has read.
-        dx = dout if self.member else self.scratch("dx", N, C)
-        scratch = self.scratch("block", self._scratch_size(N, C, shape[1]))
+    def _backward_fused(self, dout: Array, ctx: Context) -> Array:  # (N, C) -> (N, C)
+        x, saved = ctx.saved(self)
+        dx = ctx.empty(*x.shape)
+        # What several threads show each other must hold until all have seen it.
+        memory = ctx.empty if ctx.shard else ctx.temporary
+        scratch = memory(self._scratch_size(len(x), ctx))
+        assert self.flat is not None
+        dparameters, accumulate = ctx.gradients.claim(self.flat)
         ops.block_backward(
-            dout, self.x, self.offsets, self._parameters, *shape, self.kept, dx, self._gradients,
-            scratch, self.bfloat16, self._share, self._overwrite,
+            dout, x, ctx.offsets, self.flat, self.spec, saved, dx, dparameters, scratch,
+            accumulate, ctx.bfloat16, ctx.shard,
         )  # fmt: skip
-        self._overwrite = False
         return dx
 
     def describe(self) -> str:
         return f"TransformerBlock({'pre' if self.pre_norm else 'post'}-norm)"
+
+
+def _sum(x: Array, f: Array, ctx: Context) -> Array:  # (N, C), (N, C) -> (N, C)
+    """Return a residual sum, in memory of its own: a part may need its output again."""
+    out = ctx.empty(*x.shape)
+    np.add(x, f, out=out)
+    return out

@@ -1,8 +1,12 @@
 """Owns the Adam optimizer over a model's flat buffers."""
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
 import numpy as np
 
 from rustgpt.backend import ops
+from rustgpt.errors import ConfigError
 from rustgpt.layers.memory import Array, Indices, aligned
 
 
@@ -64,6 +68,31 @@ class Adam:
             (1 - self.beta2**self.steps) ** -0.5, self.epsilon, rate * self.weight_decay,
         )  # fmt: skip
 
+    def state(self) -> dict[str, Any]:
+        """Return the number of steps and the two moments, (P,) each."""
+        return {"steps": self.steps, "m": self.m, "v": self.v}
+
+    def take_up(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned.
+
+        Raises
+        ------
+        ConfigError
+            If it is not the state of an Adam for as many parameters.
+        """
+        m, v, steps = (np.asarray(state.get(name)) for name in ("m", "v", "steps"))
+        fits = bool(steps.dtype.kind in "iu" and steps.ndim == 0 and steps >= 0)
+        for moment in (m, v):
+            fits = fits and moment.shape == self.m.shape and moment.dtype.kind == "f"
+            fits = fits and bool(np.isfinite(moment).all())
+        if not fits or (v < 0).any():
+            raise ConfigError(
+                f"this is not the state of an Adam for {len(self.parameters):,} parameters: it has "
+                f"{', '.join(f'{name} {np.shape(value)}' for name, value in state.items())}"
+            )
+        self.steps = int(steps)
+        self.m[...], self.v[...] = m, v
+
     def _edges_in(self, start: int, stop: int) -> Indices:
         if (start, stop) not in self._edges_of:
             inside = np.clip(self._edges, start, stop) - np.int32(start)
@@ -80,3 +109,26 @@ def _edges(decayed: tuple[slice, ...]) -> Indices:
         else:
             edges += [part.start, part.stop]
     return np.array(edges, np.int32)
+
+
+def matrices(named: Mapping[str, Array]) -> list[str]:
+    """Return the names of the parameters that are matrices: what weight decay applies to."""
+    return [name for name, value in named.items() if value.ndim >= 2]
+
+
+def stretches(named: Mapping[str, Array], names: Collection[str]) -> tuple[slice, ...]:
+    """Return where in the flat buffer some parameters are.
+
+    Parameters
+    ----------
+    named
+        All parameters by name, in the order of the buffer.
+    names
+        Of those that are asked for.
+    """
+    found, taken = [], 0
+    for name, value in named.items():
+        if name in names:
+            found.append(slice(taken, taken + value.size))
+        taken += value.size
+    return tuple(found)

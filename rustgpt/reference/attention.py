@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from rustgpt.reference.arrays import Array, Indices, Matrix, OutMatrix, OutVector
+from rustgpt.reference.arrays import Array, Indices, Matrix, OutCache, OutMatrix, OutVector
 
 
 def attention_scratch_size(length: int, head_dim: int) -> int:
@@ -29,11 +29,23 @@ def heads(
             )
 
 
-def masked_scores(q: Array, k: Array) -> Array:  # (n, D), (L, D) -> (n, L)
+def scores(q: Array, k: Array) -> Array:  # (n, D), (L, D) -> (n, L)
     """q @ k.T / sqrt(D); a row sees no key that comes after it. The rows are the last n of L."""
     n, L = len(q), len(k)
     seen = np.tri(n, L, L - n, dtype=bool)  # row i sees the keys 0 .. L - n + i
     return np.where(seen, q @ k.T / np.sqrt(q.shape[1]), -np.inf)
+
+
+def softmax(s: Array) -> tuple[Array, Array]:  # (n, L) -> (n, L), (n,)
+    """Return exp(s) / sum(exp(s)), row by row, and the log of that sum."""
+    largest = s.max(axis=1)
+    lse = largest + np.log(np.exp(s - largest[:, None]).sum(axis=1))
+    return np.exp(s - lse[:, None]), lse
+
+
+def mix(p: Array, v: Array) -> Array:  # (n, L), (L, D) -> (n, D)
+    """Return p @ v: each row's mean of the values, weighted by its probabilities."""
+    return p @ v
 
 
 def attention_forward(
@@ -50,11 +62,8 @@ def attention_forward(
     for rows, q, k, v, h in heads(offsets, out.shape[1], n_heads, first_head, stop_head):
         if rows.start == rows.stop:
             continue
-        scores = masked_scores(qkv[rows, q], qkv[rows, k])  # (T, T)
-        largest = scores.max(axis=1)
-        lse[rows, h] = largest + np.log(np.exp(scores - largest[:, None]).sum(axis=1))
-        p = np.exp(scores - lse[rows, h, None])  # (T, T)
-        out[rows, q] = p @ qkv[rows, v]  # (T, D)
+        p, lse[rows, h] = softmax(scores(qkv[rows, q], qkv[rows, k]))  # (T, T), (T,)
+        out[rows, q] = mix(p, qkv[rows, v])  # (T, D)
 
 
 def attention_backward(
@@ -71,37 +80,39 @@ def attention_backward(
     """The gradients of queries, keys and values, from the gradient of the output."""
     for rows, q, k, v, h in heads(offsets, dout.shape[1], n_heads, first_head, stop_head):
         do = dout[rows, q]  # (T, D)
-        p = np.exp(masked_scores(qkv[rows, q], qkv[rows, k]) - lse[rows, h, None])  # (T, T)
-        # out = p @ v
+        p = np.exp(scores(qkv[rows, q], qkv[rows, k]) - lse[rows, h, None])  # (T, T)
+        # forward: out = mix(p, v) = p @ v
         dqkv[rows, v] = p.T @ do
         dp = do @ qkv[rows, v].T  # (T, T)
-        # p = softmax(scores)
-        dscores = p * (dp - (p * dp).sum(axis=1, keepdims=True))  # (T, T)
-        # scores = q @ k.T / sqrt(D)
-        dscores /= np.sqrt(do.shape[1])
-        dqkv[rows, q] = dscores @ qkv[rows, k]
-        dqkv[rows, k] = dscores.T @ qkv[rows, q]
+        # forward: p = softmax(s)
+        ds = p * (dp - (p * dp).sum(axis=1, keepdims=True))  # (T, T)
+        # forward: s = scores(q, k) = q @ k.T / sqrt(D)
+        ds /= np.sqrt(do.shape[1])
+        dqkv[rows, q] = ds @ qkv[rows, k]
+        dqkv[rows, k] = ds.T @ qkv[rows, q]
 
 
 def attention_decode(
-    qkv: Matrix,  # (n, 3 C): the new rows of one sequence
-    keys: OutMatrix,  # (S, C): rows below `start` are in use
-    values: OutMatrix,  # (S, C)
-    start: int,
+    qkv: Matrix,  # (N, 3 C): the new rows of each text
+    offsets: Indices,  # (B + 1,)
     n_heads: int,
-    out: OutMatrix,  # (n, C)
+    keys: OutCache,  # (slots, S, C): rows below the start are used
+    values: OutCache,  # (slots, S, C)
+    slots: Indices,  # (B,): the slot of each text, all different
+    starts: Indices,  # (B,): how many of its rows came before
+    out: OutMatrix,  # (N, C)
     scratch: OutVector,
 ) -> None:
-    """Append the new rows' keys and values to the cache and attend to all that it holds."""
-    n, C = out.shape
-    keys[start : start + n] = qkv[:, C : 2 * C]
-    values[start : start + n] = qkv[:, 2 * C :]
-    for h in range(n_heads):
-        head = slice(h * C // n_heads, (h + 1) * C // n_heads)
-        scores = masked_scores(qkv[:, head], keys[: start + n, head])  # (n, start + n)
-        p = np.exp(scores - scores.max(axis=1, keepdims=True))
-        p /= p.sum(axis=1, keepdims=True)
-        out[:, head] = p @ values[: start + n, head]  # (n, D)
+    """Append the new rows' keys and values to the cache; each text attends to all of its own."""
+    C = out.shape[1]
+    for (first, stop), slot, start in zip(pairwise(offsets), slots, starts, strict=True):
+        end = start + stop - first
+        keys[slot, start:end] = qkv[first:stop, C : 2 * C]
+        values[slot, start:end] = qkv[first:stop, 2 * C :]
+        for h in range(n_heads if first < stop else 0):
+            head = slice(h * C // n_heads, (h + 1) * C // n_heads)
+            p, _ = softmax(scores(qkv[first:stop, head], keys[slot, :end, head]))  # (n, end)
+            out[first:stop, head] = mix(p, values[slot, :end, head])  # (n, D)
 
 
 KERNELS = (attention_scratch_size, attention_forward, attention_backward, attention_decode)

@@ -2,9 +2,16 @@
 
 import numpy as np
 
-from rustgpt.reference.arrays import Indices, Matrix, OutMatrix, OutVector, Vector
-from rustgpt.reference.linear import add_gradients, linear_forward, product
-from rustgpt.reference.share import Share, whole
+from rustgpt.reference.arrays import (
+    Indices,
+    Matrix,
+    OutMatrix,
+    OutVector,
+    Shard,
+    Vector,
+    check_whole,
+)  # fmt: skip
+from rustgpt.reference.linear import linear_backward, linear_forward
 
 
 def softmax(x: Matrix, out: OutMatrix) -> None:  # (N, V) -> (N, V)
@@ -51,35 +58,28 @@ def linear_cross_entropy(
     dbias: OutVector | None,  # (V,): added to; None if there is no bias
     scratch: OutMatrix,  # (R, V): R rows are done at a time, of all threads
     transposed: bool = False,
+    accumulate: bool = True,  # or else dweight and dbias are overwritten
     bfloat16: bool = False,  # whether the products' factors are rounded to it
-    share: Share | None = None,  # this thread's, of several
-    overwrite: bool = False,  # whether to write over dweight and dbias instead
+    shard: Shard | None = None,  # this thread's, of several
 ) -> float:
     """`cross_entropy` of logits = x @ weight + bias, and back, without all logits in memory.
 
     Returns the sum of the losses of this thread's rows.
     """
-    share = share or whole(len(x))
-    if overwrite and share.index == 0:
-        for gradient in (dweight, dbias):
-            if gradient is not None:
-                gradient[...] = 0
-    share.barrier.wait()  # the others' rows of x are there
+    check_whole(shard)
+    for gradient in (dweight, dbias):
+        if gradient is not None and not accumulate:
+            gradient[...] = 0
     for first in range(0, len(x), len(scratch)):
-        block = slice(first, min(first + len(scratch), len(x)))
-        logits = scratch[: block.stop - first]
-        mine = share.part_of(len(logits))  # rows of the block
-        rows = slice(first + mine.start, first + mine.stop)
-        linear_forward(x[rows], weight, bias, logits[mine], transposed, bfloat16)  # (rows, V)
-        if mine.start < mine.stop:
-            cross_entropy(logits[mine], targets[rows], scale, max_norm, losses[rows], logits[mine])
-        if dx is not None:
-            dx[rows] = product(logits[mine], weight if transposed else weight.T, bfloat16)
-        share.barrier.wait()
+        r = slice(first, min(first + len(scratch), len(x)))  # a block of rows
+        logits = scratch[: r.stop - first]
+        linear_forward(x[r], weight, bias, logits, transposed, bfloat16)  # (rows, V)
+        cross_entropy(logits, targets[r], scale, max_norm, losses[r], logits)
         if dx is not None and dweight is not None:
-            add_gradients(logits, x[block], dweight, dbias, share, transposed, bfloat16)
-            share.barrier.wait()  # before the logits are written over
-    return float(losses[share.rows].sum(dtype=np.float64))
+            linear_backward(
+                logits, x[r], weight, dx[r], dweight, dbias, transposed, bfloat16
+            )  # (rows, C)
+    return float(losses.sum(dtype=np.float64))
 
 
 KERNELS = (softmax, cross_entropy, linear_cross_entropy)

@@ -3,7 +3,6 @@
 import numpy as np
 
 from rustgpt.reference.arrays import Array, Matrix, OutMatrix, OutVector, Vector
-from rustgpt.reference.share import Share, whole
 
 
 def rounded(x: Array) -> Array:
@@ -52,25 +51,10 @@ def linear_backward(
     if dx is not None:
         # (N, C_out) @ (C_out, C_in)
         dx[...] = product(dout, weight if transposed else weight.T, bfloat16)
-    add_gradients(dout, x, dweight, dbias, whole(len(x)), transposed, bfloat16)
-
-
-def add_gradients(
-    dout: Array,  # (N, C_out)
-    x: Array,  # (N, C_in)
-    dweight: Array,
-    dbias: Array | None,
-    share: Share,
-    transposed: bool = False,
-    bfloat16: bool = False,
-) -> None:
-    """Add a thread's part of the rows of dweight and of dbias: all of them, if it is alone."""
-    a, b = (dout, x) if transposed else (x, dout)
-    part = share.part_of(len(dweight))
-    dweight[part] += product(a[:, part].T, b, bfloat16)  # (part of C_in, N) @ (N, C_out)
+    # (C_in, N) @ (N, C_out)
+    dweight += product(dout.T, x, bfloat16) if transposed else product(x.T, dout, bfloat16)
     if dbias is not None:
-        part = share.part_of(len(dbias))
-        dbias[part] += dout[:, part].sum(axis=0)
+        dbias += dout.sum(axis=0)
 
 
 KERNELS = (linear_forward, linear_backward)

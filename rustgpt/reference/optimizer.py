@@ -20,10 +20,9 @@ def clip_by_global_norm(gradients: OutVector, max_norm: float) -> float:  # (P,)
     return norm
 
 
-def add_into(x: Vector, out: OutVector) -> float:  # (P,) -> (P,)
-    """out += x; returns sum(out^2), summed in double."""
+def add_into(x: Vector, out: OutVector) -> None:  # (P,) -> (P,)
+    """out += x."""
     out += x
-    return sum_of_squares(out)
 
 
 def adam_step(

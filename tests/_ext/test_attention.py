@@ -6,6 +6,8 @@ import math
 import numpy as np
 import pytest
 
+from ..kernel_arguments import offsets_of
+
 # Up to 64 rows go through products in registers, 4 at a time and 16 keys wide; more are taken 64 at
 # a time, 256 keys and 64 numbers of a head wide. When decoding, fewer than 48 new rows have loops.
 LENGTHS = [
@@ -23,12 +25,23 @@ def test_kernel_agrees_with_its_twin(compiled, arguments, agrees, dtype, lengths
 
 
 @pytest.mark.parametrize(
-    ("n", "start", "capacity"),
-    [(1, 0, 1), (1, 5, 6), (3, 0, 9), (47, 3, 50), (48, 3, 51), (70, 0, 70), (66, 64, 140)],
+    ("lengths", "starts", "capacity"),
+    [
+        *[((1,), (0,), 1), ((1,), (5,), 6), ((3,), (0,), 9), ((47,), (3,), 50), ((48,), (3,), 51)],
+        *[((70,), (0,), 70), ((66,), (64,), 140)],
+        *[
+            ((), (), 4),
+            ((0, 0), (4, 0), 4),
+            ((1, 1, 1), (70, 0, 3), 71),
+            ((48, 0, 2), (0, 9, 7), 60),
+        ],
+    ],
 )
 @pytest.mark.parametrize(("H", "D"), [(1, 1), (2, 3), (4, 5)])
-def test_decode_agrees_with_its_twin(compiled, arguments, agrees, dtype, n, start, capacity, H, D):
-    sizes = {"n": n, "start": start, "capacity": capacity, "H": H, "D": D}
+def test_decode_agrees_with_its_twin(
+    compiled, arguments, agrees, dtype, lengths, starts, capacity, H, D
+):
+    sizes = {"lengths": lengths, "starts": starts, "capacity": capacity, "H": H, "D": D}
     agrees(compiled, "attention_decode", arguments("attention_decode", dtype, **sizes))
 
 
@@ -87,7 +100,7 @@ def forward(kernels, qkv, lengths, H):
     N, C = len(qkv), qkv.shape[1] // 3
     out, lse = np.full((N, C), np.nan, qkv.dtype), np.full((N, H), np.nan, qkv.dtype)
     scratch = np.full(kernels.attention_scratch_size(max(lengths), C // H), np.nan, qkv.dtype)
-    kernels.attention_forward(qkv, np.cumsum([0, *lengths], dtype=np.int32), H, out, lse, scratch)
+    kernels.attention_forward(qkv, offsets_of(lengths), H, out, lse, scratch)
     return out, lse
 
 
@@ -113,14 +126,14 @@ def test_two_heads_have_their_own_columns(kernels, dtype):
 
 
 @pytest.mark.parametrize("T", [1, 2, 64, 130])
-def test_without_a_query_the_output_is_the_mean_of_the_values_so_far(kernels, rng, dtype, T):
+def test_without_a_query_the_output_is_the_mean_of_the_values_so_far(kernels, rng, close, dtype, T):
     qkv = rng.standard_normal((T, 9)).astype(dtype)
     qkv[:, :3] = 0
     out, lse = forward(kernels, qkv, (T,), 1)
     seen = np.arange(1, T + 1)
     expected = np.cumsum(qkv[:, 6:], axis=0, dtype=np.float64) / seen[:, None]
-    np.testing.assert_allclose(out, expected, atol=1e-5)
-    np.testing.assert_allclose(lse[:, 0], np.log(seen), atol=1e-6)
+    close(out, expected)
+    close(lse[:, 0], np.log(seen))
 
 
 @pytest.mark.parametrize(
@@ -145,13 +158,13 @@ def test_no_gradient_reaches_a_later_row(kernels, arguments, dtype, T, t):
     assert given["dqkv"][:t].any(axis=1).all()
 
 
-def test_no_sequence_sees_another(kernels, rng, dtype):
+def test_no_sequence_sees_another(kernels, rng, close, dtype):
     lengths, H = (3, 0, 66, 2), 2
     qkv = rng.standard_normal((71, 18)).astype(dtype)
     together, _ = forward(kernels, qkv, lengths, H)
     for first, end in [(0, 3), (3, 69), (69, 71)]:
         alone, _ = forward(kernels, qkv[first:end].copy(), (end - first,), H)
-        np.testing.assert_allclose(together[first:end], alone, rtol=0, atol=1e-5)
+        close(together[first:end], alone)
 
 
 @pytest.mark.parametrize("T", [20, 70])
@@ -174,18 +187,41 @@ def test_decode_piece_by_piece_is_forward(kernels, rng, dtype, close, pieces):
     T, H, C = sum(pieces), 2, 6
     qkv = rng.standard_normal((T, 3 * C)).astype(dtype)
     expected, _ = forward(kernels, qkv, (T,), H)
-    keys, values = np.full((T + 3, C), np.nan, dtype), np.full((T + 3, C), np.nan, dtype)
+    keys, values = np.full((2, 3, T + 3, C), np.nan, dtype)  # three slots
     scratch = np.full(kernels.attention_scratch_size(T, C // H), np.nan, dtype)
     out, start = np.full((T, C), np.nan, dtype), 0
     for n in pieces:
-        rows = slice(start, start + n)
-        kernels.attention_decode(qkv[rows], keys, values, start, H, out[rows], scratch)
+        rows, (slot, before) = slice(start, start + n), np.array([[1], [start]], np.int32)
+        kernels.attention_decode(
+            qkv[rows], offsets_of([n]), H, keys, values, slot, before, out[rows], scratch
+        )
         start += n
     close(out, expected)
-    np.testing.assert_array_equal(keys[:T], qkv[:, C : 2 * C])
-    np.testing.assert_array_equal(values[:T], qkv[:, 2 * C :])
-    assert np.isnan(keys[T:]).all()
-    assert np.isnan(values[T:]).all()
+    np.testing.assert_array_equal(keys[1, :T], qkv[:, C : 2 * C])
+    np.testing.assert_array_equal(values[1, :T], qkv[:, 2 * C :])
+    for cache in (keys, values):
+        cache[1, :T] = np.nan
+        assert np.isnan(cache).all()
+
+
+def test_texts_go_on_each_in_its_slot(kernels, dtype, rng, close):
+    H, C = 2, 6
+    texts = [rng.standard_normal((T, 3 * C)).astype(dtype) for T in (9, 4, 6)]
+    expected = [forward(kernels, qkv, (len(qkv),), H)[0] for qkv in texts]
+    keys, values = np.full((2, 5, 9, C), np.nan, dtype)
+    scratch = np.full(kernels.attention_scratch_size(9, C // H), np.nan, dtype)
+    slots, done = np.array([4, 0, 2], np.int32), np.zeros(3, np.int32)
+    for new in [(3, 0, 1), (1, 1, 1), (0, 3, 0), (5, 0, 4)]:
+        order = [1, 2, 0]
+        rows = [texts[t][done[t] : done[t] + new[t]] for t in order]
+        out = np.full((sum(new), C), np.nan, dtype)
+        kernels.attention_decode(
+            np.concatenate(rows), offsets_of([new[t] for t in order]), H, keys, values,
+            slots[order], done[order], out, scratch,
+        )  # fmt: skip
+        close(out, np.concatenate([expected[t][done[t] : done[t] + new[t]] for t in order]))
+        done += np.array(new, np.int32)
+    assert done.tolist() == [9, 4, 6]
 
 
 @pytest.mark.parametrize(("T", "D"), [(1, 65), (48, 3), (63, 33), (64, 33), (65, 3), (130, 1)])
@@ -194,7 +230,7 @@ def test_as_much_scratch_as_is_asked_for_is_enough(compiled, arguments, guarded,
     for kernel in ("attention_forward", "attention_backward"):
         given = arguments(kernel, dtype, lengths=(T,), H=1, D=D) | {"scratch": scratch}
         getattr(compiled, kernel)(**given)  # a step outside ends the process
-    given = arguments("attention_decode", dtype, n=T, start=0, capacity=T, H=1, D=D)
+    given = arguments("attention_decode", dtype, lengths=(T,), starts=(0,), H=1, D=D)
     compiled.attention_decode(**given | {"scratch": scratch})
 
 

@@ -1,16 +1,21 @@
 """Tests of the products that round their factors to bfloat16."""
 
+import inspect
+
 import numpy as np
 import pytest
 
 from rustgpt.reference.linear import rounded
+
+from ..kernel_arguments import KERNELS, TWINS
+from ..kernel_fixtures import LEVELS
 
 # The kernel's blocks have 192 rows, 512 numbers along k and 64 columns.
 SIZES = [1, 2, 7, 31, 65]
 SHAPES = [(n, a, b) for n in SIZES for a in SIZES for b in SIZES]
 SHAPES += [(193, 5, 17), (401, 67, 16), (5, 193, 130), (3, 513, 15), (7, 1031, 5), (6, 3, 1031)]
 EMPTY = [(0, 4, 5), (3, 0, 5), (3, 4, 0), (0, 0, 0)]
-WITH_IT = ["linear_forward", "linear_backward", "linear_cross_entropy", "block_forward"]
+WITH_IT = [k for k in KERNELS if "bfloat16" in inspect.signature(TWINS[k]).parameters]
 
 
 @pytest.mark.parametrize(("N", "A", "B"), [*SHAPES, *EMPTY])
@@ -28,11 +33,11 @@ def test_kernel_agrees_with_its_twin(bfloat16, arguments, agrees, N, A, B, trans
 @pytest.mark.parametrize("at_end", [True, False])
 @pytest.mark.parametrize(("N", "A", "B"), [(1, 1, 1), (3, 5, 7), (33, 31, 65), (193, 129, 17)])
 def test_nothing_outside_an_array_is_touched(
-    bfloat16, arguments, guarded, kernel, transposed, at_end, N, A, B
+    bfloat16, arguments, guarded_all, kernel, transposed, at_end, N, A, B
 ):
     given = arguments(kernel, "float32", N=N, A=A, B=B, transposed=transposed)
     given["bfloat16"] = True
-    inside = {k: guarded(v, at_end) if isinstance(v, np.ndarray) else v for k, v in given.items()}
+    inside = guarded_all(given, at_end)
     getattr(bfloat16, kernel)(**given)
     getattr(bfloat16, kernel)(**inside)  # a step outside ends the process
     for name, value in given.items():
@@ -104,17 +109,16 @@ def test_the_loss_takes_the_same_products(bfloat16, arguments):
 # Where it cannot be
 
 
-@pytest.mark.parametrize("kernel", [*WITH_IT, "block_backward"])
+@pytest.mark.parametrize("kernel", WITH_IT)
 def test_float64_is_refused(compiled, arguments, kernel):
     given = arguments(kernel, "float64") | {"bfloat16": True}
     with pytest.raises(ValueError, match=f"{kernel}: bfloat16 is for float32 arrays, got float64"):
         getattr(compiled, kernel)(**given)
 
 
-@pytest.mark.parametrize("kernel", [*WITH_IT, "block_backward"])
+@pytest.mark.parametrize("kernel", WITH_IT)
+@pytest.mark.parametrize("compiled", [n for n in LEVELS if n != "avx512"], indirect=True)
 def test_kernels_without_it_refuse(compiled, arguments, kernel):
-    if compiled.level == "avx512":
-        pytest.skip("these may have it")
     given = arguments(kernel, "float32") | {"bfloat16": True}
     with pytest.raises(ValueError, match=f"{kernel}: bfloat16 must be False: .*AVX512-BF16"):
         getattr(compiled, kernel)(**given)

@@ -1,57 +1,66 @@
 """Tests of the kernels of a whole transformer block."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
-BOOLEANS = [False, True]
+from ..kernel_arguments import copied, exactly, offsets_of, widened
+
+OPTIONS = {
+    "norm": ("post", "pre"), "activation": ("relu", "gelu"), "attention_bias": (False, True),
+    "attention_projection": (True, False),
+}  # fmt: skip
 VARIANTS = [
-    dict(zip(("pre_norm", "gelu", "bias", "projection"), choice, strict=True))
-    for choice in itertools.product(BOOLEANS, repeat=4)
+    dict(zip(OPTIONS, choice, strict=True)) for choice in itertools.product(*OPTIONS.values())
 ]
 LENGTHS = [(1,), (3, 0, 1), (17, 5), (65, 3), (130,)]
+# A last digit of a float32 may decide where it is rounded to, which is a digit of a bfloat16.
+BFLOAT16 = 60.0
 
 
-def there_and_back(kernels, given, dout):
-    """Run forward and backward; return the output and the gradients."""
+def there_and_back(kernels, given, dout, before=None, **options):
+    """Run forward and backward; return the output and the gradients of x and the parameters.
+
+    The latter are added to `before`, or, without it, overwrite what is there.
+    """
     N, C = given["x"].shape
-    shape = [given[name] for name in ("n_heads", "pre_norm", "projection")]
-    size = kernels.block_kept_size(N, C, given["hidden_dim"], *shape)
-    dtype = given["x"].dtype
-    given = given | {"kept": np.full(size, np.nan, dtype), "out": np.full((N, C), np.nan, dtype)}
+    dtype, given = given["x"].dtype, exactly(kernels, "block_forward", copied(given)) | options
     kernels.block_forward(**given)
-    out, dx = given.pop("out"), np.full((N, C), np.nan, dtype)
-    dparameters = np.ones_like(given["parameters"])
-    kept = given["kept"].copy()
-    kernels.block_backward(dout, **given, dx=dx, dparameters=dparameters)
-    np.testing.assert_array_equal(given["kept"], kept)
-    return out, dx, dparameters - 1
+    out, saved = given.pop("out"), given["saved"].copy()
+    accumulate = before is not None
+    dparameters = before.copy() if accumulate else np.full_like(given["parameters"], np.nan)
+    back = {"dout": dout, **given, "dx": np.full((N, C), np.nan, dtype), "dparameters": dparameters}
+    back = exactly(kernels, "block_backward", back)
+    kernels.block_backward(**back, accumulate=accumulate)
+    np.testing.assert_array_equal(back["saved"], saved)
+    return out, back["dx"], dparameters
 
 
+# Forward and backward
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("F", [4, 31])  # less and more than 3 C
 def test_kernels_agree_with_their_twins(
-    compiled, reference, arguments, rng, close, dtype, variant, lengths, F
+    compiled, reference, arguments, rng, close, dtype, variant, lengths, F, accumulate
 ):
     given = arguments("block_forward", dtype, lengths=lengths, H=2, D=4, F=F, **variant)
-    wide = {
-        k: v.astype(np.float64) if isinstance(v, np.ndarray) and v.dtype != np.int32 else v
-        for k, v in given.items()
-    }
-    dout = rng.standard_normal(given["x"].shape)
-    found = there_and_back(compiled, given, dout.astype(dtype))
-    expected = there_and_back(reference, wide, dout)
+    dout = rng.standard_normal(given["x"].shape).astype(dtype)
+    before = rng.standard_normal(given["spec"].size).astype(dtype) if accumulate else None
+    wide = widened({"dout": dout, "before": before})
+    found = there_and_back(compiled, given, dout, before)
+    expected = there_and_back(reference, widened(given), **wide)
     for mine, theirs in zip(found, expected, strict=True):
-        close(mine, theirs, 100)
+        close(mine, theirs)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_are_those_of_finite_differences(kernels, arguments, rng, same_gradient, variant):
     given = arguments("block_forward", "float64", lengths=(3, 1), H=2, D=2, F=3, **variant)
-    # Away from ReLU's corner, where a step of the differences would cross it.
-    given["parameters"] *= 0.3
     dout = rng.standard_normal(given["x"].shape)
 
     def objective():
@@ -62,44 +71,32 @@ def test_gradients_are_those_of_finite_differences(kernels, arguments, rng, same
     same_gradient(dparameters, objective, given["parameters"])
 
 
-def test_the_gradient_may_replace_the_one_it_came_from(compiled, arguments, rng, dtype):
-    for variant in VARIANTS:
-        given = arguments("block_forward", dtype, lengths=(5, 3), **variant)
-        compiled.block_forward(**given)
-        del given["out"]
-        dout = rng.standard_normal(given["x"].shape).astype(dtype)
-        dx, shared = np.empty_like(dout), dout.copy()
-        one, two = np.zeros_like(given["parameters"]), np.zeros_like(given["parameters"])
-        compiled.block_backward(dout, **given, dx=dx, dparameters=one)
-        compiled.block_backward(shared, **given, dx=shared, dparameters=two)
-        np.testing.assert_array_equal(shared, dx)
-        np.testing.assert_array_equal(two, one)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_without_a_way_back_the_output_is_the_same(kernels, arguments, dtype, variant):
+    saving = arguments("block_forward", dtype, lengths=(5, 0, 66), **variant)
+    alone = arguments("block_forward, nothing saved", dtype, lengths=(5, 0, 66), **variant)
+    kernels.block_forward(**exactly(kernels, "block_forward", saving))
+    kernels.block_forward(**exactly(kernels, "block_forward", alone))
+    np.testing.assert_array_equal(alone["out"], saving["out"])
 
 
-def test_no_rows_are_no_error(kernels, arguments, dtype):
-    given = arguments("block_forward", dtype, lengths=(0, 0))
-    dparameters = there_and_back(kernels, given, np.zeros((0, 6), dtype))[2]
-    assert not dparameters.any()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_gradient_may_replace_the_one_it_came_from(compiled, arguments, dtype, variant):
+    given = arguments("block_backward", dtype, lengths=(5, 3), **variant)
+    shared = copied(given)
+    shared["dx"] = shared["dout"]
+    compiled.block_backward(**given)
+    compiled.block_backward(**shared)
+    np.testing.assert_array_equal(shared["dx"], given["dx"])
+    np.testing.assert_array_equal(shared["dparameters"], given["dparameters"])
 
 
-@pytest.mark.parametrize("kernel", ["block_forward", "block_backward", "block_decode"])
-def test_scratch_must_be_large_enough(compiled, arguments, kernel):
-    given = arguments(kernel, "float32")  # 6 columns, 7 hidden
-    rows, longest = (2, 5) if kernel == "block_decode" else (4, 3)
-    enough = compiled.block_scratch_size(rows, longest, 6, 7)
-    given["scratch"] = np.empty(enough, np.float32)
-    getattr(compiled, kernel)(**given)
-    given["scratch"] = given["scratch"][:-1]
-    message = rf"{kernel}: scratch must hold block_scratch_size.* = {enough} numbers"
-    with pytest.raises(ValueError, match=message):
-        getattr(compiled, kernel)(**given)
-
-
-@pytest.mark.parametrize("kernel", ["block_forward", "block_backward", "block_decode"])
-@pytest.mark.parametrize("wrong", [-1, 2**31])
-def test_a_hidden_dim_that_cannot_be_is_refused(compiled, arguments, kernel, wrong):
-    with pytest.raises(ValueError, match=f"{kernel}: .*hidden_dim"):
-        getattr(compiled, kernel)(**arguments(kernel, "float32") | {"hidden_dim": wrong})
+@pytest.mark.parametrize("lengths", [(), (0, 0)])
+def test_no_rows_are_no_error(kernels, arguments, dtype, lengths):
+    given = arguments("block_forward", dtype, lengths=lengths)
+    dout, before = np.zeros((0, 6), dtype), np.ones(given["spec"].size, dtype)
+    np.testing.assert_array_equal(there_and_back(kernels, given, dout, before)[2], before)
+    assert not there_and_back(kernels, given, dout)[2].any()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -108,59 +105,89 @@ def test_all_linear_products_can_round_to_bfloat16(
     bfloat16, reference, arguments, rng, close, variant, lengths
 ):
     given = arguments("block_forward", "float32", lengths=lengths, H=2, D=4, F=31, **variant)
-    given["bfloat16"] = True
-    wide = {
-        k: v.astype(np.float64) if isinstance(v, np.ndarray) and v.dtype != np.int32 else v
-        for k, v in given.items()
-    }
     dout = rng.standard_normal(given["x"].shape).astype(np.float32)
-    found = there_and_back(bfloat16, given, dout)
-    expected = there_and_back(reference, wide, dout.astype(np.float64))
-    # Looser, since a last digit may decide where an intermediate result is rounded to.
+    found = there_and_back(bfloat16, given, dout, bfloat16=True)
+    expected = there_and_back(reference, widened(given), dout.astype(float), bfloat16=True)
     for mine, theirs in zip(found, expected, strict=True):
-        close(mine, theirs, 100)
+        close(mine, theirs, BFLOAT16)
 
 
-# Decoding
+# With a cache
 
 
 @pytest.mark.parametrize(
-    ("n", "start", "capacity"), [(1, 0, 1), (1, 9, 11), (3, 0, 5), (66, 2, 68)]
+    ("lengths", "starts", "slots"),
+    [
+        ((1,), (0,), (0,)),
+        ((3,), (9,), (2,)),
+        ((1, 1, 1, 1), (5, 0, 70, 2), (2, 0, 3, 1)),
+        ((66, 0, 2), (2, 7, 0), (4, 1, 0)),
+        ((0, 48, 1), (3, 0, 130), (0, 1, 2)),
+    ],
 )
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("F", [13, 37])  # less and more than 3 C
-def test_decoding_agrees_with_its_twin(
-    compiled, arguments, agrees, dtype, n, start, capacity, variant, F
+def test_texts_that_go_on_agree_with_the_twin(
+    compiled, arguments, agrees, dtype, lengths, starts, slots, variant, F
 ):
-    given = arguments(
-        "block_decode", dtype, n=n, start=start, capacity=capacity, H=2, D=5, F=F, **variant
-    )
-    agrees(compiled, "block_decode", given, 10)
+    sizes = {"lengths": lengths, "starts": starts, "slots": slots, "H": 2, "D": 5, "F": F}
+    agrees(compiled, "block_forward", arguments("block_forward", dtype, **sizes, **variant))
+
+
+# How many new rows each of three texts has in each call.
+CALLS = {
+    "one by one": [(1, 0, 0), (1, 1, 0), (0, 1, 1), (3, 3, 4), (1, 1, 1), (1, 1, 1), (2, 3, 0)],
+    "long": [(9, 0, 0), (0, 0, 7), (0, 10, 0)],
+    "in turn": [(4, 3, 1), (0, 6, 0), (5, 1, 6)],
+}
+
+
+@pytest.mark.parametrize("slots", [(0, 1, 2), (3, 0, 1)])
+@pytest.mark.parametrize("calls", CALLS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rows_in_several_calls_come_out_as_all_at_once(
+    kernels, arguments, close, dtype, variant, calls, slots
+):
+    lengths = (9, 10, 7)
+    whole = arguments("block_forward", dtype, lengths=lengths, **variant)
+    whole = exactly(kernels, "block_forward", whole)
+    kernels.block_forward(**whole)
+    edges, starts = whole["offsets"], np.zeros(3, np.int32)
+    cache = {name: np.full((4, 10, 6), np.nan, dtype) for name in ("keys", "values")}
+    for new in CALLS[calls]:
+        order = np.array([2, 0, 1])  # of the texts: another than that of the slots
+        rows = [np.arange(edges[t] + starts[t], edges[t] + starts[t] + new[t]) for t in order]
+        rows = np.concatenate(rows).astype(int)
+        given = whole | cache | {
+            "x": whole["x"][rows], "offsets": offsets_of([new[t] for t in order]),
+            "out": np.full((len(rows), 6), np.nan, dtype), "saved": None,
+            "slots": np.array(slots, np.int32)[order], "starts": starts[order],
+        }  # fmt: skip
+        kernels.block_forward(**exactly(kernels, "block_forward", given))
+        close(given["out"], whole["out"][rows])
+        starts += np.array(new, np.int32)
+    assert starts.tolist() == list(lengths)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_decoding_is_forward(kernels, arguments, close, dtype, variant):
-    given = arguments("block_forward", dtype, lengths=(9,), **variant)
-    kept = kernels.block_kept_size(9, 6, 7, 2, variant["pre_norm"], variant["projection"])
-    kernels.block_forward(**given | {"kept": np.empty(kept, dtype)})
-    decoding = arguments("block_decode", dtype, n=9, start=0, capacity=9, **variant)
-    decoding["parameters"] = given["parameters"]
-    for start, end in ((0, 5), (5, 6), (6, 9)):
-        rows = given["x"][start:end].copy()
-        kernels.block_decode(**decoding | {"x": rows, "start": start})
-        close(rows, given["out"][start:end], 10)
+def test_texts_that_go_on_can_round_to_bfloat16(bfloat16, arguments, agrees, variant):
+    given = arguments("block_forward, cache, nothing saved", "float32", **variant)
+    agrees(bfloat16, "block_forward", given | {"bfloat16": True}, BFLOAT16)
 
 
 def test_no_new_rows_change_nothing(kernels, arguments, dtype):
-    given = arguments("block_decode", dtype, n=0, start=3, capacity=3)
-    keys = given["keys"].copy()
-    kernels.block_decode(**given)
-    np.testing.assert_array_equal(given["keys"], keys)
+    given = arguments("block_forward, cache", dtype, lengths=(0, 0), starts=(3, 1), capacity=3)
+    before = copied(given)
+    kernels.block_forward(**exactly(kernels, "block_forward", given))
+    np.testing.assert_array_equal(given["keys"], before["keys"])
+    np.testing.assert_array_equal(given["values"], before["values"])
 
 
-def test_a_block_without_hidden_columns_still_attends(kernels, arguments, dtype):
-    given = arguments("block_decode", dtype, F=0)
-    x = given["x"].copy()
-    kernels.block_decode(**given)
-    assert np.isfinite(given["x"]).all()
-    assert (given["x"] != x).any()
+@pytest.mark.parametrize("call", ["block_forward", "block_forward, cache"])
+def test_a_block_without_hidden_columns_still_attends(compiled, arguments, agrees, dtype, call):
+    given = arguments(call, dtype)
+    none = {"weight1": (6, 0), "bias1": (0,), "weight2": (0, 6)}
+    shapes = given["spec"].shapes | {f"feed_forward.{name}": none[name] for name in none}
+    given["spec"] = dataclasses.replace(given["spec"], hidden_dim=0, shapes=shapes)
+    given["parameters"] = given["parameters"][: given["spec"].size]
+    agrees(compiled, "block_forward", given)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-SIZES = [0, 1, 2, 7, 64, 1009]
+SIZES = [0, 1, 2, 7, 64, 1009, 4097]
 
 
 @pytest.mark.parametrize("P", SIZES)
@@ -65,17 +65,11 @@ def test_a_norm_must_be_above_zero(compiled, max_norm):
 
 def test_add_into_written_out(kernels, dtype):
     out = np.array([1, 2, 3], dtype)
-    assert kernels.add_into(np.array([10, 20, 30], dtype), out) == 11**2 + 22**2 + 33**2
-    assert kernels.add_into(np.array([10, 20, 30], dtype), out) == 21**2 + 42**2 + 63**2
+    assert kernels.add_into(np.array([10, 20, 30], dtype), out) is None
+    kernels.add_into(np.array([10, 20, 30], dtype), out)
     assert out.tolist() == [21, 42, 63]
-    assert kernels.add_into(np.array([], dtype), np.array([], dtype)) == 0
-
-
-@pytest.mark.parametrize("P", [4095, 4096, 4097, 8192, 9001])
-def test_add_into_returns_the_sum_of_squares_of_all_that_it_wrote(kernels, rng, dtype, P):
-    out = rng.standard_normal(P).astype(dtype)
-    squares = kernels.add_into(rng.standard_normal(P).astype(dtype), out)
-    assert squares == pytest.approx(np.square(out, dtype=np.float64).sum(), rel=1e-12)
+    kernels.add_into(np.array([], dtype), out[:0])
+    assert out.tolist() == [21, 42, 63]
 
 
 def paper(parameter, gradients, rate, beta1, beta2, epsilon, decay):

@@ -150,7 +150,7 @@ def test_a_terminal(tmp_path, model):
         terminal.write(b"Who are you?\n")
         terminal.read_until(b"Model output: A small model")
         terminal.read_until(b"Enter prompt: ")
-        terminal.write(b"\xff\n")
+        terminal.write(b"\xffWho?\n")  # in the C locale readline takes the first byte for a key
         terminal.read_until(b"Model output: ")
         terminal.read_until(b"Enter prompt: ")
         terminal.write(b"exit\n")

@@ -5,10 +5,11 @@ import signal
 import sys
 from collections import namedtuple
 
+import numpy as np
 import pytest
 
 import rustgpt
-import rustgpt.workers
+import rustgpt.stepper
 from rustgpt.cli import train
 from rustgpt.text.dataset import Dataset
 
@@ -326,7 +327,7 @@ def test_a_model_that_cannot_be_saved_at_the_end_goes_elsewhere(inside, small, m
 
 
 def test_what_was_learned_is_not_lost_with_the_memory(inside, small, monkeypatch, tmp_path):
-    original, calls = rustgpt.workers.Workers.step, []
+    original, calls = rustgpt.stepper.Stepper.step, []
 
     def step(self, *given):
         calls.append(given)
@@ -334,7 +335,7 @@ def test_what_was_learned_is_not_lost_with_the_memory(inside, small, monkeypatch
             raise MemoryError
         return original(self, *given)
 
-    monkeypatch.setattr("rustgpt.workers.Workers.step", step)
+    monkeypatch.setattr("rustgpt.stepper.Stepper.step", step)
     done = inside("train", *small, "--batch-size", "1")
     assert done.status == 1
     assert "rustgpt-model holds a good model, saved at the end" in done.err
@@ -388,7 +389,7 @@ def test_a_diverging_training_says_which_model_is_good(inside, small):
     assert "diverged at instruction tuning, step" in last
     assert "those before it have led here" in last
     assert last.endswith("rustgpt-model holds a good model, saved after the pre-training")
-    assert rustgpt.LLM.load("rustgpt-model").chat().send("Who are you?") is not None
+    assert np.isfinite(rustgpt.LLM.load("rustgpt-model").parameters).all()
 
 
 def test_a_first_text_of_one_word_is_shown_as_it_is(inside, tmp_path):

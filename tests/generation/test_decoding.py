@@ -19,9 +19,9 @@ class Counter:
         self.calls = []
 
     def decode(self, ids, cache):
-        self.calls.append((cache.length, list(ids)))
-        cache.length += len(ids)
-        assert cache.length <= cache.capacity == self.max_seq_len
+        self.calls.append((cache.lengths[0], list(ids)))
+        cache.lengths[0] += len(ids)
+        assert cache.lengths[0] <= cache.capacity == self.max_seq_len
         logits = np.full(V, -50.0, np.float32)
         logits[(ids[-1] + 1) % V] = 0
         return logits * (1 - self.spread)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rustgpt.gradient_check import gradcheck
+from rustgpt.layers.cache import Cache
 from rustgpt.layers.embeddings import Embeddings
 
 
@@ -17,18 +17,25 @@ def ids(rng):
     return rng.integers(0, 11, 8, dtype=np.int32)
 
 
-def test_gradients_are_right(layer, ids):
-    report = gradcheck(layer, ids)
-    assert report, report
-    assert list(report.errors) == ["tokens", "places"]
+def test_gradients_are_right(layer, ids, right_gradients):
+    right_gradients(layer, ids, ["tokens", "places"])
 
 
-def test_every_text_begins_at_position_zero(layer):
+def test_every_text_begins_at_position_zero(layer, context):
     ids = np.array([7, 7, 7, 7, 3, 3, 7, 7], np.int32)
-    out = layer.forward(ids, np.array([0, 3, 3, 4, 8], np.int32))
+    out = layer.forward(ids, context(layer, 3, 0, 1, 4))
     positions = [0, 1, 2, 0, 0, 1, 2, 3]
     for n in range(8):
         np.testing.assert_array_equal(out[n], layer.tokens[ids[n]] + layer.places[positions[n]])
+
+
+def test_a_text_in_a_cache_goes_on_at_its_position(layer, context):
+    cache = Cache(9, slots=3)
+    cache.lengths[:] = (2, 0, 6)
+    ids = np.array([7, 7, 3, 3], np.int32)
+    out = layer.forward(ids, context(layer, 3, 1, cache=cache, slots=np.array([2, 0], np.int32)))
+    for n, position in enumerate([6, 7, 8, 2]):
+        np.testing.assert_array_equal(out[n], layer.tokens[ids[n]] + layer.places[position])
 
 
 def test_parameters_start_small(rng):
@@ -41,17 +48,8 @@ def test_parameters_start_small(rng):
     assert layer.places.std() == pytest.approx(0.02, rel=0.05)
 
 
-def test_contract(layer, ids, accumulates, replicates):
-    accumulates(layer, ids)
-    replicates(layer, ids)
-
-
-def test_memory_is_reused(layer, ids, reuses_memory):
-    reuses_memory(layer, ids)
-
-
-def test_decode_is_forward(layer, ids, decodes):
-    decodes(layer, ids)
+def test_contract(layer, ids, contract):
+    contract(layer, ids)
 
 
 def test_describe(layer):

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from rustgpt.gradient_check import gradcheck
 from rustgpt.layers.feed_forward import FeedForward
 
 
@@ -17,20 +16,18 @@ def x(rng):
     return rng.standard_normal((8, 4))
 
 
-def test_gradients_are_right(layer, x):
-    report = gradcheck(layer, x)
-    assert report, report
-    assert list(report.errors) == ["x", "weight1", "bias1", "weight2", "bias2"]
+def test_gradients_are_right(layer, x, right_gradients):
+    right_gradients(layer, x, ["x", "weight1", "bias1", "weight2", "bias2"])
 
 
-def test_written_out(backend, rng):
+def test_written_out(backend, rng, context):
     layer = FeedForward(2, 2, rng, "relu", np.float64)
     layer.weight1[...] = [[1, -1], [2, 1]]
     layer.bias1[...] = [1, 0]
     layer.weight2[...] = [[1, 0], [3, 10]]
     layer.bias2[...] = [0, 5]
     # hidden = (1 + 2 + 1, -1 + 1) = (4, 0); and (-3 + 0 + 1, 3 + 0) = (-2, 3), cut to (0, 3)
-    out = layer.forward(np.array([[1.0, 1.0], [-3.0, 0.0]]), np.array([0, 2], np.int32))
+    out = layer.forward(np.array([[1.0, 1.0], [-3.0, 0.0]]), context(layer, 2))
     assert out.tolist() == [[4, 5], [9, 35]]
 
 
@@ -46,17 +43,8 @@ def test_parameters_start_as_he_and_others_say(rng):
     assert not layer.bias2.any()
 
 
-def test_contract(layer, x, accumulates, replicates):
-    accumulates(layer, x)
-    replicates(layer, x)
-
-
-def test_memory_is_reused(layer, x, reuses_memory):
-    reuses_memory(layer, x)
-
-
-def test_decode_is_forward(layer, x, decodes):
-    decodes(layer, x)
+def test_contract(layer, x, contract):
+    contract(layer, x)
 
 
 def test_describe(layer):

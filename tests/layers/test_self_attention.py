@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from rustgpt.gradient_check import gradcheck
 from rustgpt.layers.self_attention import SelfAttention
 
 OPTIONS = [(True, True), (True, False), (False, True), (False, False)]
@@ -20,13 +19,11 @@ def x(rng):
     return rng.standard_normal((8, 6))
 
 
-def test_gradients_are_right(layer, x):
-    report = gradcheck(layer, x)
-    assert report, report
-    assert list(report.errors) == ["x", *layer.parameters()]
+def test_gradients_are_right(layer, x, right_gradients):
+    right_gradients(layer, x, ["x", *layer.parameters()])
 
 
-def test_parameters(backend, rng):
+def test_parameters(rng):
     shapes = {
         "qkv_weight": (6, 18), "qkv_bias": (18,),
         "projection_weight": (6, 6), "projection_bias": (6,),
@@ -44,50 +41,40 @@ def test_parameters(backend, rng):
     assert large.projection_weight.std() == pytest.approx(0.05, rel=0.02)
 
 
-def test_texts_do_not_see_each_other(layer, x):
-    together = layer.forward(x, np.array([0, 3, 3, 8], np.int32)).copy()
-    first = layer.forward(x[:3], np.array([0, 3], np.int32)).copy()
-    second = layer.forward(x[3:], np.array([0, 5], np.int32)).copy()
+def test_texts_do_not_see_each_other(layer, x, context):
+    together = layer.forward(x, context(layer, 3, 0, 5))
+    first = layer.forward(x[:3], context(layer, 3))
+    second = layer.forward(x[3:], context(layer, 5))
     np.testing.assert_allclose(together, np.vstack([first, second]), rtol=1e-12)
 
 
-def test_no_row_sees_a_later_one(layer, x):
-    offsets = np.array([0, 8], np.int32)
-    before = layer.forward(x, offsets).copy()
+def test_no_row_sees_a_later_one(layer, x, context):
+    before = layer.forward(x, context(layer, 8))
     x[5] += 1
-    after = layer.forward(x, offsets)
+    after = layer.forward(x, context(layer, 8))
     np.testing.assert_array_equal(after[:5], before[:5])
     assert (after[5:] != before[5:]).any(axis=1).all()
 
 
-def test_a_text_of_one_row_sees_its_own_value_alone(backend, rng):
+def test_a_text_of_one_row_sees_its_own_value_alone(backend, rng, context):
     layer = SelfAttention(4, 2, rng, projection=False, dtype=np.float64)
     x = rng.standard_normal((1, 4))
-    out = layer.forward(x, np.array([0, 1], np.int32))
+    out = layer.forward(x, context(layer, 1))
     np.testing.assert_allclose(out, x @ layer.qkv_weight[:, 8:], rtol=1e-12)
 
 
-def test_heads_have_their_own_columns(backend, rng):
+def test_heads_have_their_own_columns(backend, rng, context):
     layer = SelfAttention(6, 3, rng, projection=False, dtype=np.float64)
-    x, offsets = rng.standard_normal((5, 6)), np.array([0, 5], np.int32)
-    before = layer.forward(x, offsets).copy()
+    x = rng.standard_normal((5, 6))
+    before = layer.forward(x, context(layer, 5))
     layer.qkv_weight[:, 2:4] += 1  # the queries of the second head
-    after = layer.forward(x, offsets)
+    after = layer.forward(x, context(layer, 5))
     np.testing.assert_array_equal(after[:, [0, 1, 4, 5]], before[:, [0, 1, 4, 5]])
     assert (after[1:, 2:4] != before[1:, 2:4]).all()
 
 
-def test_contract(layer, x, accumulates, replicates):
-    accumulates(layer, x)
-    replicates(layer, x)
-
-
-def test_memory_is_reused(layer, x, reuses_memory):
-    reuses_memory(layer, x)
-
-
-def test_decode_is_forward(layer, x, decodes):
-    decodes(layer, x)
+def test_contract(layer, x, contract):
+    contract(layer, x)
 
 
 def test_describe(layer):

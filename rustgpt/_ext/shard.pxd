@@ -1,7 +1,7 @@
 """Owns which part of a kernel's work is a thread's.
 
-Several threads may call a kernel for one batch, each with rows of its own; see
-`reference/share.py`.
+Several threads may call a kernel for one batch, each with rows of its own; see `Shard` in
+`reference/arrays.py`.
 """
 from cpython.object cimport PyObject
 
@@ -9,7 +9,7 @@ from rustgpt._ext.checks cimport check_aligned, index_address
 from rustgpt._ext.barrier cimport Barrier, Gates, wait_at
 
 
-cdef struct Share:
+cdef struct Shard:
     Py_ssize_t index, n     # which thread, of how many
     Py_ssize_t first, stop  # its rows
     bint heads              # whether attention divides its heads, not its texts
@@ -22,67 +22,67 @@ cdef inline Py_ssize_t edge_of(Py_ssize_t size, Py_ssize_t part, Py_ssize_t part
     return size * part // parts
 
 
-cdef inline const int[::1] edges_of(object share) except *:
-    """Return where the rows of each thread begin and end; None without a share."""
+cdef inline const int[::1] edges_of(object shard) except *:
+    """Return where the rows of each thread begin and end; None without a shard."""
     cdef const int[::1] edges
     try:
-        edges = None if share is None else share.edges
+        edges = None if shard is None else shard.edges
     except (AttributeError, TypeError, ValueError) as error:
-        raise TypeError(f"share must be a rustgpt.reference.share.Share: {error}") from None
+        raise TypeError(f"shard must be a rustgpt.reference.arrays.Shard: {error}") from None
     check_aligned(0, 1, index_address(edges))
     return edges
 
 
-cdef inline object barrier_of(object share):
-    """Return where the threads meet, for the caller to keep; None without a share."""
-    if share is None:
+cdef inline object barrier_of(object shard):
+    """Return where the threads meet, for the caller to keep; None without a shard."""
+    if shard is None:
         return None
     try:
-        share.barrier.wait
-        return share.barrier
+        shard.barrier.wait
+        return shard.barrier
     except AttributeError as error:
-        raise TypeError(f"share must be a rustgpt.reference.share.Share: {error}") from None
+        raise TypeError(f"shard must be a rustgpt.reference.arrays.Shard: {error}") from None
 
 
-cdef inline Share alone(Py_ssize_t N) noexcept nogil:
+cdef inline Shard alone(Py_ssize_t N) noexcept nogil:
     """All of the work for N rows."""
-    cdef Share s
+    cdef Shard s
     s.index, s.n, s.first, s.stop, s.heads = 0, 1, 0, N, False
     s.gates, s.barrier = NULL, NULL
     return s
 
 
-cdef inline Share share_of(
-    object share, const int[::1] edges, object barrier, Py_ssize_t N
+cdef inline Shard shard_of(
+    object shard, const int[::1] edges, object barrier, Py_ssize_t N
 ) except *:
-    """Return what `share` says of a batch of N rows."""
-    cdef Share s = alone(N)
+    """Return what `shard` says of a batch of N rows."""
+    cdef Shard s = alone(N)
     cdef Py_ssize_t i
-    if share is None:
+    if shard is None:
         return s
     try:
-        s.index, s.heads = share.index, share.heads
+        s.index, s.heads = shard.index, shard.heads
     except (AttributeError, TypeError, ValueError) as error:
-        raise TypeError(f"share must be a rustgpt.reference.share.Share: {error}") from None
+        raise TypeError(f"shard must be a rustgpt.reference.arrays.Shard: {error}") from None
     s.n = edges.shape[0] - 1
     if not 0 <= s.index < s.n or edges[0] != 0 or edges[s.n] != N:
         raise ValueError(
-            f"share must have edges from 0 to the {N} rows, and an index below their number less 1"
+            f"shard must have edges from 0 to the {N} rows, and an index below their number less 1"
         )
     for i in range(s.n):
         if edges[i + 1] < edges[i]:
-            raise ValueError(f"share must have edges that rise, but edges[{i + 1}] is less")
+            raise ValueError(f"shard must have edges that rise, but edges[{i + 1}] is less")
     s.first, s.stop = edges[s.index], edges[s.index + 1]
     if isinstance(barrier, Barrier):
         s.gates = &(<Barrier> barrier).gates
         if s.gates.n != s.n:
-            raise ValueError(f"share must have a barrier for {s.n} threads, got {s.gates.n}")
+            raise ValueError(f"shard must have a barrier for {s.n} threads, got {s.gates.n}")
     elif s.n > 1:
         s.barrier = <PyObject*> barrier
     return s
 
 
-cdef inline int meet(const Share* s) except -1 nogil:
+cdef inline int meet(const Shard* s) except -1 nogil:
     """Wait for the other threads, if there are any."""
     if s.gates != NULL:
         wait_at(s.gates)

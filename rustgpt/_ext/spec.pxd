@@ -1,0 +1,171 @@
+"""Owns where a block's arrays lie: its parameters, what it saves of its rows, and its scratch."""
+from rustgpt._ext.attention cimport BLOCK
+from rustgpt._ext.shard cimport Shard
+
+cdef enum:
+    # Numbers of a `BlockSpec`: its kinds and sizes, and where each parameter begins.
+    SIZES = 11
+    PARAMETERS = 12
+    # The kinds of feed-forward layers, by their activation.
+    RELU = 0
+    GELU = 1
+
+
+cdef struct Norm:
+    Py_ssize_t weight, bias  # where they begin
+    double epsilon
+
+
+cdef struct Spec:
+    Py_ssize_t C, H, K, F
+    int activation
+    bint pre_norm, bfloat16
+    bint accumulate  # the parameters' gradients: add to what is there, or write over it
+    Py_ssize_t size  # P
+    # Where each parameter begins in the flat array; -1 if the block has none.
+    Py_ssize_t qkv_weight, qkv_bias, projection_weight, projection_bias
+    Py_ssize_t weight1, bias1, weight2, bias2
+    Norm norm1, norm2
+
+
+cdef inline const double[::1] numbers_of(object spec) except *:
+    """Return the numbers of a `BlockSpec`."""
+    try:
+        return spec.numbers
+    except (AttributeError, TypeError, ValueError) as error:
+        raise TypeError(f"spec must be a rustgpt.reference.spec.BlockSpec: {error}") from None
+
+
+cdef inline Py_ssize_t whole(double number) except -2:
+    """Return a size as a whole number; raise ValueError unless it is one from -1 to 2^60."""
+    if not -1 <= number <= 2.0**60 or <Py_ssize_t> number != number:
+        raise ValueError(
+            f"spec must have whole numbers from -1 to 2**60 as sizes and offsets, got {number}"
+        )
+    return <Py_ssize_t> number
+
+
+cdef inline int check_parameter(
+    str name, Py_ssize_t first, double rows, double columns, Py_ssize_t P, bint needed
+) except -1:
+    """Raise ValueError unless a parameter lies in the flat array, or need not be there."""
+    if first < 0 and not needed:
+        return 0
+    if first < 0 or first + rows * columns > P:
+        raise ValueError(
+            f"spec must place {name} of {rows:.0f} x {columns:.0f} numbers within the {P} "
+            f"parameters, got {first}"
+        )
+    return 0
+
+
+cdef inline Spec read_spec(object spec) except *:
+    """Return what a `BlockSpec` says, after a check: where it is wrong, kernels would crash."""
+    cdef const double[::1] n = numbers_of(spec)
+    cdef Spec b
+    if n.shape[0] != SIZES + PARAMETERS:
+        raise ValueError(f"spec must have {SIZES + PARAMETERS} numbers, got {n.shape[0]}")
+    b.C, b.H, b.K, b.F = whole(n[0]), whole(n[1]), whole(n[2]), whole(n[3])
+    if n[4] != 0 or n[5] != 0 or not (n[6] == RELU or n[6] == GELU):
+        raise ValueError("spec must name kinds of norm, positions and feed-forward that there are")
+    b.activation = GELU if n[6] == GELU else RELU
+    if not (n[7] == 0 or n[7] == 1) or not n[8] >= 0 or not n[9] >= 0:
+        raise ValueError("spec must say whether the norms come first, and epsilons from 0 on")
+    b.pre_norm, b.norm1.epsilon, b.norm2.epsilon, b.size = n[7] != 0, n[8], n[9], whole(n[10])
+    b.bfloat16, b.accumulate = False, True
+    b.qkv_weight, b.qkv_bias = whole(n[11]), whole(n[12])
+    b.projection_weight, b.projection_bias = whole(n[13]), whole(n[14])
+    b.norm1.weight, b.norm1.bias = whole(n[15]), whole(n[16])
+    b.weight1, b.bias1, b.weight2, b.bias2 = whole(n[17]), whole(n[18]), whole(n[19]), whole(n[20])
+    b.norm2.weight, b.norm2.bias = whole(n[21]), whole(n[22])
+    check_spec(&b)
+    return b
+
+
+cdef inline int check_spec(const Spec* b) except -1:
+    if b.C < 0 or b.F < 0 or b.size < 0 or 3 * b.C >= 2**31 or b.F >= 2**31:
+        raise ValueError(f"spec must have sizes from 0 to 2**31, got dim {b.C}, hidden_dim {b.F}")
+    if b.H < 1 or b.C % b.H != 0:
+        raise ValueError(f"spec must have n_heads that divide the {b.C} columns, got {b.H}")
+    if b.K != b.H:
+        raise ValueError(f"spec must have as many n_kv_heads as n_heads, got {b.K} and {b.H}")
+    check_parameter("qkv_weight", b.qkv_weight, b.C, 3.0 * b.C, b.size, True)
+    check_parameter("qkv_bias", b.qkv_bias, 1, 3.0 * b.C, b.size, False)
+    check_parameter("projection_weight", b.projection_weight, b.C, b.C, b.size, False)
+    check_parameter("projection_bias", b.projection_bias, 1, b.C, b.size, False)
+    check_parameter("norm1.weight", b.norm1.weight, 1, b.C, b.size, True)
+    check_parameter("norm1.bias", b.norm1.bias, 1, b.C, b.size, True)
+    check_parameter("weight1", b.weight1, b.C, b.F, b.size, True)
+    check_parameter("bias1", b.bias1, 1, b.F, b.size, True)
+    check_parameter("weight2", b.weight2, b.F, b.C, b.size, True)
+    check_parameter("bias2", b.bias2, 1, b.C, b.size, True)
+    check_parameter("norm2.weight", b.norm2.weight, 1, b.C, b.size, True)
+    check_parameter("norm2.bias", b.norm2.bias, 1, b.C, b.size, True)
+    return 0
+
+
+cdef struct Saved:
+    # Where each array begins in what is saved of N rows for the backward pass.
+    Py_ssize_t qkv, heads, lse, sum1, mean1, rstd1, hidden, sum2, mean2, rstd2, size
+
+
+cdef inline Py_ssize_t whole_lines(Py_ssize_t size) noexcept nogil:
+    """`size` numbers rounded up, so that every array begins at the edge of a cache line."""
+    return (size + 15) // 16 * 16
+
+
+cdef inline Saved saved_of(const Spec* b, Py_ssize_t N, bint sharded) noexcept nogil:
+    cdef Saved k
+    cdef bint heads = b.projection_weight >= 0 or sharded          # whether they are read again
+    k.qkv = 0                                                      # (N, 3 C)
+    k.heads = k.qkv + whole_lines(N * 3 * b.C)                     # (N, C)
+    k.lse = k.heads + (whole_lines(N * b.C) if heads else 0)       # (N, H)
+    k.sum1 = k.lse + whole_lines(N * b.H)                          # (N, C): x + attention(...)
+    k.mean1 = k.sum1 + whole_lines(N * b.C)                        # (N,)
+    k.rstd1 = k.mean1 + whole_lines(N)                             # (N,)
+    k.hidden = k.rstd1 + whole_lines(N)                            # (N, F): max(., 0) if ReLU
+    k.sum2 = k.hidden + whole_lines(N * b.F)                       # (N, C), norms after
+    k.mean2 = k.sum2 + (0 if b.pre_norm else whole_lines(N * b.C))  # (N,)
+    k.rstd2 = k.mean2 + whole_lines(N)                             # (N,)
+    k.size = k.rstd2 + whole_lines(N)
+    return k
+
+
+cdef inline Py_ssize_t attention_size(Py_ssize_t longest, Py_ssize_t C) noexcept nogil:
+    return whole_lines(2 * BLOCK * (longest + C))
+
+
+cdef struct Scratch:
+    # Where each array begins in the scratch. What need not hold at the same time shares a place;
+    # but what the other threads see holds until they have made the gradients of the weights.
+    Py_ssize_t dhidden, activated, dqkv, dheads, normal1, normal2, dsum1, dsum2, dnormal
+    Py_ssize_t attention, dnorms, size
+
+
+cdef inline Scratch scratch_of(
+    const Spec* b, const Shard* s, Py_ssize_t N, Py_ssize_t longest
+) noexcept nogil:
+    cdef Scratch w
+    cdef Py_ssize_t C = b.C, F = b.F, rows = whole_lines(N * C)
+    w.dhidden = 0                                              # (N, F)
+    if s.n == 1:
+        w.activated = w.dhidden + whole_lines(N * max(F, 3 * C))          # (N, F)
+        w.normal1 = w.normal2 = w.activated + whole_lines(N * max(F, C))  # (N, C)
+        w.dnormal = w.normal1 + rows                           # (N, C)
+        w.attention = w.dnormal + rows
+        w.dqkv, w.dheads = w.dhidden, w.activated              # (N, 3 C), (N, C)
+        w.dsum1 = w.dsum2 = w.dnorms = 0                       # are in dx, and in the gradients
+        w.size = w.attention + attention_size(longest, C)
+        return w
+    w.activated = w.dhidden + whole_lines(N * F)               # (N, F)
+    w.dqkv = w.activated + whole_lines(N * F)                  # (N, 3 C)
+    w.dnormal = w.dqkv + whole_lines(N * 3 * C)                # (N, C)
+    w.dheads = w.dnormal                                       # (N, C)
+    w.normal1 = w.dnormal + rows                               # (N, C)
+    w.normal2 = w.normal1 + rows                               # (N, C)
+    w.dsum1 = w.normal2 + rows                                 # (N, C)
+    w.dsum2 = w.dsum1 + rows                                   # (N, C)
+    w.dnorms = w.dsum2 + rows                                  # (n, 4 C): each thread's own
+    w.attention = w.dnorms + s.n * whole_lines(4 * C) + s.index * attention_size(longest, C)
+    w.size = w.dnorms + s.n * (whole_lines(4 * C) + attention_size(longest, C))
+    return w

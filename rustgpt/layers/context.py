@@ -1,0 +1,261 @@
+"""Owns what travels with one pass through the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from rustgpt.errors import ConfigError
+from rustgpt.layers.cache import Cache
+from rustgpt.layers.gradients import Gradients
+from rustgpt.layers.memory import Array, Indices, Workspace
+from rustgpt.reference.arrays import Shard
+
+Layer = Any  # a rustgpt.layers.layer.Layer; that file imports this one
+
+FIRST: Final = np.zeros(1, np.int32)  # the slot of a single text
+FIRST.flags.writeable = False
+
+
+class Observer(Protocol):
+    """Who is told of every layer's output in a pass, and of the gradient that comes back."""
+
+    def forward(self, layer: Layer, out: Array) -> None: ...
+    def backward(self, layer: Layer, dx: Array) -> None: ...
+
+
+class Context:
+    """All that a pass through the layers needs beside its input, and what it leaves behind.
+
+    A layer holds parameters and nothing else that changes. What it is told of a pass, and what it
+    saves for the way back, is here (as in PyTorch's `autograd.Function`). So a model may be in
+    any number of passes at once, each with a context of its own.
+
+    Parameters
+    ----------
+    offsets
+        (B + 1,) where each text begins and ends in the rows.
+    dtype
+        Of the rows; that of the workspace, if there is one.
+    gradients
+        Where the gradients of the parameters go; without them there is no way back, and nothing
+        is saved.
+    cache, slots
+        Texts that go on, and (B,) the slot of each; by default the first B slots.
+    bfloat16
+        Whether the linear layers' products round their factors to bfloat16.
+    shard
+        This thread's part of the rows, if several take them through the layers together.
+    workspace
+        Memory of an earlier pass that has ended, to be used again.
+    observer
+        Told of every layer's output and gradient.
+
+    Attributes
+    ----------
+    training : bool
+        Whether a backward pass follows.
+    starts : (B,) array of int32
+        How many rows of each text came before.
+    """
+
+    def __init__(
+        self,
+        offsets: Indices,
+        dtype: Any = np.float32,
+        *,
+        gradients: Gradients | None = None,
+        cache: Cache | None = None,
+        slots: Indices | None = None,
+        bfloat16: bool = False,
+        shard: Shard | None = None,
+        workspace: Workspace | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self.offsets = offsets
+        self._workspace = workspace or Workspace(dtype)
+        self.dtype = self._workspace.dtype
+        self.training = gradients is not None
+        self.cache = cache
+        self.bfloat16 = bfloat16
+        self.shard = shard
+        self.observer = observer
+        self._gradients = gradients
+        self._positions: Indices | None = None
+        self._saved: list[tuple[Layer, tuple[Any, ...]]] = []
+        self._memory = self._workspace.activations
+        self._taken = self._temporaries = self._layers = self._depth = 0
+        self._same = False  # whether the last layer has returned its input
+        self._uses: dict[object, int] = {}
+        if cache is not None:
+            if gradients is not None:
+                raise ConfigError("a pass with a cache has no way back: leave out its `gradients`")
+            n = len(offsets) - 1
+            if slots is None:
+                slots = FIRST if n == 1 else np.arange(n, dtype=np.int32)
+            self.slots = slots
+            alone = slots is FIRST and cache.slots == 1
+            self.starts: Indices = cache.lengths.copy() if alone else cache.lengths[slots]
+
+    @property
+    def n_texts(self) -> int:
+        """B, how many texts the rows are of."""
+        return len(self.offsets) - 1
+
+    @property
+    def positions(self) -> Indices:
+        """The position of each row in its text, (N,)."""
+        if self._positions is None:
+            edges = self.offsets.tolist()
+            if self.cache is not None and edges[-1] == len(edges) - 1 == 1:
+                return self.starts  # of a single row
+            starts = [0] * self.n_texts if self.cache is None else self.starts.tolist()
+            if len(starts) == 1:
+                self._positions = np.arange(starts[0], starts[0] + edges[1], dtype=np.int32)
+            else:
+                before = np.subtract(edges[:-1], starts)  # (B,)
+                rows = np.arange(edges[-1]) - np.repeat(before, np.diff(edges))
+                self._positions = rows.astype(np.int32)
+        return self._positions
+
+    @property
+    def rows(self) -> slice:
+        """The rows that this thread computes: all of them, unless there is a shard."""
+        return slice(None) if self.shard is None else self.shard.rows
+
+    @property
+    def gradients(self) -> Gradients:
+        """Where the gradients of the parameters go.
+
+        Raises
+        ------
+        ConfigError
+            If the pass was begun without.
+        """
+        if self._gradients is None:
+            raise ConfigError("this pass has no way back: give its Context `gradients`")
+        return self._gradients
+
+    # What is saved for the way back
+
+    def save(self, layer: Layer, *values: Any) -> None:
+        """Keep what `layer` needs to go back; nothing, if there is no way back."""
+        if self.training:
+            self._saved.append((layer, values))
+
+    def saved(self, layer: Layer) -> Any:
+        """Return what `layer` saved last, and forget it: the last is the first on the way back.
+
+        Raises
+        ------
+        ConfigError
+            If another layer, or nobody, saved last.
+        """
+        if not self._saved or self._saved[-1][0] is not layer:
+            last = type(self._saved[-1][0]).__name__ if self._saved else "nobody"
+            raise ConfigError(
+                f"{type(layer).__name__}.backward wants what it saved, but {last} saved last: each "
+                "forward saves once, with ctx.save, and layers go back in the opposite order"
+            )
+        return self._saved.pop()[1]
+
+    # Memory
+
+    def empty(self, *shape: int) -> Array:
+        """Return an array to be filled in, from memory that the next pass uses again.
+
+        What forward takes holds until the layer's backward has returned, or, if there is no way
+        back, until the layer above has returned; what backward takes, until the layer below has.
+        All threads of a batch get the same.
+        """
+        self._taken += 1
+        return self._memory.get(self._taken, shape)
+
+    def temporary(self, *shape: int) -> Array:
+        """Return an array that holds until the layer returns, for this thread alone."""
+        self._temporaries += 1
+        return self._workspace.temporary.get(self._temporaries, shape)
+
+    # The cache
+
+    def cached(self, layer: Layer, names: tuple[str, ...], columns: int) -> list[Array]:
+        """Return what the cache has of `layer` under some names: (slots, S, columns) each.
+
+        Text b has the slot `slots[b]`; its rows below `starts[b]` are those before, and the layer
+        writes the new ones behind them.
+        """
+        assert self.cache is not None
+        place: object = layer.path or id(layer)
+        use = self._uses.get(place, 0)
+        self._uses[place] = use + 1
+        if use:  # the layer comes more than once
+            place = (place, use)
+        return self.cache.rows(place, names, columns, self.dtype)
+
+    def history(self, layer: Layer, name: str, x: Array) -> Iterator[tuple[slice, Array]]:
+        """Yield each text's rows in `x`, and all rows of the text so far, which end with these.
+
+        For a layer whose rows see those before, with a cache or without: what it sees of them is
+        kept under a name.
+        """
+        if self.cache is None:
+            for first, stop in pairwise(self.offsets):
+                yield slice(first, stop), x[first:stop]
+            return
+        (kept,) = self.cached(layer, (name,), x.shape[1])
+        for (first, stop), slot, start in zip(
+            pairwise(self.offsets), self.slots, self.starts, strict=True
+        ):
+            end = start + stop - first
+            kept[slot, start:end] = x[first:stop]
+            yield slice(first, stop), kept[slot, :end]
+
+    # Through the layers
+
+    def forward(self, layers: Sequence[Layer], x: Array) -> Array:
+        """Return the output of the last of some layers, one after the other."""
+        self._depth += 1
+        for layer in layers:
+            self._begin(keep=self.training)
+            out = layer.forward(x, self)
+            self._same = _is_same_memory(out, x)
+            x = out
+            if self.observer is not None:
+                self.observer.forward(layer, x)
+        self._depth -= 1
+        return x
+
+    def backward(self, layers: Sequence[Layer], dout: Array) -> Array:
+        """Return the gradient of the first layer's input, from that of the last one's output."""
+        self._depth += 1
+        for layer in reversed(layers):
+            self._begin(keep=False)
+            dx = layer.backward(dout, self)
+            self._same = _is_same_memory(dx, dout)
+            dout = dx
+            if self.observer is not None:
+                self.observer.backward(layer, dout)
+        self._depth -= 1
+        return dout
+
+    def _begin(self, keep: bool) -> None:
+        """Begin a layer: what was taken for the last but one is free, unless it is kept.
+
+        Layers inside of another use what that one has not taken.
+        """
+        if self._depth > 1:
+            return
+        self._temporaries = 0
+        if not keep:
+            if not self._same:  # or else the input lies where that of the layer before does
+                self._layers += 1
+            self._memory = self._workspace.alternating[self._layers % 2]
+            self._taken = 0
+
+
+def _is_same_memory(out: Array, x: Array) -> bool:
+    """Whether a layer has returned what it was given, or a view of it."""
+    return out is x or (out.base is not None and out.base is x.base)

@@ -1,0 +1,53 @@
+"""Owns what a GPT's layers are, in order, and how a list of layers is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rustgpt.config import ModelConfig
+from rustgpt.layers.embeddings import Embeddings
+from rustgpt.layers.layer import Layer
+from rustgpt.layers.layer_norm import LayerNorm
+from rustgpt.layers.output_projection import OutputProjection
+from rustgpt.layers.transformer import TransformerBlock
+
+
+def build_layers(config: ModelConfig, vocab_size: int, initialise: bool = True) -> list[Layer]:
+    """Return the layers of a GPT: embeddings, blocks, a last norm if "pre", output projection.
+
+    Put a layer of your own into the list and hand it to `LLM`.
+
+    Parameters
+    ----------
+    config
+        The sizes and options, and the seed of the initial values.
+    vocab_size
+        V, tokens that the model knows.
+    initialise
+        Whether to draw initial values; without, they are zero, to be read from a file.
+    """
+    rng = np.random.default_rng(config.seed) if initialise else None
+    C, dtype = config.embedding_dim, config.dtype
+    layers: list[Layer] = [Embeddings(vocab_size, config.max_seq_len, C, rng, dtype)]
+    layers += [TransformerBlock(config, rng) for _ in range(config.n_layers)]
+    if config.norm == "pre":
+        layers.append(LayerNorm(C, dtype=dtype))
+    layers.append(
+        OutputProjection(C, vocab_size, rng, config.output_bias, config.tie_embeddings, dtype)
+    )
+    return layers
+
+
+def describe(layers: Sequence[Layer]) -> str:
+    """Return layers with their sizes, for people."""
+    rows = [
+        (f"{'  ' * path.count('.')}{layer.describe()}", layer.n_parameters)
+        for i, whole in enumerate(layers)
+        for path, layer in whole.walk(f"{i}")
+    ]
+    parameters = {id(v): v.size for layer in layers for v in layer.parameters().values()}
+    width = max(len(text) for text, _ in rows)
+    lines = [f"{text:<{width}} {count:>12,}" for text, count in rows]
+    return "\n".join([*lines, f"{'Parameters':<{width}} {sum(parameters.values()):>12,}"])

@@ -1,0 +1,106 @@
+"""Owns what a transformer block is made of: its kinds and sizes, and where its parameters lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from math import prod
+from typing import Any, ClassVar, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rustgpt.reference.arrays import Array
+
+# The kinds of each part. The compiled kernels know a kind by its place in its row.
+NORMS: Final = ("layer_norm",)
+POSITIONS: Final = ("learned",)
+FEED_FORWARDS: Final = ("relu", "gelu")
+
+# The parameters by their names in `TransformerBlock.parameters()`, in the order in which the
+# compiled kernels are told where they lie. A block need not have them all.
+PARAMETERS: Final = (
+    "attention.qkv_weight", "attention.qkv_bias",
+    "attention.projection_weight", "attention.projection_bias",
+    "norm1.weight", "norm1.bias",
+    "feed_forward.weight1", "feed_forward.bias1", "feed_forward.weight2", "feed_forward.bias2",
+    "norm2.weight", "norm2.bias",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)  # so that it can be the key of what follows from it
+class BlockSpec:
+    """The kinds and sizes of a block, for the kernels that run all of it.
+
+    Parameters
+    ----------
+    dim
+        C, numbers that represent one token.
+    n_heads, n_kv_heads
+        H heads of queries, over K heads of keys and values.
+    hidden_dim
+        F, width of the feed-forward layer.
+    norm, positions, feed_forward
+        The kinds of these parts: one of `NORMS`, `POSITIONS`, `FEED_FORWARDS`.
+    pre_norm
+        Whether each norm comes before its sub-layer, or after the residual sum.
+    epsilon1, epsilon2
+        Of the two norms.
+    shapes
+        The parameters by name, in the order in which they lie in the block's flat array.
+    """
+
+    dim: int
+    n_heads: int
+    n_kv_heads: int
+    hidden_dim: int
+    norm: str
+    positions: str
+    feed_forward: str
+    pre_norm: bool
+    epsilon1: float
+    epsilon2: float
+    shapes: Mapping[str, tuple[int, ...]]
+    checked: ClassVar[object] = None  # what the compiled kernels keep of one that they have checked
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @cached_property
+    def offsets(self) -> dict[str, int]:
+        """Where each parameter begins in the flat array."""
+        found, taken = {}, 0
+        for name, shape in self.shapes.items():
+            found[name] = taken
+            taken += prod(shape)
+        return found
+
+    @cached_property
+    def size(self) -> int:
+        """P, numbers of all parameters."""
+        return sum(prod(shape) for shape in self.shapes.values())
+
+    @cached_property
+    def multiplied(self) -> int:
+        """Numbers of the matrices, with each of which a row of the input is multiplied."""
+        return sum(prod(shape) for shape in self.shapes.values() if len(shape) == 2)
+
+    @cached_property
+    def numbers(self) -> NDArray[np.float64]:
+        """The same for the compiled kernels; see `spec_of` in `_ext/spec.pxd`."""
+        kinds = (
+            NORMS.index(self.norm), POSITIONS.index(self.positions),
+            FEED_FORWARDS.index(self.feed_forward),
+        )  # fmt: skip
+        sizes = (self.dim, self.n_heads, self.n_kv_heads, self.hidden_dim)
+        where = [self.offsets.get(name, -1) for name in PARAMETERS]
+        rest = (self.pre_norm, self.epsilon1, self.epsilon2, self.size)
+        return np.array([*sizes, *kinds, *rest, *where], np.float64)
+
+    def unpacked(self, flat: Array) -> dict[str, Array]:  # (P,) -> each in its shape
+        """Return the parameters by name, as views into the flat array."""
+        return {
+            name: flat[first : first + prod(shape)].reshape(shape)
+            for (name, shape), first in zip(self.shapes.items(), self.offsets.values(), strict=True)
+        }

@@ -1,0 +1,123 @@
+"""Owns one step of training: gradients, norm, clipping and update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from rustgpt.backend import single_threaded_blas
+from rustgpt.config import TrainConfig
+from rustgpt.errors import DataError, TrainingError
+from rustgpt.layers.memory import Indices
+from rustgpt.llm import LLM
+from rustgpt.optim.adam import Adam, matrices, stretches
+from rustgpt.optim.clipping import clip_factor
+from rustgpt.optim.optimizer import Optimizer
+from rustgpt.parallel.batches import count_tokens
+from rustgpt.parallel.data_parallel import DataParallel
+
+
+def adam(model: LLM, config: TrainConfig) -> Adam:
+    """Return the optimizer that a training has unless it is given another."""
+    named = model.named_parameters()
+    return Adam(
+        model.parameters, config.beta1, config.beta2, config.epsilon, config.weight_decay,
+        stretches(named, matrices(named)),
+    )  # fmt: skip
+
+
+class Stepper:
+    """Makes steps that train a model; enter it with `with`.
+
+    Nobody else can train the model meanwhile, every BLAS has one thread, and the model's
+    parameters change between two steps only, as far as others see.
+
+    Parameters
+    ----------
+    model
+        Changed in place.
+    config
+        Threads, precision, batch size and the norm to which gradients are clipped.
+    optimizer
+        Has the model's flat `parameters`; Adam by default.
+    texts
+        Of a step, if there are fewer than `config.batch_size`.
+    """
+
+    def __init__(
+        self,
+        model: LLM,
+        config: TrainConfig,
+        optimizer: Optimizer | None = None,
+        texts: int | None = None,
+    ) -> None:
+        self.model = model
+        self.max_norm = config.max_grad_norm
+        self.optimizer = adam(model, config) if optimizer is None else optimizer
+        self.parallel = DataParallel(model, config, texts)
+        self._entered = ExitStack()
+
+    def __enter__(self) -> Stepper:
+        with ExitStack() as entered:
+            self.model.weights_lock.begin_training(self)
+            entered.callback(self.model.weights_lock.end_training)
+            entered.enter_context(single_threaded_blas())
+            entered.enter_context(self.parallel)
+            self._entered = entered.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._entered.close()
+
+    def step(
+        self, batch: Sequence[Indices], rate: float, where: str = "this step"
+    ) -> tuple[float, float]:
+        """Make one step.
+
+        Parameters
+        ----------
+        batch
+            Texts as token ids, each of 2 to the context and one more.
+        rate
+            Learning rate.
+        where
+            The step, for the error's message.
+
+        Returns
+        -------
+        tuple of float
+            The sum of the losses (in nats) of all tokens, and the L2 norm of the gradient of their
+            mean.
+
+        Raises
+        ------
+        DataError
+            If there is no text of two tokens.
+        TrainingError
+            If one of the two is not finite; then nothing is changed.
+        """
+        rows = list(batch)
+        if not count_tokens(rows):
+            raise DataError("a step needs a text of at least two tokens")
+        scale = 1.0 / count_tokens(rows)
+        loss = self.parallel.differentiate(rows, scale)
+        # Here several processes would add up their gradients.
+        before = self.optimizer.state()
+        self.optimizer.begin_step()
+
+        def update(part: slice, squares: float) -> None:
+            norm, factor = clip_factor(squares, self.max_norm)
+            if math.isfinite(loss) and math.isfinite(norm):
+                self.optimizer.update(self.parallel.gradients, rate, factor, part)
+
+        with self.model.weights_lock.writing():
+            norm = math.sqrt(self.parallel.update(update))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.optimizer.take_up(before)
+            raise TrainingError(
+                f"training diverged at {where}: the loss is {loss * scale:g}, the gradient's norm "
+                f"{norm:g}; this step was not applied, but those before it have led here, so the "
+                "model as it is now is of no use: try a smaller learning rate"
+            )
+        return loss, norm
