@@ -309,7 +309,8 @@ class LLM(TextGenerator):
         if not len(slots) == len(set(slots)) == len(rows) > 0:
             raise DataError(f"each of {len(rows)} texts needs a slot of its own, got {slots}")
         for row, slot in zip(rows, slots, strict=True):
-            if not 0 <= slot < cache.slots:
+            whole = isinstance(slot, (int, np.integer)) and not isinstance(slot, bool)
+            if not whole or not 0 <= slot < cache.slots:
                 raise DataError(f"the cache has slots 0 to {cache.slots - 1}, got {slot}")
             room = min(cache.capacity, self.max_seq_len) - int(cache.lengths[slot])
             if not 0 < len(row) <= room:

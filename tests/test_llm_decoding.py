@@ -261,3 +261,11 @@ def test_both_backends_say_the_same(switch_backend, speaker):
 def test_a_wrong_temperature_is_a_config_error(speaker):
     with pytest.raises(ConfigError, match="temperature"):
         speaker.generate("a", temperature=-1.0)
+
+
+@pytest.mark.parametrize("slots", [[0.5, 1], ["a", 0], [True, False], [None, 1]])
+def test_slots_must_be_whole_numbers(build, slots):
+    cache = Cache(8, 2)
+    with pytest.raises(DataError, match="the cache has slots 0 to 1, got"):
+        build("default").decode_batch([[1], [2]], cache, slots)
+    assert not cache.lengths.any()
