@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+from typing import Any
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
@@ -34,3 +37,12 @@ class ConfigError(RustGPTError):
 
 class TrainingError(RustGPTError):
     """Training cannot go on, for instance because the loss is not finite."""
+
+
+def check_integer(name: str, value: Any, lowest: int = 0, highest: int = 2**63 - 1) -> None:
+    """Raise ConfigError unless a value is a whole number with lowest <= value <= highest."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or not lowest <= value <= highest:
+        raise ConfigError(
+            f"{name} must be a whole number from {lowest} to {highest}, got {value!r:.60}"
+        )

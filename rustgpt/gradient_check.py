@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rustgpt.errors import ConfigError
+from rustgpt.errors import ConfigError, check_integer
 from rustgpt.layers.cache import Cache
 from rustgpt.layers.context import Context
 from rustgpt.layers.gradients import Gradients
@@ -139,8 +139,7 @@ def _checked(
         raise ConfigError(
             f"gradcheck needs a layer in float64, got {layer.dtype}: build it with dtype=np.float64"
         )
-    if not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ConfigError(f"seed must be a whole number from 0 on, got {seed!r:.60}")
+    check_integer("seed", seed)
     rng = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     if x is None:

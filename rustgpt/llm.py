@@ -6,7 +6,6 @@ import copy
 import os
 import weakref
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -16,7 +15,7 @@ from rustgpt.config import ModelConfig
 from rustgpt.errors import CheckpointError, ConfigError, DataError
 from rustgpt.generation.text_generator import TextGenerator
 from rustgpt.layers.cache import Cache
-from rustgpt.layers.context import Context
+from rustgpt.layers.context import Context, offsets_of
 from rustgpt.layers.embeddings import Embeddings
 from rustgpt.layers.gpt import build_layers, describe
 from rustgpt.layers.layer import Layer, copy_into
@@ -87,7 +86,7 @@ class LLM(TextGenerator):
         taken, seen = 0, set[int]()
         for i, layer in enumerate(self.layers):
             taken += layer.bind(self._parameters[taken:], f"layers.{i}", seen)
-            layer._owner = weakref.ref(self)
+            vars(layer)["_owner"] = weakref.ref(self)
         if self._output.tied:
             self._output.tie(self._embeddings.tokens)
 
@@ -199,8 +198,7 @@ class LLM(TextGenerator):
         ids = token_ids(ids, self.tokenizer.vocab_size)
         if not 0 < len(ids) <= self.max_seq_len:
             raise DataError(f"a text must have 1 to {self.max_seq_len} tokens, got {len(ids)}")
-        offsets = np.array([0, len(ids)], np.int32)
-        return self._read(offsets, lambda ctx: ctx.forward(self.layers, ids).copy())
+        return self._read(offsets_of(len(ids)), lambda ctx: ctx.forward(self.layers, ids).copy())
 
     def loss(self, ids: Indices, targets: Indices, offsets: Indices) -> float:
         """Return the sum of the cross-entropies (in nats) of the targets that are not -1.
@@ -214,9 +212,14 @@ class LLM(TextGenerator):
 
         Raises
         ------
+        DataError
+            If a text is longer than the model's context.
         TokenizerError
             If an id or a target is not in the vocabulary.
         """
+        longest = int(np.diff(offsets).max(initial=0))
+        if longest > self.max_seq_len:
+            raise DataError(f"a text must have at most {self.max_seq_len} tokens, got {longest}")
         ids = token_ids(ids, self.tokenizer.vocab_size)
         targets = token_ids(targets, self.tokenizer.vocab_size, lowest=-1)
 
@@ -291,7 +294,7 @@ class LLM(TextGenerator):
 
     def _decode(self, rows: list[Indices], cache: Cache, slots: list[int]) -> Array:
         """`decode_batch` of what was checked."""
-        offsets = np.array([0, *accumulate(map(len, rows))], np.int32)  # (B + 1,)
+        offsets = offsets_of(*map(len, rows))  # (B + 1,)
         ids = rows[0] if len(rows) == 1 else np.concatenate(rows)  # (N,)
 
         def work(ctx: Context) -> Array:
@@ -313,8 +316,10 @@ class LLM(TextGenerator):
             if not whole or not 0 <= slot < cache.slots:
                 raise DataError(f"the cache has slots 0 to {cache.slots - 1}, got {slot}")
             room = min(cache.capacity, self.max_seq_len) - int(cache.lengths[slot])
-            if not 0 < len(row) <= room:
-                raise DataError(f"there is room for 1 to {room} more tokens, got {len(row)}")
+            if not len(row):
+                raise DataError("each text must go on by one token or more, got none")
+            if len(row) > room:
+                raise DataError(f"slot {slot} has room for {room} more tokens, got {len(row)}")
 
     # On disk
 

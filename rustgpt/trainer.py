@@ -12,7 +12,7 @@ import numpy as np
 
 from rustgpt.backend import check_bfloat16
 from rustgpt.config import TrainConfig
-from rustgpt.errors import ConfigError, DataError
+from rustgpt.errors import ConfigError, DataError, check_integer
 from rustgpt.layers.memory import Indices
 from rustgpt.llm import LLM
 from rustgpt.optim.optimizer import Optimizer
@@ -251,9 +251,7 @@ def data_order(n: int, seed: int, phase: int, epoch: int) -> Any:  # -> (n,)
 
 def _check_run(epochs: Any, rate: Any) -> None:
     """Raise ConfigError unless epochs is a whole number, and rate a finite one, from 0 on."""
-    whole = isinstance(epochs, (int, np.integer)) and not isinstance(epochs, bool)
-    if not whole or epochs < 0:
-        raise ConfigError(f"epochs must be a whole number from 0 on, got {epochs!r:.60}")
+    check_integer("epochs", epochs)
     number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
     if not number or not 0 <= rate < math.inf:
         raise ConfigError(f"the learning rate must be a number from 0 on, got {rate!r:.60}")

@@ -307,13 +307,11 @@ class Maker:
         if capacity is None:
             capacity = 1 + max((s + n for s, n in zip(starts, lengths, strict=True)), default=0)
         taken = np.array(range(B, 0, -1) if slots is None else slots, np.int32)
-        shape = (max(taken, default=0) + 1, capacity, C)
-        keys, values = self.blank(*shape), self.blank(*shape)
+        shape = (max(taken, default=0) + 1, capacity, 2 * C)
+        kv = self.blank(*shape)
         for slot, start in zip(taken, starts, strict=True):
-            keys[slot, :start], values[slot, :start] = self.normal(2, start, C)
-        return {
-            "keys": keys, "values": values, "slots": taken, "starts": np.array(starts, np.int32),
-        }  # fmt: skip
+            kv[slot, :start] = self.normal(start, 2 * C)
+        return {"kv": kv, "slots": taken, "starts": np.array(starts, np.int32)}
 
     def attention_decode(
         self, lengths: Sequence[int] = (2, 0, 1), starts: Sequence[int] = (1, 4, 0), H: int = 2,

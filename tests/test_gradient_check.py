@@ -372,7 +372,7 @@ def test_what_cannot_be_checked_is_an_error(layer, x, message):
 
 @pytest.mark.parametrize("seed", [-1, 1.5, None, "1"])
 def test_a_seed_must_be_a_whole_number(seed):
-    with pytest.raises(ConfigError, match="seed must be a whole number from 0 on"):
+    with pytest.raises(ConfigError, match="seed must be a whole number from 0 to"):
         gradcheck(Scale(4), seed=seed)
 
 

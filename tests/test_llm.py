@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rustgpt.config import ModelConfig
-from rustgpt.errors import ConfigError
+from rustgpt.errors import ConfigError, DataError
 from rustgpt.layers.context import Context
 from rustgpt.layers.gpt import build_layers
 from rustgpt.layers.gradients import Gradients
@@ -119,6 +119,12 @@ def test_the_loss_follows_from_the_logits(backend, build, variant):
             for i in np.flatnonzero(targets >= 0):
                 expected += log_sums[i] - logits[i, targets[i]]
     assert model.loss(IDS, TARGETS, OFFSETS) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_text_longer_than_the_context_has_no_loss(backend, build):
+    ids = np.zeros(13, np.int32)
+    with pytest.raises(DataError, match="a text must have at most 12 tokens, got 13"):
+        build().loss(ids, ids, np.array([0, 13], np.int32))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -98,27 +98,27 @@ cdef inline void attend(
 
 
 cdef struct Cache:
-    # Where the rows of texts that go on are kept: arrays (slots, length, C) of keys and of values.
+    # Where the rows of texts that go on are kept: keys and values side by side, (slots, S, 2 C).
     Py_ssize_t length   # S, rows of a slot
     const int* slots    # (B,) the slot of each text
     const int* starts   # (B,) how many of its rows came before
 
 
 cdef int check_cache_shape(
-    const int[::1] offsets, const Py_ssize_t* keys, const Py_ssize_t* values,
-    const int[::1] slots, const int[::1] starts, Py_ssize_t C, Cache* cache,
+    const int[::1] offsets, const Py_ssize_t* kv, const int[::1] slots, const int[::1] starts,
+    Py_ssize_t C, Cache* cache,
 ) except -1
 
 
 cdef inline Py_ssize_t check_cache(
-    const int[::1] offsets, const floating[:, :, ::1] keys, const floating[:, :, ::1] values,
-    const int[::1] slots, const int[::1] starts, Py_ssize_t C, Cache* cache,
+    const int[::1] offsets, const floating[:, :, ::1] kv, const int[::1] slots,
+    const int[::1] starts, Py_ssize_t C, Cache* cache,
 ) except -1:
     """Fill in `cache` after a check; return the most rows that a text has in all."""
     cdef Py_ssize_t b, longest = 0
-    if keys is None or values is None or slots is None or starts is None:
-        raise ValueError("keys, values, slots and starts must all be given, or none")
-    check_cache_shape(offsets, keys.shape, values.shape, slots, starts, C, cache)
+    if kv is None or slots is None or starts is None:
+        raise ValueError("kv, slots and starts must all be given, or none")
+    check_cache_shape(offsets, kv.shape, slots, starts, C, cache)
     for b in range(slots.shape[0]):
         longest = max(longest, starts[b] + offsets[b + 1] - offsets[b])
     return longest
@@ -126,21 +126,18 @@ cdef inline Py_ssize_t check_cache(
 
 cdef inline void attend_cached(
     const floating* qkv, const int* offsets, Py_ssize_t B, Py_ssize_t C, Py_ssize_t H,
-    const Cache* cache, floating* keys, floating* values, floating* out, floating* scratch,
+    const Cache* cache, floating* kv, floating* out, floating* scratch,
 ) noexcept nogil:
     """Append each text's keys and values to its slot; every head attends to all that is there."""
     cdef Py_ssize_t b, i, h, first, n, start, D = C // H
     cdef floating* k
-    cdef floating* v
     for b in range(B):
         first, n, start = offsets[b], offsets[b + 1] - offsets[b], cache.starts[b]
-        k = keys + cache.slots[b] * cache.length * C
-        v = values + cache.slots[b] * cache.length * C
+        k = kv + cache.slots[b] * cache.length * 2 * C
         for i in range(n):
-            memcpy(k + (start + i) * C, qkv + (first + i) * 3 * C + C, C * sizeof(floating))
-            memcpy(v + (start + i) * C, qkv + (first + i) * 3 * C + 2 * C, C * sizeof(floating))
+            memcpy(k + (start + i) * 2 * C, qkv + (first + i) * 3 * C + C, 2 * C * sizeof(floating))
         for h in range(H if n > 0 else 0):
-            attend(qkv + first * 3 * C + h * D, 3 * C, k + h * D, v + h * D, C, n, start, D,
+            attend(qkv + first * 3 * C + h * D, 3 * C, k + h * D, k + C + h * D, 2 * C, n, start, D,
                    out + first * C + h * D, C, <floating*> NULL, 0, scratch)
 
 

@@ -294,21 +294,16 @@ def attention_backward(
 
 
 cdef int check_cache_shape(
-    const int[::1] offsets, const Py_ssize_t* keys, const Py_ssize_t* values,
-    const int[::1] slots, const int[::1] starts, Py_ssize_t C, Cache* cache,
+    const int[::1] offsets, const Py_ssize_t* kv, const int[::1] slots, const int[::1] starts,
+    Py_ssize_t C, Cache* cache,
 ) except -1:
     """Raise ValueError unless each text has a slot of its own with room for its new rows."""
-    cdef Py_ssize_t b, other, n, B = offsets.shape[0] - 1, S = keys[1]
-    if keys[2] != C:
-        raise ValueError(f"keys must have {C} columns, got {keys[2]}")
-    if values[0] != keys[0] or values[1] != S or values[2] != C:
-        raise ValueError(
-            f"values must have shape ({keys[0]}, {S}, {C}) as keys, got ({values[0]}, {values[1]}, "
-            f"{values[2]})"
-        )
+    cdef Py_ssize_t b, other, n, B = offsets.shape[0] - 1, S = kv[1]
+    if kv[2] != 2 * C:
+        raise ValueError(f"kv must have {2 * C} columns, got {kv[2]}")
     check_vector("slots", slots.shape, B)
     check_vector("starts", starts.shape, B)
-    check_indices("slots", slots, 0, keys[0])
+    check_indices("slots", slots, 0, kv[0])
     for b in range(B):
         n = <Py_ssize_t> offsets[b + 1] - offsets[b]
         if starts[b] < 0 or starts[b] > S - n:  # starts[b] + n could overflow
@@ -328,8 +323,7 @@ def attention_decode(
     const floating[:, ::1] qkv not None,      # IN (N, 3 C): the new rows of each text
     const int[::1] offsets not None,          # IN (B + 1,)
     Py_ssize_t n_heads,
-    floating[:, :, ::1] keys not None,        # IN/OUT (slots, S, C): rows below the start are used
-    floating[:, :, ::1] values not None,      # IN/OUT (slots, S, C)
+    floating[:, :, ::1] kv not None,          # IN/OUT (slots, S, 2 C): keys and values
     const int[::1] slots not None,            # IN (B,): the slot of each text, all different
     const int[::1] starts not None,           # IN (B,): how many of its rows came before
     floating[:, ::1] out not None,            # OUT (N, C)
@@ -337,7 +331,7 @@ def attention_decode(
 ):
     """Append the new rows' keys and values to the cache; each text attends to all of its own."""
     check_aligned(
-        matrix_address(qkv) | cache_address[floating](keys) | cache_address[floating](values) |
+        matrix_address(qkv) | cache_address[floating](kv) |
         matrix_address[floating](out) | vector_address[floating](scratch), sizeof(floating),
         index_address(offsets) | index_address(slots) | index_address(starts),
     )
@@ -349,10 +343,10 @@ def attention_decode(
     check_offsets(offsets, N)
     check_scratch(
         scratch.shape[0],
-        check_cache[floating](offsets, keys, values, slots, starts, C, &cache), C // H,
+        check_cache[floating](offsets, kv, slots, starts, C, &cache), C // H,
     )
     if N == 0 or C == 0:
         return
     with nogil:
         attend_cached(&qkv[0, 0], &offsets[0], offsets.shape[0] - 1, C, H, &cache,
-                      &keys[0, 0, 0], &values[0, 0, 0], &out[0, 0], &scratch[0])
+                      &kv[0, 0, 0], &out[0, 0], &scratch[0])

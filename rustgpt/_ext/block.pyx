@@ -121,8 +121,7 @@ def block_forward(
     floating[::1] scratch not None,           # block_scratch_size(spec, N, longest text, ...)
     bint bfloat16=False,                      # IN: whether the linear products round to it
     object shard=None,                        # IN: this thread's, of several
-    floating[:, :, ::1] keys=None,            # IN/OUT (slots, S, C): see attention_decode
-    floating[:, :, ::1] values=None,          # IN/OUT (slots, S, C)
+    floating[:, :, ::1] kv=None,              # IN/OUT (slots, S, 2 C): see attention_decode
     const int[::1] slots=None,                # IN (B,)
     const int[::1] starts=None,               # IN (B,)
 ):
@@ -133,7 +132,7 @@ def block_forward(
     check_aligned(
         matrix_address(x) | vector_address(parameters) | matrix_address[floating](out) |
         vector_address[floating](saved) | vector_address[floating](scratch) |
-        cache_address[floating](keys) | cache_address[floating](values), sizeof(floating),
+        cache_address[floating](kv), sizeof(floating),
         index_address(offsets) | index_address(slots) | index_address(starts),
     )
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], longest = check_offsets(offsets, N)
@@ -144,10 +143,10 @@ def block_forward(
     cdef Saved k = saved_of(&b, N, s.n > 1)
     cdef Cache cache
     cache.length = -1
-    if keys is not None or values is not None or slots is not None or starts is not None:
+    if kv is not None or slots is not None or starts is not None:
         if s.n > 1:
             raise ValueError("shard must be None where there is a cache")
-        longest = check_cache(offsets, keys, values, slots, starts, C, &cache)
+        longest = check_cache(offsets, kv, slots, starts, C, &cache)
     b.bfloat16 = bfloat16
     check_bfloat16(bfloat16, sizeof(floating))
     check_texts(&s, offsets)
@@ -161,17 +160,16 @@ def block_forward(
         return
     cdef Scratch w = scratch_of(&b, &s, N, longest)
     cdef floating* saved0 = &scratch[w.size] if saved is None else &saved[0]
-    cdef floating* keys0 = &keys[0, 0, 0] if keys is not None else NULL
-    cdef floating* values0 = &values[0, 0, 0] if keys is not None else NULL
+    cdef floating* kv0 = &kv[0, 0, 0] if kv is not None else NULL
     with nogil:
         forward(&b, &k, &w, &s, &cache, &parameters[0], &x[0, 0], &offsets[0],
-                offsets.shape[0] - 1, &out[0, 0], saved0, &scratch[0], keys0, values0)
+                offsets.shape[0] - 1, &out[0, 0], saved0, &scratch[0], kv0)
 
 
 cdef int forward(
     const Spec* b, const Saved* k, const Scratch* w, const Shard* s, const Cache* cache,
     const floating* p, const floating* x, const int* offsets, Py_ssize_t B, floating* out,
-    floating* saved, floating* scratch, floating* keys, floating* values,
+    floating* saved, floating* scratch, floating* kv,
 ) except -1 nogil:
     cdef Py_ssize_t C = b.C, r = s.first, n = s.stop - s.first  # this thread's rows
     cdef floating* activated = scratch + w.activated + r * b.F            # (n, F)
@@ -192,7 +190,7 @@ cdef int forward(
         attend_shard(s, saved + k.qkv, offsets, B, C, b.H, heads, saved + k.lse,
                      scratch + w.attention)                               # (n, C)
     else:
-        attend_cached(saved + k.qkv, offsets, B, C, b.H, cache, keys, values, heads,
+        attend_cached(saved + k.qkv, offsets, B, C, b.H, cache, kv, heads,
                       scratch + w.attention)                              # (n, C)
     copy(b, x + r * C, n, sum1)
     project(b, p, heads + r * C, n, sum1)

@@ -32,7 +32,7 @@ def generate_ids(
     seen = list(prompt[-S:])
     cache, fresh = Cache(S), list(seen)
     for _ in range(max_new_tokens):
-        if cache.lengths[0] + len(fresh) > S:
+        if len(seen) > S:
             seen = seen[-(S // 2) :]
             cache, fresh = Cache(S), list(seen)
         token = sample(decode(fresh, cache), temperature, rng)

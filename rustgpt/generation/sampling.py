@@ -6,21 +6,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rustgpt.errors import ConfigError, RustGPTError
+from rustgpt.errors import ConfigError, RustGPTError, check_integer
 
 
 def check_sampling(max_new_tokens: int, temperature: float, seed: int) -> None:
     """Raise ConfigError unless all three are in their ranges: whole numbers from 0 on, but for
     0 <= temperature < infinity.
     """
-    numbers: tuple[tuple[str, Any, int], ...]
-    numbers = ("max_new_tokens", max_new_tokens, 2**31), ("seed", seed, 2**63)
-    for name, value, limit in numbers:
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not whole or not 0 <= value < limit:
-            raise ConfigError(
-                f"{name} must be a whole number from 0 to {limit - 1}, got {value!r:.60}"
-            )
+    check_integer("max_new_tokens", max_new_tokens, highest=2**31 - 1)
+    check_integer("seed", seed)
     try:
         right = not isinstance(temperature, (bool, str)) and 0 <= float(temperature) < math.inf
     except (TypeError, ValueError, OverflowError):  # no number, or one that no float can hold

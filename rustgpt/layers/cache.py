@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from rustgpt.errors import ConfigError
+from rustgpt.errors import ConfigError, check_integer
 from rustgpt.layers.memory import Array, Indices
 
 
 class Cache:
     """What layers keep of the tokens that they have seen, in a slot for each text.
 
-    Each layer has one array (slots, length, columns) a name, such as "keys" and "values".
+    Each layer has one array (slots, length, columns) a name, such as "kv" of keys and values.
 
     Parameters
     ----------
@@ -27,12 +27,19 @@ class Cache:
     ----------
     lengths : (slots,) array of int32
         How many tokens of each text were seen.
+
+    Raises
+    ------
+    ConfigError
+        If either is not a whole number from 1 on.
     """
 
     def __init__(self, capacity: int, slots: int = 1) -> None:
+        check_integer("capacity", capacity, 1, 2**31 - 1)
+        check_integer("slots", slots, 1, 2**31 - 1)
         self.capacity = capacity
         self.lengths: Indices = np.zeros(slots, np.int32)
-        self._rows: dict[tuple[object, ...], list[Array]] = {}
+        self._rows: dict[tuple[object, ...], Array] = {}
 
     @property
     def slots(self) -> int:
@@ -42,24 +49,21 @@ class Cache:
     def __copy__(self) -> Cache:
         return copy.deepcopy(self)  # two caches with the same rows would write over each other's
 
-    def rows(
-        self, place: object, names: tuple[str, ...], columns: int, dtype: np.dtype[Any]
-    ) -> list[Array]:
-        """Return an array (slots, S, columns) for each name; see `Context.cached`.
+    def rows(self, place: object, name: str, columns: int, dtype: np.dtype[Any]) -> Array:
+        """Return the array (slots, S, columns) of a name; see `Context.cached`.
 
         Raises
         ------
         ConfigError
             If the texts were seen by a model that has nothing there.
         """
-        key = (place, names, columns, dtype)
+        key = (place, name, columns, dtype.char)
         rows = self._rows.get(key)
         if rows is None:
             if self.lengths.any():
                 raise ConfigError(
-                    f"this cache has {self.lengths.max()} tokens of a text, but no "
-                    f"{' and '.join(names)} of {place}: it belongs to another model"
+                    f"this cache has {self.lengths.max()} tokens of a text, but no {name} of "
+                    f"{place}: it belongs to another model"
                 )
-            rows = [np.empty((self.slots, self.capacity, columns), dtype) for _ in names]
-            self._rows[key] = rows
+            rows = self._rows[key] = np.empty((self.slots, self.capacity, columns), dtype)
         return rows

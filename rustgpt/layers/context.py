@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -18,6 +19,14 @@ Layer = Any  # a rustgpt.layers.layer.Layer; that file imports this one
 
 FIRST: Final = np.zeros(1, np.int32)  # the slot of a single text
 FIRST.flags.writeable = False
+
+
+@functools.lru_cache(1024)
+def offsets_of(*lengths: int) -> Indices:
+    """Return where texts of these lengths begin and end, (B + 1,), to be read only."""
+    offsets = np.array([0, *accumulate(lengths)], np.int32)
+    offsets.flags.writeable = False
+    return offsets
 
 
 class Observer(Protocol):
@@ -62,6 +71,10 @@ class Context:
         How many rows of each text came before.
     """
 
+    _positions: Indices | None = None
+    _taken = _temporaries = _layers = _depth = 0
+    _same = False  # whether the last layer has returned its input, or a view of it
+
     def __init__(
         self,
         offsets: Indices,
@@ -84,12 +97,9 @@ class Context:
         self.shard = shard
         self.observer = observer
         self._gradients = gradients
-        self._positions: Indices | None = None
         self._saved: list[tuple[Layer, tuple[Any, ...]]] = []
         self._memory = self._workspace.activations
-        self._taken = self._temporaries = self._layers = self._depth = 0
-        self._same = False  # whether the last layer has returned its input
-        self._uses: dict[object, int] = {}
+        self._uses: dict[object, int] = {}  # how often a layer has asked for what is cached
         if cache is not None:
             if gradients is not None:
                 raise ConfigError("a pass with a cache has no way back: leave out its `gradients`")
@@ -97,7 +107,7 @@ class Context:
             if slots is None:
                 slots = FIRST if n == 1 else np.arange(n, dtype=np.int32)
             self.slots = slots
-            alone = slots is FIRST and cache.slots == 1
+            alone = slots is FIRST and len(cache.lengths) == 1
             self.starts: Indices = cache.lengths.copy() if alone else cache.lengths[slots]
 
     @property
@@ -181,19 +191,25 @@ class Context:
 
     # The cache
 
-    def cached(self, layer: Layer, names: tuple[str, ...], columns: int) -> list[Array]:
-        """Return what the cache has of `layer` under some names: (slots, S, columns) each.
+    def cached(self, layer: Layer, name: str, columns: int) -> Array:
+        """Return what the cache has of `layer` under a name, (slots, S, columns).
 
         Text b has the slot `slots[b]`; its rows below `starts[b]` are those before, and the layer
         writes the new ones behind them.
+
+        Raises
+        ------
+        ConfigError
+            If the pass has no cache, or that of another model.
         """
-        assert self.cache is not None
+        if self.cache is None:
+            raise ConfigError("this pass has no cache: give its Context a `cache`")
         place: object = layer.path or id(layer)
         use = self._uses.get(place, 0)
         self._uses[place] = use + 1
         if use:  # the layer comes more than once
             place = (place, use)
-        return self.cache.rows(place, names, columns, self.dtype)
+        return self.cache.rows(place, name, columns, self.dtype)
 
     def history(self, layer: Layer, name: str, x: Array) -> Iterator[tuple[slice, Array]]:
         """Yield each text's rows in `x`, and all rows of the text so far, which end with these.
@@ -205,7 +221,7 @@ class Context:
             for first, stop in pairwise(self.offsets):
                 yield slice(first, stop), x[first:stop]
             return
-        (kept,) = self.cached(layer, (name,), x.shape[1])
+        kept = self.cached(layer, name, x.shape[1])  # (slots, S, columns)
         for (first, stop), slot, start in zip(
             pairwise(self.offsets), self.slots, self.starts, strict=True
         ):
@@ -221,7 +237,7 @@ class Context:
         for layer in layers:
             self._begin(keep=self.training)
             out = layer.forward(x, self)
-            self._same = _is_same_memory(out, x)
+            self._same = out is x or out.base is x.base is not None
             x = out
             if self.observer is not None:
                 self.observer.forward(layer, x)
@@ -234,7 +250,7 @@ class Context:
         for layer in reversed(layers):
             self._begin(keep=False)
             dx = layer.backward(dout, self)
-            self._same = _is_same_memory(dx, dout)
+            self._same = dx is dout or dx.base is dout.base is not None
             dout = dx
             if self.observer is not None:
                 self.observer.backward(layer, dout)
@@ -254,8 +270,3 @@ class Context:
                 self._layers += 1
             self._memory = self._workspace.alternating[self._layers % 2]
             self._taken = 0
-
-
-def _is_same_memory(out: Array, x: Array) -> bool:
-    """Whether a layer has returned what it was given, or a view of it."""
-    return out is x or (out.base is not None and out.base is x.base)

@@ -53,6 +53,7 @@ class Layer(metaclass=_Built):
     _owner: Callable[[], object] | None  # a weak reference to its model
     divides_rows = False
     _built = False
+    _changed = False  # whether it has other settings, or inner layers, than when it was built
 
     def __init__(self, dtype: Any = np.float32) -> None:
         self.dtype = np.dtype(dtype)
@@ -98,6 +99,8 @@ class Layer(metaclass=_Built):
             )
         else:
             object.__setattr__(self, name, value)
+            if self._built:
+                own["_changed"] = True
 
     def _children(self) -> Iterator[tuple[str, Layer]]:
         """Yield the attributes that are layers, in the order in which they were set."""

@@ -66,9 +66,9 @@ class SelfAttention(Layer):
         else:
             # For a full cache, so that the size is the same at every token.
             scratch = self._scratch(ctx.cache.capacity, ctx)
-            keys, values = ctx.cached(self, ("keys", "values"), C)
+            kv = ctx.cached(self, "kv", 2 * C)  # (slots, S, 2 C)
             ops.attention_decode(
-                qkv, ctx.offsets, self.n_heads, keys, values, ctx.slots, ctx.starts, heads, scratch
+                qkv, ctx.offsets, self.n_heads, kv, ctx.slots, ctx.starts, heads, scratch
             )  # (N, C)
         ctx.save(self, x, qkv, heads, lse)
         if not self.projection:

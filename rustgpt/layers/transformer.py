@@ -76,7 +76,6 @@ class TransformerBlock(Layer):
     """
 
     by_parts = False
-    _replaced = False  # whether a part is another than the constructor's
 
     def __init__(self, config: ModelConfig, rng: np.random.Generator | None) -> None:
         super().__init__(config.dtype)
@@ -90,7 +89,6 @@ class TransformerBlock(Layer):
         self.feed_forward = FeedForward(C, config.hidden_dim, rng, config.activation, dtype)
         self.norm2 = LayerNorm(C, dtype=dtype)
         self.spec = block_spec(config)
-        self._known = self._settings()
         self._bind_alone()
 
     def _bind_alone(self) -> None:
@@ -101,24 +99,23 @@ class TransformerBlock(Layer):
         super().__setstate__(state)
         self._bind_alone()
 
-    def _settings(self) -> tuple[Any, ...]:
-        """Return what a `BlockSpec` says of the parts, but for the sizes."""
-        return (
-            self.attention.n_heads, self.attention.projection, self.feed_forward.activation,
-            self.pre_norm, self.norm1.epsilon, self.norm2.epsilon,
-        )  # fmt: skip
-
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if self._built and isinstance(value, Layer):
-            vars(self)["_replaced"] = True
+        if name == "by_parts":  # a way to run it, not a setting
+            vars(self)[name] = bool(value)
+        else:
+            super().__setattr__(name, value)
 
     @property
     def fused(self) -> bool:
-        """Whether one kernel runs the whole block; if not, its parts run one after the other."""
-        if self.by_parts or self._replaced or self.flat is None:
-            return False
-        return type(self) is TransformerBlock and self._settings() == self._known
+        """Whether one kernel runs the whole block; if not, its parts run one after the other.
+
+        A block that is changed after it was built runs by parts from then on.
+        """
+        return not (
+            self.by_parts or self._changed or self.attention._changed or self.norm1._changed
+            or self.feed_forward._changed or self.norm2._changed
+            or self.flat is None or type(self) is not TransformerBlock
+        )  # fmt: skip
 
     @property
     def divides_rows(self) -> bool:  # type: ignore[override]
@@ -155,10 +152,10 @@ class TransformerBlock(Layer):
                 x, ctx.offsets, self.flat, self.spec, out, saved, scratch, ctx.bfloat16, ctx.shard
             )
         else:
-            keys, values = ctx.cached(self.attention, ("keys", "values"), self.dim)
+            kv = ctx.cached(self.attention, "kv", 2 * self.dim)
             ops.block_forward(
                 x, ctx.offsets, self.flat, self.spec, out, saved, scratch, ctx.bfloat16, None,
-                keys, values, ctx.slots, ctx.starts,
+                kv, ctx.slots, ctx.starts,
             )  # fmt: skip
         return out
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain
+from itertools import chain
 
 import numpy as np
 
+from rustgpt.layers.context import offsets_of
 from rustgpt.layers.memory import Indices
 from rustgpt.reference.arrays import Barrier, Shard
 
@@ -88,7 +89,7 @@ def _pieces(rows: list[Indices], at_least: int) -> Iterator[list[Indices]]:
 
 def _joined(rows: list[Indices]) -> Piece:
     ids, targets = [row[:-1] for row in rows], [row[1:] for row in rows]
-    offsets = np.array([0, *accumulate(map(len, ids))], np.int32)  # (B + 1,)
+    offsets = offsets_of(*map(len, ids))  # (B + 1,)
     if len(rows) == 1:  # of which a copy would take long, if a step is short
         return Piece(ids[0], targets[0], offsets)
     return Piece(np.concatenate(ids), np.concatenate(targets), offsets)

@@ -96,8 +96,7 @@ def attention_decode(
     qkv: Matrix,  # (N, 3 C): the new rows of each text
     offsets: Indices,  # (B + 1,)
     n_heads: int,
-    keys: OutCache,  # (slots, S, C): rows below the start are used
-    values: OutCache,  # (slots, S, C)
+    kv: OutCache,  # (slots, S, 2 C): keys and values; rows below the start are used
     slots: Indices,  # (B,): the slot of each text, all different
     starts: Indices,  # (B,): how many of its rows came before
     out: OutMatrix,  # (N, C)
@@ -107,12 +106,12 @@ def attention_decode(
     C = out.shape[1]
     for (first, stop), slot, start in zip(pairwise(offsets), slots, starts, strict=True):
         end = start + stop - first
-        keys[slot, start:end] = qkv[first:stop, C : 2 * C]
-        values[slot, start:end] = qkv[first:stop, 2 * C :]
+        kv[slot, start:end] = qkv[first:stop, C:]
+        keys, values = kv[slot, :end, :C], kv[slot, :end, C:]  # (end, C) each
         for h in range(n_heads if first < stop else 0):
             head = slice(h * C // n_heads, (h + 1) * C // n_heads)
-            p, _ = softmax(scores(qkv[first:stop, head], keys[slot, :end, head]))  # (n, end)
-            out[first:stop, head] = mix(p, values[slot, :end, head])  # (n, D)
+            p, _ = softmax(scores(qkv[first:stop, head], keys[:, head]))  # (n, end)
+            out[first:stop, head] = mix(p, values[:, head])  # (n, D)
 
 
 KERNELS = (attention_scratch_size, attention_forward, attention_backward, attention_decode)

@@ -122,8 +122,7 @@ def block_forward(
     scratch: OutVector,
     bfloat16: bool = False,  # whether the linear products round to it
     shard: Shard | None = None,  # this thread's, of several
-    keys: OutCache | None = None,  # (slots, S, C): see attention_decode
-    values: OutCache | None = None,  # (slots, S, C)
+    kv: OutCache | None = None,  # (slots, S, 2 C): see attention_decode
     slots: Indices | None = None,  # (B,)
     starts: Indices | None = None,  # (B,)
 ) -> None:
@@ -132,20 +131,20 @@ def block_forward(
     With a cache the texts go on, and see the rows before; there is no way back then.
     """
     check_whole(shard)
-    cache = (keys, values, slots, starts)
+    cache = (kv, slots, starts)
     if any(part is None for part in cache) and any(part is not None for part in cache):
-        raise ValueError("keys, values, slots and starts must all be given, or none")
+        raise ValueError("kv, slots and starts must all be given, or none")
     if saved is None:
         saved = np.empty(block_saved_size(spec, len(x)), x.dtype)
     block, s = Parts(spec, parameters, bfloat16), saved_rows(spec, saved, len(x))
 
     def attention(rows: Array) -> Array:  # (N, C) -> (N, C)
         s["qkv"][...] = block.linear(rows, "attention.qkv_weight", "attention.qkv_bias")  # (N, 3 C)
-        if keys is None or values is None or slots is None or starts is None:
+        if kv is None or slots is None or starts is None:
             attention_forward(s["qkv"], offsets, spec.n_heads, s["heads"], s["lse"], scratch)
         else:
             attention_decode(
-                s["qkv"], offsets, spec.n_heads, keys, values, slots, starts, s["heads"], scratch
+                s["qkv"], offsets, spec.n_heads, kv, slots, starts, s["heads"], scratch
             )
         return block.project(s["heads"])
 

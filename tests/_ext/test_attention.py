@@ -187,28 +187,26 @@ def test_decode_piece_by_piece_is_forward(kernels, rng, dtype, close, pieces):
     T, H, C = sum(pieces), 2, 6
     qkv = rng.standard_normal((T, 3 * C)).astype(dtype)
     expected, _ = forward(kernels, qkv, (T,), H)
-    keys, values = np.full((2, 3, T + 3, C), np.nan, dtype)  # three slots
+    kv = np.full((3, T + 3, 2 * C), np.nan, dtype)  # three slots
     scratch = np.full(kernels.attention_scratch_size(T, C // H), np.nan, dtype)
     out, start = np.full((T, C), np.nan, dtype), 0
     for n in pieces:
         rows, (slot, before) = slice(start, start + n), np.array([[1], [start]], np.int32)
         kernels.attention_decode(
-            qkv[rows], offsets_of([n]), H, keys, values, slot, before, out[rows], scratch
+            qkv[rows], offsets_of([n]), H, kv, slot, before, out[rows], scratch
         )
         start += n
     close(out, expected)
-    np.testing.assert_array_equal(keys[1, :T], qkv[:, C : 2 * C])
-    np.testing.assert_array_equal(values[1, :T], qkv[:, 2 * C :])
-    for cache in (keys, values):
-        cache[1, :T] = np.nan
-        assert np.isnan(cache).all()
+    np.testing.assert_array_equal(kv[1, :T], qkv[:, C:])
+    kv[1, :T] = np.nan
+    assert np.isnan(kv).all()
 
 
 def test_texts_go_on_each_in_its_slot(kernels, dtype, rng, close):
     H, C = 2, 6
     texts = [rng.standard_normal((T, 3 * C)).astype(dtype) for T in (9, 4, 6)]
     expected = [forward(kernels, qkv, (len(qkv),), H)[0] for qkv in texts]
-    keys, values = np.full((2, 5, 9, C), np.nan, dtype)
+    kv = np.full((5, 9, 2 * C), np.nan, dtype)
     scratch = np.full(kernels.attention_scratch_size(9, C // H), np.nan, dtype)
     slots, done = np.array([4, 0, 2], np.int32), np.zeros(3, np.int32)
     for new in [(3, 0, 1), (1, 1, 1), (0, 3, 0), (5, 0, 4)]:
@@ -216,7 +214,7 @@ def test_texts_go_on_each_in_its_slot(kernels, dtype, rng, close):
         rows = [texts[t][done[t] : done[t] + new[t]] for t in order]
         out = np.full((sum(new), C), np.nan, dtype)
         kernels.attention_decode(
-            np.concatenate(rows), offsets_of([new[t] for t in order]), H, keys, values,
+            np.concatenate(rows), offsets_of([new[t] for t in order]), H, kv,
             slots[order], done[order], out, scratch,
         )  # fmt: skip
         close(out, np.concatenate([expected[t][done[t] : done[t] + new[t]] for t in order]))

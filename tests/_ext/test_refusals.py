@@ -276,7 +276,7 @@ def cache_error(compiled, arguments, call):
 
     def found(change):
         given = arguments(call, "float32", capacity=6)
-        before = {name: given[name].copy() for name in ("keys", "values", "out")}
+        before = {name: given[name].copy() for name in ("kv", "out")}
         kind, message = error_of(compiled, kernel_of(call), given, change)
         assert kind is ValueError
         for name, value in before.items():
@@ -311,7 +311,7 @@ def test_two_texts_in_one_slot_are_refused(cache_error):
 
 
 @pytest.mark.parametrize("call", ["block_forward, cache"])
-@pytest.mark.parametrize("missing", ["keys", "values", "slots", "starts"])
+@pytest.mark.parametrize("missing", ["kv", "slots", "starts"])
 def test_a_cache_is_given_whole_or_not_at_all(cache_error, missing):
-    expected = "keys, values, slots and starts must all be given, or none"
+    expected = "kv, slots and starts must all be given, or none"
     assert expected in cache_error({missing: None})

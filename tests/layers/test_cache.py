@@ -28,27 +28,28 @@ def test_a_new_cache_has_seen_nothing():
 
 def test_a_cache_keeps_rows_for_each_place_and_name(dtype):
     cache = Cache(9, slots=2)
-    keys, values = cache.rows("layers.1", ("keys", "values"), 4, np.dtype(dtype))
-    assert keys.shape == values.shape == (2, 9, 4)
-    assert keys.dtype == values.dtype == dtype
-    others = [
-        *cache.rows("layers.2", ("keys", "values"), 4, np.dtype(dtype)),
-        *cache.rows("layers.1", ("x",), 4, np.dtype(dtype)),
-    ]
-    for i, array in enumerate([keys, values, *others]):
-        assert not any(np.shares_memory(array, other) for other in [keys, values, *others][:i])
-    again = cache.rows("layers.1", ("keys", "values"), 4, np.dtype(dtype))
-    assert again[0] is keys
-    assert again[1] is values
+    kv = cache.rows("layers.1", "kv", 4, np.dtype(dtype))
+    assert kv.shape == (2, 9, 4)
+    assert kv.dtype == dtype
+    for place, name in (("layers.2", "kv"), ("layers.1", "x")):
+        assert not np.shares_memory(kv, cache.rows(place, name, 4, np.dtype(dtype)))
+    assert cache.rows("layers.1", "kv", 4, np.dtype(dtype)) is kv
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 4.5, True, "4", 2**31])
+@pytest.mark.parametrize("name", ["capacity", "slots"])
+def test_a_cache_of_no_size_is_refused(name, wrong):
+    with pytest.raises(ConfigError, match=f"{name} must be a whole number from 1 to 2147483647"):
+        Cache(**{"capacity": 4} | {name: wrong})
 
 
 def test_a_cache_with_texts_that_a_layer_has_not_seen_belongs_to_another_model():
     cache = Cache(9, slots=2)
-    cache.rows("layers.1", ("keys",), 4, FLOAT64)
+    cache.rows("layers.1", "kv", 4, FLOAT64)
     cache.lengths[1] = 5
-    cache.rows("layers.1", ("keys",), 4, FLOAT64)
-    with pytest.raises(ConfigError, match=r"5 tokens.*no keys and values of layers\.2"):
-        cache.rows("layers.2", ("keys", "values"), 4, FLOAT64)
+    cache.rows("layers.1", "kv", 4, FLOAT64)
+    with pytest.raises(ConfigError, match=r"5 tokens.*no kv of layers\.2"):
+        cache.rows("layers.2", "kv", 4, FLOAT64)
 
 
 def test_a_model_refuses_the_cache_of_a_smaller_one(backend, small, letters):

@@ -356,17 +356,23 @@ def test_history_with_a_cache_is_what_came_before_too():
     ]  # fmt: skip
 
 
+def test_what_is_cached_is_asked_for_in_vain_without_a_cache(context):
+    layer = Scale()
+    with pytest.raises(ConfigError, match="no cache: give its Context a `cache`"):
+        context(layer, 1).cached(layer, "x", 3)
+
+
 def test_layers_do_not_find_what_others_have_in_the_cache(context):
     one, two, cache = Scale(), Scale(), Cache(5, slots=2)
     ctx = context(one, 1, 1, cache=cache)
-    found = [ctx.cached(layer, ("x",), 3)[0] for layer in (one, two, one, two, one)]
+    found = [ctx.cached(layer, "x", 3) for layer in (one, two, one, two, one)]
     for i, array in enumerate(found):
         assert array.shape == (2, 5, 3)
         assert not any(np.shares_memory(array, other) for other in found[:i])
     again = context(one, 1, 1, cache=cache)
-    assert again.cached(one, ("x",), 3)[0] is found[0]
-    assert again.cached(one, ("x",), 3)[0] is found[2]
-    assert again.cached(two, ("x",), 3)[0] is found[1]
+    assert again.cached(one, "x", 3) is found[0]
+    assert again.cached(one, "x", 3) is found[2]
+    assert again.cached(two, "x", 3) is found[1]
 
 
 # A layer that comes twice

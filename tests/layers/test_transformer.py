@@ -269,12 +269,13 @@ def test_a_changed_block_is_one_that_was_built_so(build, x, run, close, change, 
         close(value, expected[name], 20)
 
 
-def test_a_setting_that_is_put_back_lets_one_kernel_run_it_again(build):
+def test_parameters_and_by_parts_are_no_changes(build):
     layer = build()
-    epsilon = layer.norm1.epsilon
-    set_epsilon1(layer)
+    layer.norm1.weight = np.ones(6)
+    layer.attention.qkv_weight[...] = 1
+    layer.by_parts = True
     assert not layer.fused
-    layer.norm1.epsilon = epsilon
+    layer.by_parts = False
     assert layer.fused
     assert divides_rows(layer)
 
