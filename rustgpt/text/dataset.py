@@ -17,8 +17,6 @@ from typing import Final
 from rustgpt.errors import ConfigError, DataError
 from rustgpt.text.vocab import END
 
-__all__ = ["Dataset", "chat_prompt", "load_texts", "split_chat"]
-
 StrPath = str | os.PathLike[str]
 
 BUNDLED: Final = {"en": [""], "zh": ["_zh"], "all": ["", "_zh"]}  # language: endings of file names

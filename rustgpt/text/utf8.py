@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["Utf8Stream"]
-
 
 class Utf8Stream:
     """Decodes UTF-8, turns what is not UTF-8 into U+FFFD, and lets lone surrogates pass.
