@@ -19,16 +19,13 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from io import BufferedReader
-from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from rustgpt.errors import CheckpointError
 from rustgpt.folder_lock import FolderLock
-
-__all__ = ["OpenFiles", "explained", "load", "locked", "read_json", "reason", "save"]
 
 FORMAT: Final = "rustgpt"
 VERSION: Final = 1
@@ -63,23 +60,16 @@ def save(
     fields: Mapping[str, Any],
     files: Mapping[str, Iterable[bytes | memoryview]],
 ) -> None:
-    """Write a set of files; whatever happens meanwhile, the folder holds the old one or the new.
+    """Write a set of files, as `checkpoint.save` does.
 
     Parameters
     ----------
     folder
-        Is made where there is none. It is locked meanwhile, unless it is a `FolderLock` that the
-        caller has entered.
+        As there; see `locked`.
     fields
         What else config.json says.
     files
         The contents of each, in parts, by name: lower-case words with an ending.
-
-    Raises
-    ------
-    CheckpointError
-        If they cannot be written, or another process keeps the folder. The message says which set
-        is on disk.
     """
     for name in files:
         _check_name(name, _named(folder))
@@ -146,10 +136,7 @@ def _write(path: Path, parts: Iterable[bytes | memoryview]) -> str:
 def _settle(folder: Path, names: Iterable[str]) -> set[str]:
     """Rename the new files that config.json means and sweep the others; return what it names.
 
-    Parameters
-    ----------
-    names
-        Of files that are about to be written.
+    `names` are those of files that are about to be written.
     """
     try:
         files = _read_config(folder)["files"]
@@ -195,15 +182,50 @@ class OpenFiles:
         Where they are, and what config.json says.
     """
 
-    def __init__(
-        self, folder: Path, content: dict[str, Any], candidates: dict[str, list[BufferedReader]]
-    ) -> None:
+    def __init__(self, folder: Path, needed: Iterable[str]) -> None:
         self.folder = folder
-        self.content = content
-        self._candidates = candidates  # by name: NAME.new and NAME, as far as they are there
         self._found: dict[str, BufferedReader] = {}
+        with explained(f"cannot load a model from {folder}"), ExitStack() as opened:
+            self.content = _read_config(folder)
+            # By name, NAME.new and NAME, as far as they are there. The new ones are opened first:
+            # a file that is not there has just been given its old name.
+            self._candidates = {
+                name: [
+                    opened.enter_context(file)
+                    for path in (folder / (name + NEW), folder / name)
+                    if (file := _opened(path)) is not None
+                ]
+                for name in self.content["files"]
+            }
+            for name in needed:
+                self.file(name)
+            self._opened = opened.pop_all()
 
-    def __enter__(self) -> OpenFiles:
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], needed: Iterable[str]) -> Self:
+        """Open a set of files.
+
+        Parameters
+        ----------
+        needed
+            The names of those that must be there, undamaged; the others are checked when they are
+            asked for.
+
+        Raises
+        ------
+        CheckpointError
+            If there is no set, or a file that is needed is missing, damaged or from another save.
+        """
+        path = _named(folder)
+        while True:
+            version = _version(path)
+            try:
+                return cls(path, needed)
+            except CheckpointError:
+                if _version(path) == version:  # otherwise a save has come between
+                    raise
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -211,8 +233,7 @@ class OpenFiles:
 
     def close(self) -> None:
         """Let go of the files."""
-        for file in chain(*self._candidates.values()):
-            file.close()
+        self._opened.close()
 
     def __contains__(self, name: str) -> bool:
         return name in self.content["files"]
@@ -244,49 +265,6 @@ class OpenFiles:
         raise CheckpointError(f"{path} is damaged or from another save than {CONFIG}")
 
 
-def load(folder: str | os.PathLike[str], needed: Iterable[str]) -> OpenFiles:
-    """Open a set of files.
-
-    Parameters
-    ----------
-    needed
-        The names of those that must be there, undamaged; the others are checked when they are
-        asked for.
-
-    Raises
-    ------
-    CheckpointError
-        If there is no set, or a file that is needed is missing, damaged or from another save.
-    """
-    path = _named(folder)
-    while True:
-        version = _version(path)
-        try:
-            return _open(path, needed)
-        except CheckpointError:
-            if _version(path) == version:  # otherwise a save has come between
-                raise
-
-
-def _open(folder: Path, needed: Iterable[str]) -> OpenFiles:
-    with explained(f"cannot load a model from {folder}"), ExitStack() as opened:
-        content = _read_config(folder)
-        # The new names first: a file that is not there has just been given its old name.
-        candidates = {
-            name: [
-                opened.enter_context(file)
-                for path in (folder / (name + NEW), folder / name)
-                if (file := _opened(path)) is not None
-            ]
-            for name in content["files"]
-        }
-        found = OpenFiles(folder, content, candidates)
-        for name in needed:
-            found.file(name)
-        opened.pop_all()
-        return found
-
-
 def _named(folder: str | os.PathLike[str]) -> Path:
     """Return the path of a folder, or raise CheckpointError if it has no name."""
     try:
@@ -311,11 +289,12 @@ def _version(folder: Path) -> object:
 def _read_config(folder: Path) -> dict[str, Any]:
     """Check config.json, and return what it says, without its own digest."""
     path = folder / CONFIG
-    if not _is_file(path):
+    file = _opened(path)
+    if file is None:
         raise CheckpointError(
             f"there is no model in {folder} (no {CONFIG}): train one with rustgpt train"
         )
-    with open(path, "rb") as file:
+    with file:
         text = read_json(file, path)
     try:
         content = json.loads(text.decode())
@@ -340,26 +319,19 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _opened(path: Path) -> BufferedReader | None:
-    """Open a file; None if there is none."""
-    with suppress(FileNotFoundError):  # also one that goes just now
-        return open(path, "rb") if _is_file(path) else None
+    """Open a file; None if there is none.
+
+    Path.is_file would from Python 3.14 on say "no" where it was not allowed to look.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):  # also one that goes just now
+        return open(path, "rb") if stat.S_ISREG(path.stat().st_mode) else None
     return None
-
-
-def _is_file(path: Path) -> bool:
-    """Path.is_file, which from Python 3.14 on says "no" where it was not allowed to look."""
-    try:
-        return stat.S_ISREG(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
 
 
 def _file_digest(path: Path) -> str:
     """Return the SHA-256 of a file, or "" if there is none."""
-    if not _is_file(path):
-        return ""
-    with open(path, "rb") as file:
-        return _digest(file)
+    with _opened(path) or nullcontext() as file:
+        return _digest(file) if file else ""
 
 
 def _digest(file: BufferedReader) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol, SupportsIndex
 
 import numpy as np
@@ -15,9 +14,7 @@ from numpy.typing import NDArray
 from rustgpt.errors import DataError, TokenizerError
 from rustgpt.text.units import GLUED, NEWLINE, SPACE, Spacing, cut, kinds_of
 from rustgpt.text.utf8 import Utf8Stream
-from rustgpt.text.vocab import END, END_ID, FIRST_BYTE, FORMAT, JOIN, PIECE, SPACE_MARK, Vocab
-
-__all__ = ["TextStream", "Tokenizer", "WordTokenizer", "read_tokenizer", "token_ids"]
+from rustgpt.text.vocab import END, END_ID, FIRST_BYTE, JOIN, PIECE, SPACE_MARK, Vocab
 
 # The space before the end token and the white space behind it belong to the notation.
 _END: Final = re.compile(rf" ?{END}\s*")
@@ -88,8 +85,7 @@ class WordTokenizer:
 
     def __init__(self, vocab: Vocab) -> None:
         self.vocab = vocab
-        pieces = [len(token) - len(PIECE) for token in vocab.tokens if token.startswith(PIECE)]
-        self._longest = {"": max(map(len, vocab.tokens)), PIECE: max(pieces, default=0)}
+        self._longest = max(map(len, vocab.tokens))
         self._shapes = [_shape(token) for token in vocab.tokens]
 
     @property
@@ -219,9 +215,8 @@ class WordTokenizer:
         ids: list[int] = []
         start, prefix = 0, ""
         while start < len(unit):
-            for end in range(min(len(unit), start + self._longest[prefix]), start, -1):
-                token = known.get(prefix + unit[start:end])
-                if token is not None:
+            for end in range(min(len(unit), start + self._longest), start, -1):
+                if (token := known.get(prefix + unit[start:end])) is not None:
                     ids.append(token)
                     break
             else:
@@ -280,33 +275,6 @@ class TextStream:
             for kind in kinds_of(text):
                 self._spacing.advance(kind)
         return text
-
-
-# Which class reads a tokenizer.json, by the format that it names.
-READERS: Final[dict[str, Callable[[str], Tokenizer]]] = {FORMAT: WordTokenizer.from_json}
-
-
-def read_tokenizer(text: str) -> Tokenizer:
-    """Read a tokenizer of any format that is known here.
-
-    Raises
-    ------
-    TokenizerError
-        If the text is not in one of these formats, or damaged.
-    """
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError, MemoryError):
-        content = None
-    found = content.get("format") if isinstance(content, dict) else None
-    if found is None:
-        return WordTokenizer.from_json(text)  # which says what is wrong
-    if not isinstance(found, str) or found not in READERS:
-        raise TokenizerError(
-            f"the tokenizer is of the format {found!r:.60}, which is none of {', '.join(READERS)}: "
-            "one of your own is read with LLM.load(folder, tokenizer=Class)"
-        )
-    return READERS[found](text)
 
 
 def token_ids(ids: Sequence[int] | NDArray[Any], size: int, lowest: int = 0) -> NDArray[np.int32]:
