@@ -12,7 +12,6 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Annotated, Any, ClassVar, get_args, get_origin
 
 import numpy as np
@@ -187,21 +186,23 @@ def _wrong_array(
     return None
 
 
-class _OneThread:
-    """Keeps every BLAS of the process on one thread, in a `with`.
+class single_threaded_blas:
+    """Keeps every BLAS of the process on one thread, in a `with`: whole threads fill the cores.
 
-    Of all that are entered at the same time, the first limits and the last restores, whichever
-    threads they are in. One that was torn away before its end, by Ctrl-C, counts no more.
+    Two OpenBLAS pools (NumPy's and SciPy's) beside our threads fight for the cores and make small
+    products many times slower. Of all that are entered at the same time, the first limits and the
+    last restores, whichever threads they are in. One that was torn away before its end, by Ctrl-C,
+    counts no more.
     """
 
     _lock = threading.RLock()  # a weak reference may die at any moment
-    _entered: ClassVar[weakref.WeakSet[_OneThread]] = weakref.WeakSet()
+    _entered: ClassVar[weakref.WeakSet[single_threaded_blas]] = weakref.WeakSet()
     _libraries: list[Any] | None = None
     _step_down: tuple[Callable[..., object], ...] = ()
     _before: tuple[int, ...] = ()  # threads of each library, while there is a limit
 
     def __enter__(self) -> None:
-        kind = _OneThread
+        kind = single_threaded_blas
         with kind._lock:
             kind._entered.add(self)  # first: another's end, at any moment, would restore
             if not kind._before:
@@ -210,7 +211,7 @@ class _OneThread:
                 kind._set((1,) * len(libraries))
 
     def __exit__(self, *_: object) -> None:
-        kind = _OneThread
+        kind = single_threaded_blas
         with kind._lock:
             kind._entered.discard(self)
             if kind._before and not kind._entered:
@@ -245,12 +246,3 @@ class _OneThread:
         """Have threadpoolctl (from 3.7 on) listen not only to the thread that set first."""
         for function in cls._step_down:
             function(force=True)
-
-
-def single_threaded_blas() -> AbstractContextManager[None]:
-    """Keep every BLAS of the process on one thread: the cores are kept busy by whole threads.
-
-    Two OpenBLAS pools (NumPy's and SciPy's) beside our threads fight for the cores and make small
-    products many times slower. Any number of threads may be within at once.
-    """
-    return _OneThread()
