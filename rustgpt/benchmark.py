@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -41,17 +42,11 @@ class Vocabulary(WordTokenizer):
         Ends a text; -1 for none.
     """
 
+    vocab_size: int = 0
+    end_id: int = 0
+
     def __init__(self, size: int, end_id: int = 0) -> None:
-        self._size = size
-        self._end_id = end_id
-
-    @property
-    def vocab_size(self) -> int:
-        return self._size
-
-    @property
-    def end_id(self) -> int:
-        return self._end_id
+        self.vocab_size, self.end_id = size, end_id
 
 
 class Limits:
@@ -79,23 +74,16 @@ class Limits:
 
     def measure(self) -> None:
         """Measure once more; keep every BLAS on one thread meanwhile."""
-        amount = 2 * PRODUCT**3
-        self._rates[FLOPS].append(self._rate(self._product, self._matrices, amount))
-        amount = 2 * self._memory[0][0].nbytes  # read and written
-        if amount:
-            self._rates[BYTES].append(self._rate(np.copyto, self._memory, amount))
+        self._rates[FLOPS].append(self._rate(self._product, self._matrices, 2 * PRODUCT**3))
+        if size := self._memory[0][0].nbytes:  # which are read and written
+            self._rates[BYTES].append(self._rate(np.copyto, self._memory, 2 * size))
 
     def _rate(self, work: Callable[..., object], arrays: list[list[Any]], amount: int) -> float:
         """Return how much (in 1e9) all threads do in a second."""
-
-        def repeat(mine: list[Any]) -> None:
-            for _ in range(REPEATS):
-                work(*mine)
-
         with ThreadPoolExecutor(self.threads) as pool:
             list(pool.map(lambda mine: work(*mine), arrays))  # starts the threads
             began = time.perf_counter()
-            list(pool.map(repeat, arrays))
+            list(pool.map(lambda mine: [work(*mine) for _ in range(REPEATS)], arrays))
             seconds = time.perf_counter() - began
         return self.threads * REPEATS * amount / seconds / 1e9
 
@@ -168,6 +156,7 @@ class Profile:
     share_between: float
 
 
+@dataclass
 class Benchmark:
     """Trains a model on random tokens, at a learning rate of 0: it stays as it is.
 
@@ -178,11 +167,11 @@ class Benchmark:
     training
         Batch size, threads, seed and the optimizer's settings.
     context
-        T, tokens of each text; by default as many as the model can see.
+        T, tokens of each text; 0 for as many as the model can see.
     seconds
         How long each measurement takes, beside its first two steps, which do not count.
     steps
-        How many steps it has instead.
+        How many steps it has instead, unless 0.
 
     Raises
     ------
@@ -190,23 +179,18 @@ class Benchmark:
         If the model cannot see so many tokens.
     """
 
-    def __init__(
-        self,
-        model: LLM,
-        training: TrainConfig,
-        context: int | None = None,
-        seconds: float = 5.0,
-        steps: int | None = None,
-    ) -> None:
-        self.model = model
-        self.training = training
-        self.context = context or model.max_seq_len
-        self.seconds = seconds
-        self.steps = steps
-        if not 1 <= self.context <= model.max_seq_len:
+    model: LLM
+    training: TrainConfig
+    context: int = 0
+    seconds: float = 5.0
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        most = self.model.max_seq_len
+        self.context = self.context or most
+        if not 1 <= self.context <= most:
             raise ConfigError(
-                f"context must be from 1 to the model's max_seq_len {model.max_seq_len}, got "
-                f"{context}"
+                f"context must be from 1 to the model's max_seq_len {most}, got {self.context}"
             )
 
     @property
@@ -287,6 +271,7 @@ class Benchmark:
         shape = self.training.batch_size, self.context + 1
         batch = list(rng.integers(0, self.model.tokenizer.vocab_size, shape, np.int32))
         taken: list[float] = []
+        steps, seconds = (self.steps, math.inf) if self.steps else (math.inf, self.seconds)
         with Stepper(self.model, self.training) as stepper:
             for _ in range(WARM_UP):
                 stepper.step(batch, 0.0)
@@ -294,7 +279,7 @@ class Benchmark:
                 profiler.clear()
             limits.measure()
             began = measured = time.perf_counter()
-            while not self._enough(taken, began):
+            while len(taken) < steps and (not taken or time.perf_counter() - began <= seconds):
                 step_began = time.perf_counter()
                 stepper.step(batch, 0.0)
                 taken.append(time.perf_counter() - step_began)
@@ -305,12 +290,6 @@ class Benchmark:
                     measured = time.perf_counter()
             limits.measure()
         return taken
-
-    def _enough(self, taken: list[float], began: float) -> bool:
-        """Whether as many steps, or seconds, were measured as asked for."""
-        if self.steps:
-            return len(taken) >= self.steps
-        return bool(taken) and time.perf_counter() - began > self.seconds
 
 
 @contextmanager

@@ -6,11 +6,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rustgpt.errors import CheckpointError, ConfigError
+from rustgpt.folder_lock import FolderLock
 
 if TYPE_CHECKING:
     from rustgpt.config import ModelConfig
@@ -32,15 +33,27 @@ def explained_folder(name: str) -> Iterator[None]:
         ) from None
 
 
-def check_link(name: str) -> None:
-    """Raise ConfigError if a folder's name is a link that leads nowhere."""
+@contextmanager
+def own_folder(name: str, overwrite: bool) -> Iterator[FolderLock]:
+    """Keep the folder that a model will be saved in for oneself, and see that it may be.
+
+    Raises
+    ------
+    ConfigError
+        If the folder cannot be made or written to, or as `check_folder`.
+    """
     folder = Path(name)
-    with explained_folder(name):
-        if folder.is_symlink() and not folder.exists():
-            raise ConfigError(
-                f"{name!r} is a link to {os.readlink(folder)!r}, which is not there: mend the link "
-                "or choose another folder with --out"
-            )
+    lock = FolderLock(folder, SHORT_WAIT)
+    with ExitStack() as held:
+        with explained_folder(name):
+            if folder.is_symlink() and not folder.exists():
+                raise ConfigError(
+                    f"{name!r} is a link to {os.readlink(folder)!r}, which is not there: mend the "
+                    "link or choose another folder with --out"
+                )
+            held.enter_context(lock)
+        check_folder(name, overwrite)
+        yield lock
 
 
 def check_folder(name: str, overwrite: bool) -> None:

@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rustgpt import __version__
-from rustgpt.cli.options import path
+from rustgpt.cli.options import add_json, add_model
 from rustgpt.cli.terminal import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `rustgpt info`."""
-    parser.add_argument(
-        "model", nargs="?", type=path, metavar="MODEL", help="a model's folder; none: the machine"
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_model(parser, "a model's folder; none: the machine", nargs="?")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,11 +41,9 @@ def machine() -> dict[str, Any]:
     backend = backend_name()
     chosen, available = None, []
     if backend == "cython":
-        import rustgpt._ext.cpu
-        from rustgpt._ext import instruction_set
+        from rustgpt._ext import available_instruction_sets, instruction_set
 
-        chosen = instruction_set()
-        available = [*rustgpt._ext.cpu.instruction_sets(), "plain"]
+        chosen, available = instruction_set(), available_instruction_sets()
     return {
         "rustgpt": __version__,
         "python": platform.python_version(),
@@ -80,19 +76,9 @@ def _blas() -> dict[str, Any]:
 
     found = [library for library in threadpool_info() if library["user_api"] == "blas"]
     # NumPy's own lies in numpy.libs, under a file name that speaks of SciPy too.
-    of_scipy = [
-        library
-        for library in found
-        if any(part.startswith("scipy") for part in Path(str(library["filepath"])).parts[:-1])
-    ]
-    if not found:
-        return {"name": None, "version": None, "threads": None}
-    library = (of_scipy or found)[0]
-    return {
-        "name": library["internal_api"],
-        "version": library["version"],
-        "threads": library["num_threads"],
-    }
+    found.sort(key=lambda library: "/scipy" not in Path(library["filepath"]).parent.as_posix())
+    keys = {"name": "internal_api", "version": "version", "threads": "num_threads"}
+    return {name: found[0][key] if found else None for name, key in keys.items()}
 
 
 def _plain(value: Any) -> str:

@@ -45,16 +45,11 @@ class Keeper:
     def after_step(self, step: Step) -> None:
         """Save if it is time."""
         if self._every and time.monotonic() - self._last >= self._every:
-            self._save_and_go_on(f"at {step.phase}, step {step.number:,} of {step.total:,}")
+            self.save(f"at {step.phase}, step {step.number:,} of {step.total:,}")
 
-    def after_phase(self, phase: str) -> None:
-        """Save."""
-        self._save_and_go_on(f"after the {phase}")
-
-    def _save_and_go_on(self, when: str) -> None:
-        if self._saved == self._trainer.steps:
-            return
-        if error := self._save(when):
+    def save(self, when: str) -> None:
+        """Save, unless that was done after this step; an error is told and no more."""
+        if self._saved != self._trainer.steps and (error := self._save(when)):
             note(f"rustgpt: {error}; the training goes on")
 
     def _save(self, when: str) -> CheckpointError | None:
@@ -76,10 +71,7 @@ class Keeper:
         CheckpointError
             If it is not in its folder; the message says where it is.
         """
-        if self._saved == self._trainer.steps:
-            return
-        error = self._save("at the end")
-        if error is None:
+        if self._saved == self._trainer.steps or not (error := self._save("at the end")):
             return
         refuge = ""
         try:

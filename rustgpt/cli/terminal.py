@@ -60,7 +60,7 @@ def note(text: str) -> None:
             _write(sys.stderr, text + "\n")
 
 
-def complain(error: BaseException) -> None:
+def complain(error: object) -> None:
     """Write an error to standard error, in one line."""
     note("rustgpt: error: " + " ".join(str(error).splitlines()))
 
