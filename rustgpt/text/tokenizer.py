@@ -16,6 +16,8 @@ from rustgpt.text.units import GLUED, NEWLINE, SPACE, Spacing, cut, kinds_of
 from rustgpt.text.utf8 import Utf8Stream
 from rustgpt.text.vocab import END, END_ID, FIRST_BYTE, JOIN, PIECE, SPACE_MARK, Vocab
 
+Ids = Sequence[SupportsIndex]
+
 # The space before the end token and the white space behind it belong to the notation.
 _END: Final = re.compile(rf" ?{END}\s*")
 
@@ -49,15 +51,11 @@ class Tokenizer(Protocol):
         """Turn text into token ids; `allow_special` for training data, in which text may end."""
 
     def decode(
-        self,
-        ids: Iterable[SupportsIndex],
-        skip_special: bool = True,
-        *,
-        after: Sequence[SupportsIndex] = (),
+        self, ids: Iterable[SupportsIndex], skip_special: bool = True, *, after: Ids = ()
     ) -> str:
         """Turn token ids into the text that they append to that of the tokens `after`."""
 
-    def stream(self, skip_special: bool = True, *, after: Sequence[SupportsIndex] = ()) -> Stream:
+    def stream(self, skip_special: bool = True, *, after: Ids = ()) -> Stream:
         """Return what turns tokens into text one by one."""
 
     def to_json(self) -> str:
@@ -144,11 +142,7 @@ class WordTokenizer:
         return [self.vocab.tokens[i] for i in self.encode(text, allow_special)]
 
     def decode(
-        self,
-        ids: Iterable[SupportsIndex],
-        skip_special: bool = True,
-        *,
-        after: Sequence[SupportsIndex] = (),
+        self, ids: Iterable[SupportsIndex], skip_special: bool = True, *, after: Ids = ()
     ) -> str:
         """Turn token ids, of whatever origin, into text.
 
@@ -169,9 +163,7 @@ class WordTokenizer:
         stream = self.stream(skip_special, after=after)
         return "".join([*map(stream.push, _iterate(ids)), stream.finish()])
 
-    def stream(
-        self, skip_special: bool = True, *, after: Sequence[SupportsIndex] = ()
-    ) -> TextStream:
+    def stream(self, skip_special: bool = True, *, after: Ids = ()) -> TextStream:
         """Return what turns tokens into text one by one; see `TextStream`."""
         return TextStream(self, skip_special, after=after)
 
@@ -241,11 +233,7 @@ class TextStream:
     """
 
     def __init__(
-        self,
-        tokenizer: WordTokenizer,
-        skip_special: bool = True,
-        *,
-        after: Sequence[SupportsIndex] = (),
+        self, tokenizer: WordTokenizer, skip_special: bool = True, *, after: Ids = ()
     ) -> None:
         self._shapes = tokenizer._shapes
         self._end = "" if skip_special else END
