@@ -86,7 +86,10 @@ def _save(
         with explained(f"cannot save a model in {folder}{before}"):
             folder.mkdir(parents=True, exist_ok=True)
             old = _settle(folder, files)
-            _write_new(folder, fields, files)
+            digests = {name: _write(folder / (name + NEW), parts) for name, parts in files.items()}
+            content = {"format": FORMAT, "version": VERSION, **fields, "files": digests}
+            content["sha256"] = _content_digest(content)
+            _write(folder / (CONFIG + NEW), [json.dumps(content, indent=2).encode() + b"\n"])
             _sync(folder)
             os.replace(folder / (CONFIG + NEW), folder / CONFIG)
         with explained(
@@ -102,16 +105,6 @@ def _save(
         _rename(folder, files)
         for name in old - set(files):  # of which config.json speaks no more
             (folder / name).unlink(missing_ok=True)
-
-
-def _write_new(
-    folder: Path, fields: Mapping[str, Any], files: Mapping[str, Iterable[bytes | memoryview]]
-) -> None:
-    """Write all files under their new names, config.json last."""
-    digests = {name: _write(folder / (name + NEW), parts) for name, parts in files.items()}
-    content = {"format": FORMAT, "version": VERSION, **fields, "files": digests}
-    content["sha256"] = _content_digest(content)
-    _write(folder / (CONFIG + NEW), [json.dumps(content, indent=2).encode() + b"\n"])
 
 
 def _check_name(name: object, where: Path) -> None:
@@ -239,13 +232,7 @@ class OpenFiles:
         return name in self.content["files"]
 
     def file(self, name: str) -> BufferedReader:
-        """Return an open file, undamaged and at its beginning.
-
-        Raises
-        ------
-        CheckpointError
-            If it is missing, damaged or from another save.
-        """
+        """Return an open file at its beginning; CheckpointError if it is missing or damaged."""
         if name not in self._found:
             with explained(f"cannot load a model from {self.folder}"):
                 self._found[name] = self._choose(name)
