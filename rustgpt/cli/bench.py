@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from rustgpt.cli.checks import check_memory
-from rustgpt.cli.options import LONGEST_TIME, add_json, add_model, add_number, duration
+from rustgpt.cli.options import LONGEST_TIME, add_model, add_number, duration
 from rustgpt.cli.settings import add_settings, read_settings
 from rustgpt.cli.terminal import say
 from rustgpt.config import ModelConfig
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, text, nargs="?")
     text = "show the time and the rate of each kernel too"
     parser.add_argument("--profile", action="store_true", help=text)
-    add_json(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     group = parser.add_argument_group("what is measured")
     text = "tokens of each text (default: as many as the model can see)"
     add_number(group, "--context", (1, 2**20), text, 0)

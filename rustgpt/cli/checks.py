@@ -35,13 +35,7 @@ def explained_folder(name: str) -> Iterator[None]:
 
 @contextmanager
 def own_folder(name: str, overwrite: bool) -> Iterator[FolderLock]:
-    """Keep the folder that a model will be saved in for oneself, and see that it may be.
-
-    Raises
-    ------
-    ConfigError
-        If the folder cannot be made or written to, or as `check_folder`.
-    """
+    """Lock the folder for a model; ConfigError if it cannot be made, or as `check_folder`."""
     folder = Path(name)
     lock = FolderLock(folder, SHORT_WAIT)
     with ExitStack() as held:
@@ -57,18 +51,12 @@ def own_folder(name: str, overwrite: bool) -> Iterator[FolderLock]:
 
 
 def check_folder(name: str, overwrite: bool) -> None:
-    """Raise ConfigError unless a model may be saved in a folder that is there.
-
-    Parameters
-    ----------
-    overwrite
-        Whether a model may be replaced.
-    """
+    """Raise ConfigError unless a model may be saved in a folder, or may `overwrite` its model."""
     from rustgpt import checkpoint
 
     with explained_folder(name):
-        files = [file.name for file in Path(name).iterdir()]
-        if all(_is_no_content(file) for file in files):
+        files = [file.name for file in Path(name).iterdir() if file.name not in OF_THE_SYSTEM]
+        if all(file.startswith(".") or file.endswith(LEFT_BY_A_KILL) for file in files):
             return
         with tempfile.TemporaryFile(dir=name):
             pass
@@ -83,11 +71,6 @@ def check_folder(name: str, overwrite: bool) -> None:
             f"{name!r} holds a model already: train into another folder with --out, or give "
             "--overwrite to replace it"
         )
-
-
-def _is_no_content(file: str) -> bool:
-    """Whether a folder is empty in spite of this file."""
-    return file.startswith(".") or file.endswith(LEFT_BY_A_KILL) or file in OF_THE_SYSTEM
 
 
 def check_space(name: str, needed: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from rustgpt.cli.options import add_json, add_model, add_sampling
+from rustgpt.cli.options import add_model, add_sampling
 from rustgpt.cli.terminal import note, say
 
 
@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `rustgpt generate`."""
     add_model(parser)
     parser.add_argument("text", metavar="TEXT", help="the text to continue")
-    add_json(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_sampling(parser)
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rustgpt import __version__
-from rustgpt.cli.options import add_json, add_model
+from rustgpt.cli.options import add_model
 from rustgpt.cli.terminal import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `rustgpt info`."""
     add_model(parser, "a model's folder; none: the machine", nargs="?")
-    add_json(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

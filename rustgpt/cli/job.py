@@ -12,7 +12,7 @@ from rustgpt.cli.options import add_sampling
 from rustgpt.cli.terminal import is_terminal, note, say
 
 # What may be given, or have a default, without anything being said of a training.
-OF_THE_CHAT: Final = {"out", "temperature", "max_new_tokens", "debug", "_given"}
+OF_THE_CHAT: Final = {"out", "temperature", "max_new_tokens", "debug"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

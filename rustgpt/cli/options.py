@@ -64,42 +64,24 @@ def add_number(
     group.add_argument(flag, type=within, default=default, metavar=METAVARS[read], help=text)
 
 
-class Once(argparse.Action):
-    """Takes the value of a flag that may be given once: of two files, neither is dropped unseen."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        given: set[str] = vars(namespace).setdefault("_given", set())
-        if self.dest in given:
-            parser.error(f"{option_string} may be given once only")
-        given.add(self.dest)
-        setattr(namespace, self.dest, values)
-
-
 def add_path(
-    group: argparse._ActionsContainer,
-    flag: str,
-    metavar: str,
-    text: str,
-    default: str | None = None,
+    group: argparse._ActionsContainer, flag: str, metavar: str, text: str, default: Any = None
 ) -> None:
-    """Add a flag for a file or folder."""
-    group.add_argument(flag, type=path, action=Once, default=default, metavar=metavar, help=text)
+    """Add a flag for a file or folder, to be given once: of two, neither is dropped unseen."""
+    given = []
+
+    def once(text: str) -> str:
+        given.append(path(text))
+        if len(given) > 1:
+            raise argparse.ArgumentTypeError("may be given once only")
+        return text
+
+    group.add_argument(flag, type=once, default=default, metavar=metavar, help=text)
 
 
 def add_model(parser: argparse.ArgumentParser, text: str = "a model's folder", **more: Any) -> None:
     """Add the argument that names a saved model."""
     parser.add_argument("model", type=path, metavar="MODEL", help=text, **more)
-
-
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add the flag for a result that a program reads."""
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def add_sampling(parser: argparse.ArgumentParser, seed: bool = True) -> None:

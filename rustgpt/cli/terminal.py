@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from rustgpt.errors import RustGPTError
@@ -34,12 +35,7 @@ def clean(text: str) -> str:
 def say(text: str = "", end: str = "\n") -> None:
     """Write a result to standard output, at once.
 
-    Raises
-    ------
-    BrokenPipeError
-        If nobody reads any more.
-    RustGPTError
-        If it cannot be written, for instance because the disk is full.
+    BrokenPipeError if nobody reads any more, and RustGPTError if, say, the disk is full.
     """
     if sys.stdout is None:  # closed by whoever started us
         return
@@ -84,46 +80,35 @@ def _columns(file: TextIO) -> int:
         return 0
 
 
-class Progress:
-    """Shows how a phase of the training goes: a bar on a terminal, otherwise some ten lines.
+@contextlib.contextmanager
+def progress(phase: str, epochs: int) -> Iterator[Callable[[Epoch], None]]:
+    """Yield what shows an epoch that has ended: a bar on a terminal, otherwise some ten lines."""
+    bar: Any = None
+    if is_terminal(sys.stderr) and _columns(sys.stderr):
+        from tqdm import tqdm
 
-    Parameters
-    ----------
-    phase
-        Its name.
-    epochs
-        How many epochs it has.
-    """
+        bar = tqdm(
+            desc=phase,
+            total=epochs,
+            unit="epoch",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        )
 
-    def __init__(self, phase: str, epochs: int) -> None:
-        self._bar: Any = None
-        if is_terminal(sys.stderr) and _columns(sys.stderr):
-            from tqdm import tqdm
-
-            self._bar = tqdm(
-                desc=phase,
-                total=epochs,
-                unit="epoch",
-                file=sys.stderr,
-                dynamic_ncols=True,
-                bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
-            )
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            with contextlib.suppress(OSError):  # the terminal may be gone
-                self._bar.close()
-
-    def show(self, epoch: Epoch) -> None:
-        """Show an epoch that has ended."""
+    def show(epoch: Epoch) -> None:
         figures = f"loss {epoch.loss:.4f}, {epoch.tokens_per_second:,.0f} tokens/s"
-        if self._bar is not None:
-            self._bar.set_postfix_str(figures, refresh=False)
-            with contextlib.suppress(OSError):
-                self._bar.update()
+        if bar is not None:
+            bar.set_postfix_str(figures, refresh=False)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                bar.update()
         elif epoch.number * 10 // epoch.total > (epoch.number - 1) * 10 // epoch.total:
             left = f"{epoch.seconds_left:,.0f} s left"
             note(f"{epoch.phase}: epoch {epoch.number}/{epoch.total}, {figures}, {left}")
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            with contextlib.suppress(OSError):
+                bar.close()

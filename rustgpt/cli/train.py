@@ -11,7 +11,7 @@ from rustgpt.cli.interrupts import Interrupts
 from rustgpt.cli.keeper import Keeper
 from rustgpt.cli.options import LONGEST_TIME, add_number, add_path, duration
 from rustgpt.cli.settings import add_settings, read_settings
-from rustgpt.cli.terminal import Progress, note, say
+from rustgpt.cli.terminal import note, progress, say
 from rustgpt.errors import ConfigError, DataError, TrainingError
 
 if TYPE_CHECKING:
@@ -178,8 +178,7 @@ def _phases(trainer: Trainer, dataset: Dataset, keeper: Keeper, interrupts: Inte
             note(f"\n{phase}: left out, for there are no {'epochs' if texts else 'texts'}")
         elif not interrupts.status:
             note(f"\n{phase}: {len(texts):,} texts, {epochs:,} epochs")
-            with Progress(phase, epochs) as progress:
-                trainer.on_epoch = progress.show
+            with progress(phase, epochs) as trainer.on_epoch:
                 _learn(learn, texts, keeper)
             if trainer.split_texts:
                 note(f"rustgpt: {trainer.split_texts:,} texts longer than the context were cut")
