@@ -99,13 +99,7 @@ def check_bfloat16(dtype: str) -> None:
 
 
 def explained_kernels() -> dict[str, Callable[..., Any]]:
-    """Return the compiled kernels by name; an error of theirs names the kernel and the argument.
-
-    Raises
-    ------
-    ConfigError
-        If they are not built.
-    """
+    """Return the compiled kernels by name; an error of theirs names the kernel and the argument."""
     from rustgpt._ext import kernels
 
     return {name: _explained(name, kernel) for name, kernel in kernels().items()}

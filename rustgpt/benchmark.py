@@ -32,15 +32,7 @@ REPEATS: Final = 4  # products, or copies, in one measurement
 
 
 class Vocabulary(WordTokenizer):
-    """What a model that is only measured needs of a tokenizer: how many tokens there are.
-
-    Parameters
-    ----------
-    size
-        V.
-    end_id
-        Ends a text; -1 for none.
-    """
+    """What a model that is only measured needs of a tokenizer: V, and what ends a text (or -1)."""
 
     vocab_size: int = 0
     end_id: int = 0
@@ -52,14 +44,7 @@ class Vocabulary(WordTokenizer):
 class Limits:
     """What the machine does at best, when as many threads as train do it at once.
 
-    Parameters
-    ----------
-    threads
-        How many.
-    dtype
-        Of the matrices.
-    with_copy
-        Whether to copy memory too.
+    That is a product of matrices of `dtype` and, if `with_copy`, a copy of much memory.
     """
 
     def __init__(self, threads: int, dtype: str, with_copy: bool = False) -> None:
@@ -205,10 +190,7 @@ class Benchmark:
 
     @property
     def multiplied(self) -> int:
-        """Parameters without the embedding table, unless it is the output projection too.
-
-        Where it is looked up only, no product reads it.
-        """
+        """Parameters in products: without the embedding table where it is only looked up."""
         config = self.model.config
         table = 0 if config.tie_embeddings else config.embedding_dim
         return self.model.n_parameters - table * self.model.tokenizer.vocab_size
@@ -243,11 +225,8 @@ class Benchmark:
     def profile(self, by_parts: bool = False) -> Profile:
         """Measure each kernel.
 
-        Parameters
-        ----------
-        by_parts
-            Whether each part of a block runs as a kernel of its own, rather than the whole block
-            in one, as it otherwise trains.
+        With `by_parts`, each part of a block runs as a kernel of its own, rather than the whole
+        block in one, as it otherwise trains.
         """
         with _blocks(self.model, by_parts):
             threads = self.threads  # blocks by parts may allow fewer

@@ -95,13 +95,7 @@ class Saved(file_set.OpenFiles):
             raise CheckpointError(f"{self.folder / CONFIG}: {error}") from error
 
     def tokenizer(self, kind: type[Any] | None = None) -> Tokenizer:
-        """Return the tokenizer, or raise CheckpointError.
-
-        Parameters
-        ----------
-        kind
-            A class whose `from_json` reads it, instead of `WordTokenizer`.
-        """
+        """Return the tokenizer, as `kind.from_json` reads it, or raise CheckpointError."""
         path, kind = self.folder / TOKENIZER, kind or WordTokenizer
         with explained(f"cannot load a model from {self.folder}"):
             text = read_json(self.file(TOKENIZER), path)
@@ -115,17 +109,9 @@ class Saved(file_set.OpenFiles):
         return found
 
     def check_shapes(self, expected: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
-        """Compare what is on disk with what a model needs; no parameter is read.
+        """Raise CheckpointError if a tensor is missing, unknown or of another shape or type.
 
-        Parameters
-        ----------
-        expected
-            (shape, dtype) of every parameter, by name.
-
-        Raises
-        ------
-        CheckpointError
-            If a tensor is missing, or of another shape or type, or unknown to the model.
+        No parameter is read; `expected` has the (shape, dtype) of each by name.
         """
         path = self.folder / WEIGHTS
         with self._tensors() as file:
@@ -147,11 +133,8 @@ class Saved(file_set.OpenFiles):
     def read_into(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Copy the parameters into the model's arrays, by name, one at a time.
 
-        Raises
-        ------
-        CheckpointError
-            As `check_shapes`, or if a parameter is NaN or infinite. The arrays may then be filled
-            in part.
+        CheckpointError as `check_shapes`, or if one is NaN or infinite: the arrays may then be
+        filled in part.
         """
         self.check_shapes({name: (value.shape, value.dtype) for name, value in tensors.items()})
         with self._tensors() as file:

@@ -38,13 +38,7 @@ NAME: Final = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)+")
 
 @contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[FolderLock]:
-    """Have a folder for oneself: make it where there is none, and lock it unless that is done.
-
-    Raises
-    ------
-    CheckpointError
-        If it has no name, cannot be made, or another process keeps it.
-    """
+    """Have a folder for oneself, or raise CheckpointError: make it, lock it unless that is done."""
     path = _named(folder)
     with ExitStack() as held:
         with explained(f"cannot save a model in {path}"):
@@ -62,14 +56,7 @@ def save(
 ) -> None:
     """Write a set of files, as `checkpoint.save` does.
 
-    Parameters
-    ----------
-    folder
-        As there; see `locked`.
-    fields
-        What else config.json says.
-    files
-        The contents of each, in parts, by name: lower-case words with an ending.
+    `fields` are what else config.json says, `files` the contents of each in parts, by name.
     """
     for name in files:
         _check_name(name, _named(folder))
@@ -196,18 +183,10 @@ class OpenFiles:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], needed: Iterable[str]) -> Self:
-        """Open a set of files.
+        """Open a set of files, or raise CheckpointError.
 
-        Parameters
-        ----------
-        needed
-            The names of those that must be there, undamaged; the others are checked when they are
-            asked for.
-
-        Raises
-        ------
-        CheckpointError
-            If there is no set, or a file that is needed is missing, damaged or from another save.
+        Those that are `needed` must be there, undamaged; the others are checked when they are
+        asked for.
         """
         path = _named(folder)
         while True:

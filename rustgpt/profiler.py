@@ -101,7 +101,7 @@ class _Total:
 class Profiler:
     """While it is entered, every call of a kernel through `rustgpt.ops` is timed.
 
-    Outside, the kernels are what they always are: to be profiled costs nothing that is not.
+    Outside, the kernels are what they always are, and take no longer.
     """
 
     def __init__(self) -> None:
@@ -153,12 +153,7 @@ class Profiler:
     def lines(self, steps: int, seconds: float, limits: Mapping[str, float]) -> list[Line]:
         """Return what was counted, what takes longest first.
 
-        Parameters
-        ----------
-        steps, seconds
-            How many steps that were, and how long all threads together had for them.
-        limits
-            The most that one thread of this machine can do, by unit.
+        All threads together had `seconds` for these steps; `limits` are the most that one can do.
         """
         self.count()
         found = []

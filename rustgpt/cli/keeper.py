@@ -21,19 +21,15 @@ class Keeper:
 
     Parameters
     ----------
-    trainer
-        Of the model.
-    folder
-        Where to; locked by the caller.
+    trainer, folder
+        Of the model, and where to; locked by the caller.
     every
         Seconds from one save to the next within a phase; 0 for none.
     replaces
         Whether the folder holds a model that was trained before.
     """
 
-    def __init__(
-        self, trainer: Trainer, folder: FolderLock, every: float, replaces: bool = False
-    ) -> None:
+    def __init__(self, trainer: Trainer, folder: FolderLock, every: float, replaces: bool) -> None:
         self._trainer = trainer
         self._folder = folder
         self._every = every
@@ -64,13 +60,7 @@ class Keeper:
         return None
 
     def finish(self) -> None:
-        """Have the model as it is now on disk, if not in its folder then in another.
-
-        Raises
-        ------
-        CheckpointError
-            If it is not in its folder; the message says where it is.
-        """
+        """Have the model on disk as it is now; if not in its folder, raise CheckpointError."""
         if self._saved == self._trainer.steps or not (error := self._save("at the end")):
             return
         refuge = ""

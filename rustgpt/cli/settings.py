@@ -9,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from rustgpt.cli.options import METAVARS, add_path, number, whole_number
 from rustgpt.config import ModelConfig, TrainConfig
@@ -17,19 +17,9 @@ from rustgpt.errors import ConfigError
 
 TABLES: Final = {"model": ModelConfig, "train": TrainConfig}
 
-Config = TypeVar("Config", ModelConfig, TrainConfig)
 
-
-def add_settings(
-    parser: argparse.ArgumentParser, of_training: Collection[str] | None = None
-) -> None:
-    """Add `--config`, and a flag for every field of the configurations.
-
-    Parameters
-    ----------
-    of_training
-        The fields of `TrainConfig` that have one; by default all.
-    """
+def add_settings(parser: argparse.ArgumentParser, of_training: Collection[str] = ()) -> None:
+    """Add `--config` and a flag for each setting; of a training, for all or those named."""
     add_path(
         parser,
         "--config",
@@ -76,24 +66,14 @@ def _descriptions(kind: type) -> dict[str, str]:
 
 
 def read_settings(args: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
-    """Return the configurations: defaults, then the file of `--config`, then the flags.
-
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read, or a setting is unknown or out of range.
-    """
+    """Return the configurations, or raise ConfigError: defaults, then the file, then the flags."""
     tables = _read_file(args.config) if args.config else {}
-    return (
-        _build(ModelConfig, "model", tables.get("model", {}), args),
-        _build(TrainConfig, "train", tables.get("train", {}), args),
-    )
+    model, train = (_build(kind, table, tables, args) for table, kind in TABLES.items())
+    return model, train
 
 
-def _build(
-    kind: type[Config], table: str, values: dict[str, Any], args: argparse.Namespace
-) -> Config:
-    names = [field.name for field in dataclasses.fields(kind)]
+def _build(kind: Any, table: str, tables: dict[str, Any], args: argparse.Namespace) -> Any:
+    values, names = tables.get(table, {}), [field.name for field in dataclasses.fields(kind)]
     flags = {name: getattr(args, name) for name in names if hasattr(args, name)}
     try:
         return kind.from_dict({**values, **flags})

@@ -153,22 +153,18 @@ def _decode(line: bytes, number: int, name: str) -> str:
         if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise DataError(f"{name} is in UTF-16; save it as UTF-8")
         line = line.removeprefix(codecs.BOM_UTF8)
-    if (at := line.find(0)) >= 0:
-        raise DataError(
-            f"{name}, line {number}, column {_column(line, at)}: a NUL byte; "
-            "this is not a text file, or not in UTF-8"
-        )
+    text, at = "", line.find(0)
+    wrong = "a NUL byte; this is not a text file, or not in UTF-8"
     try:
-        return line.decode("utf-8")
+        text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name}, line {number}, column {_column(line, error.start)}: byte "
-            f"0x{line[error.start]:02X} is not UTF-8; save the file as UTF-8"
-        ) from None
-
-
-def _column(line: bytes, index: int) -> int:
-    return len(line[:index].decode("utf-8", "replace")) + 1
+        if at < 0:
+            at = error.start
+            wrong = f"byte 0x{line[at]:02X} is not UTF-8; save the file as UTF-8"
+    if at >= 0:
+        column = len(line[:at].decode("utf-8", "replace")) + 1
+        raise DataError(f"{name}, line {number}, column {column}: {wrong}")
+    return text
 
 
 def _read_csv(file: Path, name: str) -> Iterator[str]:

@@ -83,7 +83,8 @@ class WordTokenizer:
 
     def __init__(self, vocab: Vocab) -> None:
         self.vocab = vocab
-        self._longest = max(map(len, vocab.tokens))
+        pieces = [len(token) - len(PIECE) for token in vocab.tokens if token.startswith(PIECE)]
+        self._longest = {"": max(map(len, vocab.tokens)), PIECE: max(pieces, default=0)}
         self._shapes = [_shape(token) for token in vocab.tokens]
 
     @property
@@ -207,7 +208,7 @@ class WordTokenizer:
         ids: list[int] = []
         start, prefix = 0, ""
         while start < len(unit):
-            for end in range(min(len(unit), start + self._longest), start, -1):
+            for end in range(min(len(unit), start + self._longest[prefix]), start, -1):
                 if (token := known.get(prefix + unit[start:end])) is not None:
                     ids.append(token)
                     break
@@ -266,13 +267,7 @@ class TextStream:
 
 
 def token_ids(ids: Sequence[int] | NDArray[Any], size: int, lowest: int = 0) -> NDArray[np.int32]:
-    """Return token ids as an array (n,), all of them from `lowest` to `size` - 1.
-
-    Raises
-    ------
-    TokenizerError
-        If they are anything else.
-    """
+    """Return token ids as an array (n,); TokenizerError unless from `lowest` to `size` - 1."""
     try:
         found = np.asarray(ids)
     except (ValueError, TypeError, OverflowError):  # lists of unequal lengths
