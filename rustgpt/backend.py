@@ -191,8 +191,6 @@ class single_threaded_blas:
 
     _lock = threading.RLock()  # a weak reference may die at any moment
     _entered: ClassVar[weakref.WeakSet[single_threaded_blas]] = weakref.WeakSet()
-    _libraries: list[Any] | None = None
-    _step_down: tuple[Callable[..., object], ...] = ()
     _before: tuple[int, ...] = ()  # threads of each library, while there is a limit
 
     def __enter__(self) -> None:
@@ -200,9 +198,8 @@ class single_threaded_blas:
         with kind._lock:
             kind._entered.add(self)  # first: another's end, at any moment, would restore
             if not kind._before:
-                libraries = kind._found()
-                kind._before = tuple(library.num_threads for library in libraries)
-                kind._set((1,) * len(libraries))
+                kind._before = tuple(library.num_threads for library in _blas_libraries())
+                kind._set((1,) * len(kind._before))
 
     def __exit__(self, *_: object) -> None:
         kind = single_threaded_blas
@@ -215,28 +212,20 @@ class single_threaded_blas:
     def __del__(self) -> None:
         self.__exit__()
 
-    @classmethod
-    def _found(cls) -> list[Any]:
-        """Return what controls each BLAS that is loaded when this is first needed."""
-        if cls._libraries is None:
-            backend_name()  # loads SciPy's
-            from threadpoolctl import ThreadpoolController
-
-            cls._libraries = list(ThreadpoolController().select(user_api="blas").lib_controllers)
-            kinds = {type(library) for library in cls._libraries}
-            functions = (getattr(kind, "clear_controlling_thread", None) for kind in kinds)
-            cls._step_down = tuple(function for function in functions if function)
-        return cls._libraries
-
-    @classmethod
-    def _set(cls, threads: tuple[int, ...]) -> None:
-        cls._let_anybody_set()
-        for library, n in zip(cls._found(), threads, strict=True):
+    @staticmethod
+    def _set(threads: tuple[int, ...]) -> None:
+        for library, n in zip(_blas_libraries(), threads, strict=True):
+            # From 3.7 on, threadpoolctl would listen only to the thread that has set first.
+            listen_to_all = getattr(library, "clear_controlling_thread", lambda **_: None)
+            listen_to_all(force=True)
             library.set_num_threads(n)
-        cls._let_anybody_set()
+            listen_to_all(force=True)
 
-    @classmethod
-    def _let_anybody_set(cls) -> None:
-        """Have threadpoolctl (from 3.7 on) listen not only to the thread that set first."""
-        for function in cls._step_down:
-            function(force=True)
+
+@functools.cache
+def _blas_libraries() -> list[Any]:
+    """Return what controls each BLAS that is loaded when this is first needed."""
+    backend_name()  # loads SciPy's
+    from threadpoolctl import ThreadpoolController
+
+    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
