@@ -61,37 +61,31 @@ def save(
     for name in files:
         _check_name(name, _named(folder))
     with locked(folder) as held:
-        _save(held.folder, fields, files)
-
-
-def _save(
-    folder: Path, fields: Mapping[str, Any], files: Mapping[str, Iterable[bytes | memoryview]]
-) -> None:
-    """Write a set of files into a folder that is locked."""
-    before = ", which still holds the one before" if (folder / CONFIG).exists() else ""
-    try:
-        with explained(f"cannot save a model in {folder}{before}"):
-            folder.mkdir(parents=True, exist_ok=True)
-            old = _settle(folder, files)
-            digests = {name: _write(folder / (name + NEW), parts) for name, parts in files.items()}
-            content = {"format": FORMAT, "version": VERSION, **fields, "files": digests}
-            content["sha256"] = _content_digest(content)
-            _write(folder / (CONFIG + NEW), [json.dumps(content, indent=2).encode() + b"\n"])
-            _sync(folder)
-            os.replace(folder / (CONFIG + NEW), folder / CONFIG)
-        with explained(
-            f"the new model is in {folder} and can be loaded, but the system does not confirm that "
-            "it would outlast a power cut; check the disk and save again"
-        ):
-            _sync(folder)
-    except CheckpointError:
-        with suppress(OSError, ValueError, MemoryError):
-            _settle(folder, files)
-        raise
-    with suppress(OSError):  # the model is safe, and loads as it is; the next save tries again
-        _rename(folder, files)
-        for name in old - set(files):  # of which config.json speaks no more
-            (folder / name).unlink(missing_ok=True)
+        where = held.folder
+        before = ", which still holds the one before" if (where / CONFIG).exists() else ""
+        try:
+            with explained(f"cannot save a model in {where}{before}"):
+                where.mkdir(parents=True, exist_ok=True)
+                old = _settle(where, files)
+                digests = {name: _write(where / (name + NEW), files[name]) for name in files}
+                content = {"format": FORMAT, "version": VERSION, **fields, "files": digests}
+                content["sha256"] = _content_digest(content)
+                _write(where / (CONFIG + NEW), [json.dumps(content, indent=2).encode() + b"\n"])
+                _sync(where)
+                os.replace(where / (CONFIG + NEW), where / CONFIG)
+            with explained(
+                f"the new model is in {where} and can be loaded, but the system does not confirm "
+                "that it would outlast a power cut; check the disk and save again"
+            ):
+                _sync(where)
+        except CheckpointError:
+            with suppress(OSError, ValueError, MemoryError):
+                _settle(where, files)
+            raise
+        with suppress(OSError):  # the model is safe, and loads as it is; the next save tries again
+            _rename(where, files)
+            for name in old - set(files):  # of which config.json speaks no more
+                (where / name).unlink(missing_ok=True)
 
 
 def _check_name(name: object, where: Path) -> None:
@@ -151,7 +145,7 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-class OpenFiles:
+class OpenFiles(ExitStack):
     """A set of files as `load` found it: close it, or use it in a `with`.
 
     The files stay open, so that no save can take them away before they are read.
@@ -163,6 +157,7 @@ class OpenFiles:
     """
 
     def __init__(self, folder: Path, needed: Iterable[str]) -> None:
+        super().__init__()
         self.folder = folder
         self._found: dict[str, BufferedReader] = {}
         with explained(f"cannot load a model from {folder}"), ExitStack() as opened:
@@ -179,7 +174,7 @@ class OpenFiles:
             }
             for name in needed:
                 self.file(name)
-            self._opened = opened.pop_all()
+            self.enter_context(opened.pop_all())
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], needed: Iterable[str]) -> Self:
@@ -196,16 +191,6 @@ class OpenFiles:
             except CheckpointError:
                 if _version(path) == version:  # otherwise a save has come between
                     raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the files."""
-        self._opened.close()
 
     def __contains__(self, name: str) -> bool:
         return name in self.content["files"]
