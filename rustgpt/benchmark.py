@@ -94,7 +94,8 @@ class Speed:
     slow, fast
         Tokens per second that a tenth of the steps did not reach, and that a tenth surpassed.
     gflops
-        Operations (in 1e9) per second; see `Benchmark.operations_a_token`.
+        Operations (in 1e9) per second: of a token, 6 a parameter in a product, and 12 a layer,
+        dimension and token of the context.
     product_gflops
         The matrix product's, in the same number of threads.
     share_of_product
@@ -184,31 +185,22 @@ class Benchmark:
         return thread_count(self.training, self.model)
 
     @property
-    def tokens(self) -> int:
-        """Tokens of one step."""
-        return self.training.batch_size * self.context
-
-    @property
     def multiplied(self) -> int:
         """Parameters in products: without the embedding table where it is only looked up."""
         config = self.model.config
         table = 0 if config.tie_embeddings else config.embedding_dim
         return self.model.n_parameters - table * self.model.tokenizer.vocab_size
 
-    @property
-    def operations_a_token(self) -> int:
-        """6 a multiplied parameter, and 12 a layer, dimension and token of the context."""
-        config = self.model.config
-        attended = config.n_layers * config.embedding_dim * self.context
-        return 6 * self.multiplied + 12 * attended
-
     def speed(self) -> Speed:
         """Measure whole steps."""
-        limits = Limits(self.threads, self.model.config.dtype)
+        config = self.model.config
+        attended = config.n_layers * config.embedding_dim * self.context
+        limits = Limits(self.threads, config.dtype)
         taken = self._train(limits)
-        paces = self.tokens / np.array(taken)
+        paces = self.training.batch_size * self.context / np.array(taken)
         slow, pace, fast = np.percentile(paces, (10, 50, 90)).tolist()
-        gflops, limit = pace * self.operations_a_token / 1e9, limits.of_all(FLOPS)
+        gflops = pace * (6 * self.multiplied + 12 * attended) / 1e9
+        limit = limits.of_all(FLOPS)
         return Speed(
             steps=len(taken),
             threads=self.threads,
