@@ -6,7 +6,6 @@ import codecs
 import csv
 import json
 import os
-import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,12 +14,11 @@ from pathlib import Path
 from typing import Final
 
 from rustgpt.errors import ConfigError, DataError
-from rustgpt.text.vocab import END
+from rustgpt.text.vocab import END, SURROGATE
 
 StrPath = str | os.PathLike[str]
 
 BUNDLED: Final = {"en": [""], "zh": ["_zh"], "all": ["", "_zh"]}  # language: endings of file names
-_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 _JSON_FORM: Final = 'a list of strings: ["first text", "second text"]'
 
 
@@ -207,9 +205,7 @@ def _read_json(file: Path, name: str) -> list[str]:
 def _fault(item: object) -> str:
     """Say what is wrong with an item that should be a string; nothing if it is one."""
     if isinstance(item, str):
-        return (
-            r"text with half of a character (\ud800 to \udfff)" if _SURROGATE.search(item) else ""
-        )
+        return r"text with half of a character (\ud800 to \udfff)" if SURROGATE.search(item) else ""
     names = {dict: "an object", list: "a list", float: "a number", bool: "true or false"}
     return names.get(type(item), "null")
 

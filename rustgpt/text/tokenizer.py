@@ -131,11 +131,22 @@ class WordTokenizer:
         """
         if not isinstance(text, str):
             raise TokenizerError(f"only text can be encoded, not {type(text).__name__}")
-        first, *others = _END.split(text) if allow_special else [text]
-        ids = self._encode_part(first)
-        for part in others:
-            ids.append(self.end_id)
-            ids += self._encode_part(part)
+        known = self.vocab.ids
+        mark = {True: known[SPACE_MARK], False: known[JOIN]}
+        ids: list[int] = []
+        for i, part in enumerate(_END.split(text) if allow_special else [text]):
+            if i:
+                ids.append(END_ID)
+            spacing = Spacing()
+            for spaced, unit, first, last in cut(part):
+                spelled = [known[unit]] if unit in known else self._spell(unit)
+                if FIRST_BYTE <= spelled[0] < FIRST_BYTE + 256:
+                    first = GLUED  # a reader knows the kind only after the last byte
+                if spaced != spacing.space_before(first):
+                    ids.append(mark[spaced])
+                    spacing.advance(SPACE)
+                spacing.advance(last)
+                ids += spelled
         return ids
 
     def tokens(self, text: str, allow_special: bool = False) -> list[str]:
@@ -182,23 +193,6 @@ class WordTokenizer:
             The text is anything else.
         """
         return cls(Vocab.from_json(text))
-
-    def _encode_part(self, text: str) -> list[int]:
-        """Encode text without end tokens."""
-        known = self.vocab.ids
-        mark = {True: known[SPACE_MARK], False: known[JOIN]}
-        spacing = Spacing()
-        ids: list[int] = []
-        for spaced, unit, first, last in cut(text):
-            spelled = [known[unit]] if unit in known else self._spell(unit)
-            if FIRST_BYTE <= spelled[0] < FIRST_BYTE + 256:
-                first = GLUED  # a reader knows the kind only after the last byte
-            if spaced != spacing.space_before(first):
-                ids.append(mark[spaced])
-                spacing.advance(SPACE)
-            spacing.advance(last)
-            ids += spelled
-        return ids
 
     def _spell(self, unit: str) -> list[int]:
         """Write a unit outside the vocabulary as its longest known parts, from left to right."""
@@ -260,9 +254,8 @@ class TextStream:
 
     def _write(self, text: str) -> str:
         """Note and return text that came as bytes."""
-        if text:
-            for kind in kinds_of(text):
-                self._spacing.advance(kind)
+        for kind in kinds_of(text):
+            self._spacing.advance(kind)
         return text
 
 

@@ -43,7 +43,7 @@ MOST_FRAGMENTS: Final = 100
 # what counts as such differs between Unicode versions, and a token that no text is cut into is
 # merely never used.
 _WORD: Final = re.compile(rf"[^\s!-/:-@\[-`{{-~\ud800-\udfff]{{1,{LONGEST_WORD}}}")
-_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
+SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Vocab:
             The limit leaves no room for the tokens that spell unknown words.
         """
         # Half a surrogate pair is not text: it has no place in a file and stays with the bytes.
-        sound = {unit: n for unit, n in counts.items() if not _SURROGATE.search(unit)}
+        sound = {unit: n for unit, n in counts.items() if not SURROGATE.search(unit)}
         words = [unit for unit in sound if is_word(unit)]
         letters = {*string.ascii_letters, *string.digits, *"".join(words)}
         pieces = sorted(PIECE + part for part in letters | _fragments(words))
@@ -136,7 +136,7 @@ class Vocab:
 def _is_token(token: str) -> bool:
     """Tell whether this can stand behind the fixed tokens."""
     if len(token) == 1:
-        return token != " " and not _SURROGATE.match(token)
+        return token != " " and not SURROGATE.match(token)
     return _WORD.fullmatch(token.removeprefix(PIECE)) is not None
 
 
