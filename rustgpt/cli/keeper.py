@@ -25,15 +25,15 @@ class Keeper:
         Of the model, and where to; locked by the caller.
     every
         Seconds from one save to the next within a phase; 0 for none.
-    replaces
-        Whether the folder holds a model that was trained before.
     """
 
-    def __init__(self, trainer: Trainer, folder: FolderLock, every: float, replaces: bool) -> None:
+    def __init__(self, trainer: Trainer, folder: FolderLock, every: float) -> None:
+        from rustgpt.checkpoint import is_model
+
         self._trainer = trainer
         self._folder = folder
         self._every = every
-        self._replaces = replaces
+        self._replaces = is_model(folder)
         self._last = time.monotonic()
         self._saved: int | None = None  # the step of the model on disk
         self._when = ""

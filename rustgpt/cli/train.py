@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Final
 
 from rustgpt.cli.chat import DEFAULT_MODEL
@@ -15,7 +16,7 @@ from rustgpt.cli.terminal import note, progress, say
 from rustgpt.errors import ConfigError, DataError, TrainingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from rustgpt.config import TrainConfig
     from rustgpt.llm import LLM
@@ -65,7 +66,6 @@ def trained(args: argparse.Namespace) -> tuple[LLM, int]:
         dataset = _read_data(args)
         question = _example(dataset.chat_training_data, args.chat)
 
-        from rustgpt.checkpoint import is_model
         from rustgpt.llm import LLM
         from rustgpt.text.tokenizer import WordTokenizer
         from rustgpt.trainer import Trainer
@@ -79,7 +79,7 @@ def trained(args: argparse.Namespace) -> tuple[LLM, int]:
         say("\n=== BEFORE TRAINING ===")
         _show(model, question, dataset)
         every = SAVE_EVERY if args.save_every is None else args.save_every
-        keeper = Keeper(trainer, folder, every, replaces=is_model(args.out))
+        keeper = Keeper(trainer, folder, every)
         with Interrupts(trainer.stop) as interrupts:
             _phases(trainer, dataset, keeper, interrupts)
     if interrupts.status:
@@ -127,14 +127,13 @@ def _describe(model: LLM, dataset: Dataset, config: TrainConfig) -> None:
     from rustgpt.backend import kernels_in_use
     from rustgpt.parallel.data_parallel import available_threads
 
-    say("=== MODEL INFORMATION ===")
-    say(model.describe())
-    say(f"Vocabulary: {model.tokenizer.vocab_size:,} tokens; context: {model.max_seq_len:,} tokens")
     say(
+        f"=== MODEL INFORMATION ===\n{model.describe()}\nVocabulary: "
+        f"{model.tokenizer.vocab_size:,} tokens; context: {model.max_seq_len:,} tokens\n"
         f"Texts: {len(dataset.pretraining_data):,} for pre-training, "
-        f"{len(dataset.chat_training_data):,} for instruction tuning"
+        f"{len(dataset.chat_training_data):,} for instruction tuning\n"
+        f"Kernels: {kernels_in_use()}; threads: {config.threads or available_threads()}"
     )
-    say(f"Kernels: {kernels_in_use()}; threads: {config.threads or available_threads()}")
 
 
 def _show(model: LLM, question: str, dataset: Dataset) -> None:
@@ -143,18 +142,13 @@ def _show(model: LLM, question: str, dataset: Dataset) -> None:
         if question:
             prompt, answer = question, model.chat().send(question)
         else:
-            prompt = _beginning(model, dataset.pretraining_data[0])
+            ids = model.tokenizer.encode(dataset.pretraining_data[0], allow_special=True)
+            words = takewhile(lambda i: i != model.tokenizer.end_id, ids)
+            prompt = model.tokenizer.decode([*islice(words, 3)])
             answer = model.generate(prompt)
     except DataError as error:  # the context is too short for the question
         prompt, answer = question, f"none: {error}"
     say(f"Input: {prompt}\nOutput: {answer.strip()}")
-
-
-def _beginning(model: LLM, text: str) -> str:
-    """Return the first words of a text; of a single word, all of it."""
-    ids = model.tokenizer.encode(text, allow_special=True)
-    end = ids.index(model.tokenizer.end_id) if model.tokenizer.end_id in ids else len(ids)
-    return model.tokenizer.decode(ids[: min(end, 3)])
 
 
 def _phases(trainer: Trainer, dataset: Dataset, keeper: Keeper, interrupts: Interrupts) -> None:
@@ -179,7 +173,14 @@ def _phases(trainer: Trainer, dataset: Dataset, keeper: Keeper, interrupts: Inte
         elif not interrupts.status:
             note(f"\n{phase}: {len(texts):,} texts, {epochs:,} epochs")
             with progress(phase, epochs) as trainer.on_epoch:
-                _learn(learn, texts, keeper)
+                try:
+                    learn(texts)
+                except TrainingError as error:
+                    raise TrainingError(f"{error}; {keeper.on_disk()}") from error
+                except Exception:  # no memory for a larger batch, say: the model is not lost
+                    keeper.finish()
+                    note(f"rustgpt: {keeper.on_disk()}")
+                    raise
             if trainer.split_texts:
                 note(f"rustgpt: {trainer.split_texts:,} texts longer than the context were cut")
             if not interrupts.status:
@@ -190,15 +191,3 @@ def _phases(trainer: Trainer, dataset: Dataset, keeper: Keeper, interrupts: Inte
     keeper.finish()
     if interrupts.status:
         note(f"rustgpt: stopped; {keeper.on_disk()}")
-
-
-def _learn(learn: Callable[[Sequence[str]], object], texts: Sequence[str], keeper: Keeper) -> None:
-    """Train; of a training that went wrong, say which model is good."""
-    try:
-        learn(texts)
-    except TrainingError as error:
-        raise TrainingError(f"{error}; {keeper.on_disk()}") from error
-    except Exception:  # no memory for a larger batch, say: what was learned is not lost
-        keeper.finish()
-        note(f"rustgpt: {keeper.on_disk()}")
-        raise
