@@ -6,9 +6,9 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -220,7 +220,11 @@ class Benchmark:
         With `by_parts`, each part of a block runs as a kernel of its own, rather than the whole
         block in one, as it otherwise trains.
         """
-        with _blocks(self.model, by_parts):
+        with ExitStack() as after:
+            for layer in self.model.layers:
+                if isinstance(layer, TransformerBlock):
+                    after.callback(setattr, layer, "by_parts", layer.by_parts)
+                    layer.by_parts = by_parts
             threads = self.threads  # blocks by parts may allow fewer
             limits = Limits(threads, self.model.config.dtype, with_copy=True)
             with Profiler() as profiler:
@@ -261,20 +265,6 @@ class Benchmark:
                     measured = time.perf_counter()
             limits.measure()
         return taken
-
-
-@contextmanager
-def _blocks(model: LLM, by_parts: bool) -> Iterator[None]:
-    """Let the model's blocks run part by part meanwhile, or not."""
-    blocks = [layer for layer in model.layers if isinstance(layer, TransformerBlock)]
-    before = [block.by_parts for block in blocks]
-    for block in blocks:
-        block.by_parts = by_parts
-    try:
-        yield
-    finally:
-        for block, value in zip(blocks, before, strict=True):
-            block.by_parts = value
 
 
 def peak_memory_mb() -> float | None:

@@ -218,10 +218,7 @@ class OpenFiles(ExitStack):
 
 def _named(folder: str | os.PathLike[str]) -> Path:
     """Return the path of a folder, or raise CheckpointError if it has no name."""
-    try:
-        name = os.fspath(folder)
-    except TypeError:
-        name = None
+    name = os.fspath(folder) if isinstance(folder, (str, os.PathLike)) else None
     if not isinstance(name, str):
         raise CheckpointError(f"a folder must be named by text, not by {type(folder).__name__}")
     if not name.strip():

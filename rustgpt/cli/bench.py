@@ -79,8 +79,20 @@ def run(args: argparse.Namespace) -> int:
             say(text)
 
     benchmark = _benchmark(args)
-    facts = _facts(benchmark)
-    config = facts["config"]
+
+    from rustgpt.backend import kernels_in_use
+
+    config = benchmark.model.config.to_dict()
+    facts: dict[str, Any] = {
+        "parameters": benchmark.model.n_parameters,
+        "multiplied": benchmark.multiplied,
+        "vocabulary": benchmark.model.tokenizer.vocab_size,
+        "config": config,
+        "batch_size": benchmark.training.batch_size,
+        "context": benchmark.context,
+        "kernels": kernels_in_use(),
+        "threads": benchmark.threads,
+    }
     tell(HEADING.format(**facts, **config))
     facts |= asdict(benchmark.speed())
     memory = "-" if facts["peak_memory_mb"] is None else f"{facts['peak_memory_mb']:,.0f} MB"
@@ -119,23 +131,6 @@ def _benchmark(args: argparse.Namespace) -> Benchmark:
         model = LLM.load(args.model)
         check_memory(model.config, model.tokenizer.vocab_size)
     return Benchmark(model, training, args.context, args.seconds, args.steps)
-
-
-def _facts(benchmark: Benchmark) -> dict[str, Any]:
-    """Return what is known before anything is measured."""
-    from rustgpt.backend import kernels_in_use
-
-    model = benchmark.model
-    return {
-        "parameters": model.n_parameters,
-        "multiplied": benchmark.multiplied,
-        "vocabulary": model.tokenizer.vocab_size,
-        "config": model.config.to_dict(),
-        "batch_size": benchmark.training.batch_size,
-        "context": benchmark.context,
-        "kernels": kernels_in_use(),
-        "threads": benchmark.threads,
-    }
 
 
 def _profile(title: str, profile: Profile) -> str:

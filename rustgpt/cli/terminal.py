@@ -13,16 +13,13 @@ from rustgpt.errors import RustGPTError
 if TYPE_CHECKING:
     from rustgpt.training_state import Epoch
 
-# What could steer a terminal is shown as U+FFFD: C0 without tab and newline, DEL, C1, and halves of
-# surrogate pairs, which no encoding can write.
-_SHOWN: Final = [*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)]
-# What is not seen but changes what is, is removed: bidirectional controls and tags.
-_BIDIRECTIONAL: Final = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_TAGS: Final = range(0xE0000, 0xE0080)
-
 _FILTER: Final[dict[int, str | None]] = {
-    **dict.fromkeys(_SHOWN, "�"),
-    **dict.fromkeys((*_BIDIRECTIONAL, *_TAGS)),
+    # What could steer a terminal is shown as U+FFFD: C0 without tab and newline, DEL, C1, and
+    # halves of surrogate pairs, which no encoding can write.
+    **dict.fromkeys((*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)), "�"),
+    # What is not seen but changes what is, is removed: bidirectional controls and tags.
+    **dict.fromkeys((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))),
+    **dict.fromkeys(range(0xE0000, 0xE0080)),
 }
 del _FILTER[ord("\n")], _FILTER[ord("\t")]
 
