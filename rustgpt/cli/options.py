@@ -71,10 +71,11 @@ def add_path(
     given = []
 
     def once(text: str) -> str:
-        given.append(path(text))
+        if text is not default:  # which argparse reads too
+            given.append(text)
         if len(given) > 1:
             raise argparse.ArgumentTypeError("may be given once only")
-        return text
+        return path(text)
 
     group.add_argument(flag, type=once, default=default, metavar=metavar, help=text)
 
