@@ -167,10 +167,8 @@ def _wrong_array(
         return TypeError, f"an array, got {type(value).__name__}"
     if value.dtype.name not in types or not value.dtype.isnative:
         return TypeError, f"{' or '.join(types)}, got {value.dtype}"
-    if value.ndim == 0:
-        return TypeError, f"an array of {sides} dimensions, got a scalar"
     if value.ndim != sides:
-        return ValueError, f"of {sides} dimensions, got {value.ndim}"
+        return ValueError if value.ndim else TypeError, f"of {sides} dimensions, got {value.ndim}"
     if not value.flags.c_contiguous:
         return ValueError, "C-contiguous: pass numpy.ascontiguousarray of it"
     if written and not value.flags.writeable:

@@ -42,10 +42,7 @@ class Dataset:
         """Read the texts of one phase or both; see `load_texts`. No file gives an empty list."""
         if pretraining is None and chat is None:
             raise DataError("no data to load: name a file for pre-training, for chat, or both")
-        return cls(
-            load_texts(pretraining) if pretraining is not None else [],
-            load_texts(chat) if chat is not None else [],
-        )
+        return cls(*([] if file is None else load_texts(file) for file in (pretraining, chat)))
 
     @classmethod
     def bundled(cls, language: str = "all") -> Dataset:
