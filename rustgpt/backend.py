@@ -70,21 +70,17 @@ def backend_name() -> str:
 
 def kernels_in_use() -> str:
     """Return for people which kernels are in use, such as "cython, avx2"."""
-    name = backend_name()
-    if name != "cython":
-        return name
     from rustgpt._ext import instruction_set
 
-    return f"{name}, {instruction_set()}"
+    name = backend_name()
+    return f"{name}, {instruction_set()}" if name == "cython" else name
 
 
 def has_bfloat16() -> bool:
     """Return whether the kernels in use multiply bfloat16; those in plain NumPy always do."""
-    if backend_name() != "cython":
-        return True
     from rustgpt import _ext
 
-    return _ext.has_bfloat16()
+    return backend_name() != "cython" or _ext.has_bfloat16()
 
 
 def check_bfloat16(dtype: str) -> None:

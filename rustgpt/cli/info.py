@@ -36,15 +36,12 @@ def machine() -> dict[str, Any]:
     import numpy
     import scipy
 
+    from rustgpt._ext import available_instruction_sets, instruction_set
     from rustgpt.backend import backend_name, has_bfloat16
     from rustgpt.parallel.data_parallel import available_threads
 
     backend = backend_name()
-    chosen, available = None, []
-    if backend == "cython":
-        from rustgpt._ext import available_instruction_sets, instruction_set
-
-        chosen, available = instruction_set(), available_instruction_sets()
+    compiled = backend == "cython"
     return {
         "rustgpt": __version__,
         "python": platform.python_version(),
@@ -54,8 +51,8 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "threads": available_threads(),
         "backend": backend,
-        "instruction_set": chosen,
-        "available": available,
+        "instruction_set": instruction_set() if compiled else None,
+        "available": available_instruction_sets() if compiled else [],
         "bfloat16": has_bfloat16(),
         "blas": _blas(),
     }
