@@ -27,97 +27,64 @@ __path__ += [
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from rustgpt.backend import ops, use_backend
-    from rustgpt.config import ModelConfig, TrainConfig
-    from rustgpt.errors import (
-        CheckpointError,
-        ConfigError,
-        DataError,
-        RustGPTError,
-        TokenizerError,
-        TrainingError,
-    )
-    from rustgpt.gradient_check import gradcheck
-    from rustgpt.layers.cache import Cache
-    from rustgpt.layers.context import Context
-    from rustgpt.layers.embeddings import Embeddings
-    from rustgpt.layers.feed_forward import FeedForward
-    from rustgpt.layers.gpt import build_layers
-    from rustgpt.layers.gradients import Gradients
-    from rustgpt.layers.layer import Layer
-    from rustgpt.layers.layer_norm import LayerNorm
-    from rustgpt.layers.output_projection import OutputProjection
-    from rustgpt.layers.self_attention import SelfAttention
-    from rustgpt.layers.transformer import TransformerBlock
-    from rustgpt.llm import LLM
-    from rustgpt.text.dataset import Dataset
-    from rustgpt.text.tokenizer import Tokenizer, WordTokenizer
-    from rustgpt.trainer import Trainer
-    from rustgpt.training_state import TrainingState
+    from rustgpt.backend import ops as ops
+    from rustgpt.backend import use_backend as use_backend
+    from rustgpt.config import ModelConfig as ModelConfig
+    from rustgpt.config import TrainConfig as TrainConfig
+    from rustgpt.errors import CheckpointError as CheckpointError
+    from rustgpt.errors import ConfigError as ConfigError
+    from rustgpt.errors import DataError as DataError
+    from rustgpt.errors import RustGPTError as RustGPTError
+    from rustgpt.errors import TokenizerError as TokenizerError
+    from rustgpt.errors import TrainingError as TrainingError
+    from rustgpt.gradient_check import gradcheck as gradcheck
+    from rustgpt.layers.cache import Cache as Cache
+    from rustgpt.layers.context import Context as Context
+    from rustgpt.layers.embeddings import Embeddings as Embeddings
+    from rustgpt.layers.feed_forward import FeedForward as FeedForward
+    from rustgpt.layers.gpt import build_layers as build_layers
+    from rustgpt.layers.gradients import Gradients as Gradients
+    from rustgpt.layers.layer import Layer as Layer
+    from rustgpt.layers.layer_norm import LayerNorm as LayerNorm
+    from rustgpt.layers.output_projection import OutputProjection as OutputProjection
+    from rustgpt.layers.self_attention import SelfAttention as SelfAttention
+    from rustgpt.layers.transformer import TransformerBlock as TransformerBlock
+    from rustgpt.llm import LLM as LLM
+    from rustgpt.text.dataset import Dataset as Dataset
+    from rustgpt.text.tokenizer import Tokenizer as Tokenizer
+    from rustgpt.text.tokenizer import WordTokenizer as WordTokenizer
+    from rustgpt.trainer import Trainer as Trainer
+    from rustgpt.training_state import TrainingState as TrainingState
 
 # Where each public name lives; it is imported when it is first asked for, so that importing the
 # package costs next to nothing.
 _HOMES = {
-    "Cache": "layers.cache",
-    "CheckpointError": "errors",
-    "ConfigError": "errors",
-    "Context": "layers.context",
-    "DataError": "errors",
-    "Dataset": "text.dataset",
-    "Embeddings": "layers.embeddings",
-    "FeedForward": "layers.feed_forward",
-    "Gradients": "layers.gradients",
-    "LLM": "llm",
-    "Layer": "layers.layer",
-    "LayerNorm": "layers.layer_norm",
-    "ModelConfig": "config",
-    "OutputProjection": "layers.output_projection",
-    "RustGPTError": "errors",
-    "SelfAttention": "layers.self_attention",
-    "Tokenizer": "text.tokenizer",
-    "TokenizerError": "errors",
-    "TrainConfig": "config",
-    "Trainer": "trainer",
-    "TrainingError": "errors",
-    "TrainingState": "training_state",
-    "TransformerBlock": "layers.transformer",
-    "WordTokenizer": "text.tokenizer",
-    "build_layers": "layers.gpt",
-    "gradcheck": "gradient_check",
-    "ops": "backend",
-    "use_backend": "backend",
+    name: module
+    for module, names in {
+        "backend": "ops use_backend",
+        "config": "ModelConfig TrainConfig",
+        "errors": "CheckpointError ConfigError DataError RustGPTError TokenizerError TrainingError",
+        "gradient_check": "gradcheck",
+        "layers.cache": "Cache",
+        "layers.context": "Context",
+        "layers.embeddings": "Embeddings",
+        "layers.feed_forward": "FeedForward",
+        "layers.gpt": "build_layers",
+        "layers.gradients": "Gradients",
+        "layers.layer": "Layer",
+        "layers.layer_norm": "LayerNorm",
+        "layers.output_projection": "OutputProjection",
+        "layers.self_attention": "SelfAttention",
+        "layers.transformer": "TransformerBlock",
+        "llm": "LLM",
+        "text.dataset": "Dataset",
+        "text.tokenizer": "Tokenizer WordTokenizer",
+        "trainer": "Trainer",
+        "training_state": "TrainingState",
+    }.items()
+    for name in names.split()
 }
-
-__all__ = [
-    "LLM",
-    "Cache",
-    "CheckpointError",
-    "ConfigError",
-    "Context",
-    "DataError",
-    "Dataset",
-    "Embeddings",
-    "FeedForward",
-    "Gradients",
-    "Layer",
-    "LayerNorm",
-    "ModelConfig",
-    "OutputProjection",
-    "RustGPTError",
-    "SelfAttention",
-    "Tokenizer",
-    "TokenizerError",
-    "TrainConfig",
-    "Trainer",
-    "TrainingError",
-    "TrainingState",
-    "TransformerBlock",
-    "WordTokenizer",
-    "build_layers",
-    "gradcheck",
-    "ops",
-    "use_backend",
-]
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> object:

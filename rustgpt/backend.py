@@ -12,7 +12,6 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Annotated, Any, ClassVar, get_args, get_origin
 
 import numpy as np
@@ -72,21 +71,17 @@ def backend_name() -> str:
 
 def kernels_in_use() -> str:
     """Return for people which kernels are in use, such as "cython, avx2"."""
-    name = backend_name()
-    if name != "cython":
-        return name
     from rustgpt._ext import instruction_set
 
-    return f"{name}, {instruction_set()}"
+    name = backend_name()
+    return f"{name}, {instruction_set()}" if name == "cython" else name
 
 
 def has_bfloat16() -> bool:
     """Return whether the kernels in use multiply bfloat16; those in plain NumPy always do."""
-    if backend_name() != "cython":
-        return True
     from rustgpt import _ext
 
-    return _ext.has_bfloat16()
+    return backend_name() != "cython" or _ext.has_bfloat16()
 
 
 def check_bfloat16(dtype: str) -> None:
@@ -101,13 +96,7 @@ def check_bfloat16(dtype: str) -> None:
 
 
 def explained_kernels() -> dict[str, Callable[..., Any]]:
-    """Return the compiled kernels by name; an error of theirs names the kernel and the argument.
-
-    Raises
-    ------
-    ConfigError
-        If they are not built.
-    """
+    """Return the compiled kernels by name; an error of theirs names the kernel and the argument."""
     from rustgpt._ext import kernels
 
     return {name: _explained(name, kernel) for name, kernel in kernels().items()}
@@ -180,10 +169,8 @@ def _wrong_array(
         return TypeError, f"an array, got {type(value).__name__}"
     if value.dtype.name not in types or not value.dtype.isnative:
         return TypeError, f"{' or '.join(types)}, got {value.dtype}"
-    if value.ndim == 0:
-        return TypeError, f"an array of {sides} dimensions, got a scalar"
     if value.ndim != sides:
-        return ValueError, f"of {sides} dimensions, got {value.ndim}"
+        return ValueError if value.ndim else TypeError, f"of {sides} dimensions, got {value.ndim}"
     if not value.flags.c_contiguous:
         return ValueError, "C-contiguous: pass numpy.ascontiguousarray of it"
     if written and not value.flags.writeable:
@@ -193,30 +180,29 @@ def _wrong_array(
     return None
 
 
-class _OneThread:
-    """Keeps every BLAS of the process on one thread, in a `with`.
+class single_threaded_blas:
+    """Keeps every BLAS of the process on one thread, in a `with`: whole threads fill the cores.
 
-    Of all that are entered at the same time, the first limits and the last restores, whichever
-    threads they are in. One that was torn away before its end, by Ctrl-C, counts no more.
+    Two OpenBLAS pools (NumPy's and SciPy's) beside our threads fight for the cores and make small
+    products many times slower. Of all that are entered at the same time, the first limits and the
+    last restores, whichever threads they are in. One that was torn away before its end, by Ctrl-C,
+    counts no more.
     """
 
     _lock = threading.RLock()  # a weak reference may die at any moment
-    _entered: ClassVar[weakref.WeakSet[_OneThread]] = weakref.WeakSet()
-    _libraries: list[Any] | None = None
-    _step_down: tuple[Callable[..., object], ...] = ()
+    _entered: ClassVar[weakref.WeakSet[single_threaded_blas]] = weakref.WeakSet()
     _before: tuple[int, ...] = ()  # threads of each library, while there is a limit
 
     def __enter__(self) -> None:
-        kind = _OneThread
+        kind = single_threaded_blas
         with kind._lock:
             kind._entered.add(self)  # first: another's end, at any moment, would restore
             if not kind._before:
-                libraries = kind._found()
-                kind._before = tuple(library.num_threads for library in libraries)
-                kind._set((1,) * len(libraries))
+                kind._before = tuple(library.num_threads for library in _blas_libraries())
+                kind._set((1,) * len(kind._before))
 
     def __exit__(self, *_: object) -> None:
-        kind = _OneThread
+        kind = single_threaded_blas
         with kind._lock:
             kind._entered.discard(self)
             if kind._before and not kind._entered:
@@ -226,37 +212,20 @@ class _OneThread:
     def __del__(self) -> None:
         self.__exit__()
 
-    @classmethod
-    def _found(cls) -> list[Any]:
-        """Return what controls each BLAS that is loaded when this is first needed."""
-        if cls._libraries is None:
-            backend_name()  # loads SciPy's
-            from threadpoolctl import ThreadpoolController
-
-            cls._libraries = list(ThreadpoolController().select(user_api="blas").lib_controllers)
-            kinds = {type(library) for library in cls._libraries}
-            functions = (getattr(kind, "clear_controlling_thread", None) for kind in kinds)
-            cls._step_down = tuple(function for function in functions if function)
-        return cls._libraries
-
-    @classmethod
-    def _set(cls, threads: tuple[int, ...]) -> None:
-        cls._let_anybody_set()
-        for library, n in zip(cls._found(), threads, strict=True):
+    @staticmethod
+    def _set(threads: tuple[int, ...]) -> None:
+        for library, n in zip(_blas_libraries(), threads, strict=True):
+            # From 3.7 on, threadpoolctl would listen only to the thread that has set first.
+            listen_to_all = getattr(library, "clear_controlling_thread", lambda **_: None)
+            listen_to_all(force=True)
             library.set_num_threads(n)
-        cls._let_anybody_set()
-
-    @classmethod
-    def _let_anybody_set(cls) -> None:
-        """Have threadpoolctl (from 3.7 on) listen not only to the thread that set first."""
-        for function in cls._step_down:
-            function(force=True)
+            listen_to_all(force=True)
 
 
-def single_threaded_blas() -> AbstractContextManager[None]:
-    """Keep every BLAS of the process on one thread: the cores are kept busy by whole threads.
+@functools.cache
+def _blas_libraries() -> list[Any]:
+    """Return what controls each BLAS that is loaded when this is first needed."""
+    backend_name()  # loads SciPy's
+    from threadpoolctl import ThreadpoolController
 
-    Two OpenBLAS pools (NumPy's and SciPy's) beside our threads fight for the cores and make small
-    products many times slower. Any number of threads may be within at once.
-    """
-    return _OneThread()
+    return list(ThreadpoolController().select(user_api="blas").lib_controllers)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,40 +32,19 @@ REPEATS: Final = 4  # products, or copies, in one measurement
 
 
 class Vocabulary(WordTokenizer):
-    """What a model that is only measured needs of a tokenizer: how many tokens there are.
+    """What a model that is only measured needs of a tokenizer: V, and what ends a text (or -1)."""
 
-    Parameters
-    ----------
-    size
-        V.
-    end_id
-        Ends a text; -1 for none.
-    """
+    vocab_size: int = 0
+    end_id: int = 0
 
     def __init__(self, size: int, end_id: int = 0) -> None:
-        self._size = size
-        self._end_id = end_id
-
-    @property
-    def vocab_size(self) -> int:
-        return self._size
-
-    @property
-    def end_id(self) -> int:
-        return self._end_id
+        self.vocab_size, self.end_id = size, end_id
 
 
 class Limits:
     """What the machine does at best, when as many threads as train do it at once.
 
-    Parameters
-    ----------
-    threads
-        How many.
-    dtype
-        Of the matrices.
-    with_copy
-        Whether to copy memory too.
+    That is a product of matrices of `dtype` and, if `with_copy`, a copy of much memory.
     """
 
     def __init__(self, threads: int, dtype: str, with_copy: bool = False) -> None:
@@ -79,23 +59,16 @@ class Limits:
 
     def measure(self) -> None:
         """Measure once more; keep every BLAS on one thread meanwhile."""
-        amount = 2 * PRODUCT**3
-        self._rates[FLOPS].append(self._rate(self._product, self._matrices, amount))
-        amount = 2 * self._memory[0][0].nbytes  # read and written
-        if amount:
-            self._rates[BYTES].append(self._rate(np.copyto, self._memory, amount))
+        self._rates[FLOPS].append(self._rate(self._product, self._matrices, 2 * PRODUCT**3))
+        if size := self._memory[0][0].nbytes:  # which are read and written
+            self._rates[BYTES].append(self._rate(np.copyto, self._memory, 2 * size))
 
     def _rate(self, work: Callable[..., object], arrays: list[list[Any]], amount: int) -> float:
         """Return how much (in 1e9) all threads do in a second."""
-
-        def repeat(mine: list[Any]) -> None:
-            for _ in range(REPEATS):
-                work(*mine)
-
         with ThreadPoolExecutor(self.threads) as pool:
             list(pool.map(lambda mine: work(*mine), arrays))  # starts the threads
             began = time.perf_counter()
-            list(pool.map(repeat, arrays))
+            list(pool.map(lambda mine: [work(*mine) for _ in range(REPEATS)], arrays))
             seconds = time.perf_counter() - began
         return self.threads * REPEATS * amount / seconds / 1e9
 
@@ -121,7 +94,8 @@ class Speed:
     slow, fast
         Tokens per second that a tenth of the steps did not reach, and that a tenth surpassed.
     gflops
-        Operations (in 1e9) per second; see `Benchmark.operations_a_token`.
+        Operations (in 1e9) per second: of a token, 6 a parameter in a product, and 12 a layer,
+        dimension and token of the context.
     product_gflops
         The matrix product's, in the same number of threads.
     share_of_product
@@ -168,6 +142,7 @@ class Profile:
     share_between: float
 
 
+@dataclass
 class Benchmark:
     """Trains a model on random tokens, at a learning rate of 0: it stays as it is.
 
@@ -178,11 +153,11 @@ class Benchmark:
     training
         Batch size, threads, seed and the optimizer's settings.
     context
-        T, tokens of each text; by default as many as the model can see.
+        T, tokens of each text; 0 for as many as the model can see.
     seconds
         How long each measurement takes, beside its first two steps, which do not count.
     steps
-        How many steps it has instead.
+        How many steps it has instead, unless 0.
 
     Raises
     ------
@@ -190,23 +165,18 @@ class Benchmark:
         If the model cannot see so many tokens.
     """
 
-    def __init__(
-        self,
-        model: LLM,
-        training: TrainConfig,
-        context: int | None = None,
-        seconds: float = 5.0,
-        steps: int | None = None,
-    ) -> None:
-        self.model = model
-        self.training = training
-        self.context = context or model.max_seq_len
-        self.seconds = seconds
-        self.steps = steps
-        if not 1 <= self.context <= model.max_seq_len:
+    model: LLM
+    training: TrainConfig
+    context: int = 0
+    seconds: float = 5.0
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        most = self.model.max_seq_len
+        self.context = self.context or most
+        if not 1 <= self.context <= most:
             raise ConfigError(
-                f"context must be from 1 to the model's max_seq_len {model.max_seq_len}, got "
-                f"{context}"
+                f"context must be from 1 to the model's max_seq_len {most}, got {self.context}"
             )
 
     @property
@@ -215,34 +185,22 @@ class Benchmark:
         return thread_count(self.training, self.model)
 
     @property
-    def tokens(self) -> int:
-        """Tokens of one step."""
-        return self.training.batch_size * self.context
-
-    @property
     def multiplied(self) -> int:
-        """Parameters without the embedding table, unless it is the output projection too.
-
-        Where it is looked up only, no product reads it.
-        """
+        """Parameters in products: without the embedding table where it is only looked up."""
         config = self.model.config
         table = 0 if config.tie_embeddings else config.embedding_dim
         return self.model.n_parameters - table * self.model.tokenizer.vocab_size
 
-    @property
-    def operations_a_token(self) -> int:
-        """6 a multiplied parameter, and 12 a layer, dimension and token of the context."""
-        config = self.model.config
-        attended = config.n_layers * config.embedding_dim * self.context
-        return 6 * self.multiplied + 12 * attended
-
     def speed(self) -> Speed:
         """Measure whole steps."""
-        limits = Limits(self.threads, self.model.config.dtype)
+        config = self.model.config
+        attended = config.n_layers * config.embedding_dim * self.context
+        limits = Limits(self.threads, config.dtype)
         taken = self._train(limits)
-        paces = self.tokens / np.array(taken)
+        paces = self.training.batch_size * self.context / np.array(taken)
         slow, pace, fast = np.percentile(paces, (10, 50, 90)).tolist()
-        gflops, limit = pace * self.operations_a_token / 1e9, limits.of_all(FLOPS)
+        gflops = pace * (6 * self.multiplied + 12 * attended) / 1e9
+        limit = limits.of_all(FLOPS)
         return Speed(
             steps=len(taken),
             threads=self.threads,
@@ -259,13 +217,14 @@ class Benchmark:
     def profile(self, by_parts: bool = False) -> Profile:
         """Measure each kernel.
 
-        Parameters
-        ----------
-        by_parts
-            Whether each part of a block runs as a kernel of its own, rather than the whole block
-            in one, as it otherwise trains.
+        With `by_parts`, each part of a block runs as a kernel of its own, rather than the whole
+        block in one, as it otherwise trains.
         """
-        with _blocks(self.model, by_parts):
+        with ExitStack() as after:
+            for layer in self.model.layers:
+                if isinstance(layer, TransformerBlock):
+                    after.callback(setattr, layer, "by_parts", layer.by_parts)
+                    layer.by_parts = by_parts
             threads = self.threads  # blocks by parts may allow fewer
             limits = Limits(threads, self.model.config.dtype, with_copy=True)
             with Profiler() as profiler:
@@ -287,6 +246,7 @@ class Benchmark:
         shape = self.training.batch_size, self.context + 1
         batch = list(rng.integers(0, self.model.tokenizer.vocab_size, shape, np.int32))
         taken: list[float] = []
+        steps, seconds = (self.steps, math.inf) if self.steps else (math.inf, self.seconds)
         with Stepper(self.model, self.training) as stepper:
             for _ in range(WARM_UP):
                 stepper.step(batch, 0.0)
@@ -294,7 +254,7 @@ class Benchmark:
                 profiler.clear()
             limits.measure()
             began = measured = time.perf_counter()
-            while not self._enough(taken, began):
+            while len(taken) < steps and (not taken or time.perf_counter() - began <= seconds):
                 step_began = time.perf_counter()
                 stepper.step(batch, 0.0)
                 taken.append(time.perf_counter() - step_began)
@@ -305,26 +265,6 @@ class Benchmark:
                     measured = time.perf_counter()
             limits.measure()
         return taken
-
-    def _enough(self, taken: list[float], began: float) -> bool:
-        """Whether as many steps, or seconds, were measured as asked for."""
-        if self.steps:
-            return len(taken) >= self.steps
-        return bool(taken) and time.perf_counter() - began > self.seconds
-
-
-@contextmanager
-def _blocks(model: LLM, by_parts: bool) -> Iterator[None]:
-    """Let the model's blocks run part by part meanwhile, or not."""
-    blocks = [layer for layer in model.layers if isinstance(layer, TransformerBlock)]
-    before = [block.by_parts for block in blocks]
-    for block in blocks:
-        block.by_parts = by_parts
-    try:
-        yield
-    finally:
-        for block, value in zip(blocks, before, strict=True):
-            block.by_parts = value
 
 
 def peak_memory_mb() -> float | None:

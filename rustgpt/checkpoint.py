@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from io import BufferedReader
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,9 +18,9 @@ from numpy.typing import NDArray
 
 from rustgpt import file_set
 from rustgpt.config import ModelConfig
-from rustgpt.errors import CheckpointError, ConfigError, TokenizerError
+from rustgpt.errors import CheckpointError, ConfigError
 from rustgpt.file_set import CONFIG, LARGEST_JSON, explained, locked, read_json, reason
-from rustgpt.text.tokenizer import Tokenizer, read_tokenizer
+from rustgpt.text.tokenizer import Tokenizer, WordTokenizer
 
 __all__ = ["Saved", "is_model", "load", "locked", "save"]
 
@@ -79,77 +78,29 @@ def load(folder: str | os.PathLike[str]) -> Saved:
     CheckpointError
         If there is no model, or a file is missing, damaged or from another save.
     """
-    files = file_set.load(folder, PAYLOADS)
-    try:
-        if not isinstance(files.content.get("model"), dict):
-            raise CheckpointError(f'{files.folder / CONFIG} must have an object "model"')
-        with explained(f"cannot load a model from {files.folder}"):
-            tokenizer = read_json(files.file(TOKENIZER), files.folder / TOKENIZER)
-        return Saved(files, tokenizer)
-    except BaseException:
-        files.close()
-        raise
+    return Saved.load(folder, PAYLOADS)
 
 
-class Saved:
-    """An undamaged model on disk, as `load` found it: close it, or use it in a `with`.
-
-    Parameters
-    ----------
-    files
-        Open, so that no save can take them away before they are read.
-    tokenizer_json
-        What tokenizer.json holds.
-    """
-
-    def __init__(self, files: file_set.OpenFiles, tokenizer_json: bytes) -> None:
-        self.files = files
-        self.folder = files.folder
-        self._tokenizer_json = tokenizer_json
-
-    def __enter__(self) -> Saved:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the files."""
-        self.files.close()
-
-    def file(self, name: str) -> BufferedReader | None:
-        """Return an open file that lies beside the model, undamaged; None if there is none.
-
-        Raises
-        ------
-        CheckpointError
-            If it is missing, damaged or from another save.
-        """
-        return self.files.file(name) if name in self.files else None
+class Saved(file_set.OpenFiles):
+    """An undamaged model on disk, as `load` found it: close it, or use it in a `with`."""
 
     def model_config(self) -> ModelConfig:
         """Return the configuration, or raise CheckpointError."""
+        fields = self.content.get("model")
+        if not isinstance(fields, dict):
+            raise CheckpointError(f'{self.folder / CONFIG} must have an object "model"')
         try:
-            return ModelConfig.from_dict(self.files.content["model"])
+            return ModelConfig.from_dict(fields)
         except ConfigError as error:
             raise CheckpointError(f"{self.folder / CONFIG}: {error}") from error
 
     def tokenizer(self, kind: type[Any] | None = None) -> Tokenizer:
-        """Return the tokenizer, or raise CheckpointError.
-
-        Parameters
-        ----------
-        kind
-            A class whose `from_json` reads it; by default that of the format that it names.
-        """
-        path = self.folder / TOKENIZER
-        if kind is None:
-            try:
-                return read_tokenizer(self._tokenizer_json.decode())
-            except (TokenizerError, UnicodeDecodeError) as error:
-                raise CheckpointError(f"{path}: {error}") from error
+        """Return the tokenizer, as `kind.from_json` reads it, or raise CheckpointError."""
+        path, kind = self.folder / TOKENIZER, kind or WordTokenizer
+        with explained(f"cannot load a model from {self.folder}"):
+            text = read_json(self.file(TOKENIZER), path)
         try:
-            found: Tokenizer = kind.from_json(self._tokenizer_json.decode())
+            found: Tokenizer = kind.from_json(text.decode())
         except Exception as error:  # whatever somebody else's code raises
             name = getattr(kind, "__name__", type(kind).__name__)
             raise CheckpointError(
@@ -158,17 +109,9 @@ class Saved:
         return found
 
     def check_shapes(self, expected: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
-        """Compare what is on disk with what a model needs; no parameter is read.
+        """Raise CheckpointError if a tensor is missing, unknown or of another shape or type.
 
-        Parameters
-        ----------
-        expected
-            (shape, dtype) of every parameter, by name.
-
-        Raises
-        ------
-        CheckpointError
-            If a tensor is missing, or of another shape or type, or unknown to the model.
+        No parameter is read; `expected` has the (shape, dtype) of each by name.
         """
         path = self.folder / WEIGHTS
         with self._tensors() as file:
@@ -190,11 +133,8 @@ class Saved:
     def read_into(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Copy the parameters into the model's arrays, by name, one at a time.
 
-        Raises
-        ------
-        CheckpointError
-            As `check_shapes`, or if a parameter is NaN or infinite. The arrays may then be filled
-            in part.
+        CheckpointError as `check_shapes`, or if one is NaN or infinite: the arrays may then be
+        filled in part.
         """
         self.check_shapes({name: (value.shape, value.dtype) for name, value in tensors.items()})
         with self._tensors() as file:
@@ -208,7 +148,7 @@ class Saved:
 
         path = self.folder / WEIGHTS
         # Whatever has become of the name, this means the file that is open.
-        weights = self.files.file(WEIGHTS)
+        weights = self.file(WEIGHTS)
         opened = f"/dev/fd/{weights.fileno()}"
         name = opened if os.path.exists(opened) else weights.name
         with explained(f"{path} cannot be read", SafetensorError), safe_open(name, "np") as file:

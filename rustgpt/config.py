@@ -1,20 +1,35 @@
 """Owns what is configured: the sizes of a model and the settings of a training."""
 
-import dataclasses
 import math
 import numbers
-from dataclasses import dataclass
+from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, Self
 
 from rustgpt.errors import ConfigError
 
 
+def _number(default: float, lowest: float, highest: float = math.inf, below: bool = False) -> Any:
+    """A field for a number of the default's type, from lowest to highest, or below highest."""
+    return field(default=default, metadata={"limits": (lowest, highest, below)})
+
+
+def _choice(*choices: str) -> Any:
+    """A field for one of these, by default the first."""
+    return field(default=choices[0], metadata={"choices": choices})
+
+
+@dataclass(frozen=True)
 class _Config:
     """What both configurations share: reading from and writing to plain values."""
 
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            value = _checked(setting, getattr(self, setting.name))
+            object.__setattr__(self, setting.name, value)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -25,57 +40,40 @@ class _Config:
         ConfigError
             If a field is unknown, of the wrong type or out of range.
         """
-        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        known = sorted(setting.name for setting in fields(cls))
         for name in values:
             if name not in known:
                 raise ConfigError(
-                    f"{cls.__name__} has no field {name!r}; it has {', '.join(sorted(known))}"
+                    f"{cls.__name__} has no field {name!r}; it has {', '.join(known)}"
                 )
         return cls(**values)
 
-    def _check(
-        self,
-        name: str,
-        kind: type,
-        lowest: float,
-        highest: float = math.inf,
-        below: float = math.inf,
-    ) -> None:
-        """Raise ConfigError unless a number is of `kind`, from lowest to highest and below `below`.
 
-        NumPy's numbers become Python's.
-        """
-        value: Any = getattr(self, name)
-        accepted: Any = numbers.Integral if kind is int else numbers.Real
-        if isinstance(value, bool) or not isinstance(value, accepted):
-            raise ConfigError(f"{name} must be of type {kind.__name__}, got {value!r:.60}")
-        if type(value) is not int:  # which may be one that no float can hold
-            try:
-                value = kind(value)
-            except OverflowError:  # a fraction that no float can hold
-                value = math.inf
-            object.__setattr__(self, name, value)
-        too_large = type(value) is int and abs(value) >= 2**63
-        inside = lowest <= value <= highest and not value >= below < math.inf  # NaN fails too
-        if not inside or too_large:
-            limits = f"at least {_plain(lowest)}"
-            if below < math.inf:
-                limits = f"from {_plain(lowest)} to below {_plain(below)}"
-            elif highest < math.inf:
-                limits = f"from {_plain(lowest)} to {_plain(highest)}"
-            raise ConfigError(f"{name} must be {limits}, got {value!r:.60}")
-
-    def _check_flag(self, name: str) -> None:
-        """Raise ConfigError unless the field is True or False, be it NumPy's."""
-        value: Any = getattr(self, name)
-        if type(value).__name__ not in ("bool", "bool_"):
-            raise ConfigError(f"{name} must be of type bool, got {value!r:.60}")
-        object.__setattr__(self, name, bool(value))
-
-    def _choose(self, name: str, choices: tuple[str, ...]) -> None:
-        value = getattr(self, name)
+def _checked(setting: Field[Any], value: Any) -> Any:
+    """Return a field's value, NumPy's as Python's, or raise ConfigError."""
+    kind: Any = type(setting.default)
+    if kind is str:
+        choices = setting.metadata["choices"]
         if not isinstance(value, str) or value not in choices:
-            raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+            raise ConfigError(f"{setting.name} must be one of {', '.join(choices)}, got {value!r}")
+        return value
+    accepted = {int: numbers.Integral, float: numbers.Real, bool: object}[kind]
+    is_flag = type(value).__name__ in ("bool", "bool_")
+    if is_flag != (kind is bool) or not isinstance(value, accepted):
+        raise ConfigError(f"{setting.name} must be of type {kind.__name__}, got {value!r:.60}")
+    if is_flag:
+        return bool(value)
+    lowest, highest, below = setting.metadata["limits"]
+    try:
+        plain = kind(value)
+    except OverflowError:  # more than a float can hold
+        plain = math.nan
+    if not lowest <= plain <= highest or (below and plain == highest):  # NaN fails too
+        limits = f"at least {_plain(lowest)}"
+        if highest < math.inf:
+            limits = f"from {_plain(lowest)} to {'below ' * below}{_plain(highest)}"
+        raise ConfigError(f"{setting.name} must be {limits}, got {value!r:.60}")
+    return plain
 
 
 def _plain(limit: float) -> str:
@@ -122,31 +120,22 @@ class ModelConfig(_Config):
         If a value is out of range.
     """
 
-    embedding_dim: int = 128
-    hidden_dim: int = 256
-    n_layers: int = 3
-    n_heads: int = 4
-    max_seq_len: int = 80
-    activation: str = "relu"
-    norm: str = "post"
+    embedding_dim: int = _number(128, 1, 2**20)
+    hidden_dim: int = _number(256, 1, 2**20)
+    n_layers: int = _number(3, 0, 10_000)
+    n_heads: int = _number(4, 1, 2**20)
+    max_seq_len: int = _number(80, 2, 2**20)
+    activation: str = _choice("relu", "gelu")
+    norm: str = _choice("post", "pre")
     attention_projection: bool = True
     attention_bias: bool = False
     output_bias: bool = True
     tie_embeddings: bool = False
-    dtype: str = "float32"
-    seed: int = 0
+    dtype: str = _choice("float32", "float64")
+    seed: int = _number(0, 0, 2**63 - 1)
 
     def __post_init__(self) -> None:
-        for name in ("embedding_dim", "hidden_dim", "n_heads"):
-            self._check(name, int, 1, 2**20)
-        self._check("n_layers", int, 0, 10_000)
-        self._check("max_seq_len", int, 2, 2**20)
-        self._check("seed", int, 0, 2**63 - 1)
-        for name in ("attention_projection", "attention_bias", "output_bias", "tie_embeddings"):
-            self._check_flag(name)
-        self._choose("activation", ("relu", "gelu"))
-        self._choose("norm", ("post", "pre"))
-        self._choose("dtype", ("float32", "float64"))
+        super().__post_init__()
         if self.embedding_dim % self.n_heads:
             raise ConfigError(
                 f"n_heads must divide embedding_dim: {self.n_heads} does not divide "
@@ -200,35 +189,19 @@ class TrainConfig(_Config):
         If a value is out of range.
     """
 
-    pretrain_epochs: int = 20
-    pretrain_rate: float = 1e-3
-    tune_epochs: int = 30
-    tune_rate: float = 1e-3
-    batch_size: int = 16
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float = 5.0
-    schedule: str = "cosine"
-    final_rate: float = 0.1
-    warmup_steps: int = 0
-    seed: int = 0
-    threads: int = 0
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        for name in ("pretrain_epochs", "tune_epochs", "warmup_steps"):
-            self._check(name, int, 0, 10**9)
-        self._check("batch_size", int, 1, 10**6)
-        for name in ("pretrain_rate", "tune_rate", "weight_decay"):
-            self._check(name, float, 0, 1e3)
-        self._check("epsilon", float, 1e-30, 1)
-        self._check("max_grad_norm", float, 1e-30)
-        for name in ("beta1", "beta2"):
-            self._check(name, float, 0, below=1)
-        self._check("final_rate", float, 0, 1)
-        self._choose("schedule", ("constant", "cosine"))
-        self._check("seed", int, 0, 2**63 - 1)
-        self._check("threads", int, 0, 1024)
-        self._choose("precision", ("float32", "bfloat16"))
+    pretrain_epochs: int = _number(20, 0, 10**9)
+    pretrain_rate: float = _number(1e-3, 0, 1e3)
+    tune_epochs: int = _number(30, 0, 10**9)
+    tune_rate: float = _number(1e-3, 0, 1e3)
+    batch_size: int = _number(16, 1, 10**6)
+    beta1: float = _number(0.9, 0, 1, below=True)
+    beta2: float = _number(0.999, 0, 1, below=True)
+    epsilon: float = _number(1e-8, 1e-30, 1)
+    weight_decay: float = _number(0.0, 0, 1e3)
+    max_grad_norm: float = _number(5.0, 1e-30)
+    schedule: str = _choice("cosine", "constant")
+    final_rate: float = _number(0.1, 0, 1)
+    warmup_steps: int = _number(0, 0, 10**9)
+    seed: int = _number(0, 0, 2**63 - 1)
+    threads: int = _number(0, 0, 1024)
+    precision: str = _choice("float32", "bfloat16")

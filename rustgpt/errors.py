@@ -5,16 +5,6 @@ from __future__ import annotations
 from numbers import Integral
 from typing import Any
 
-__all__ = [
-    "CheckpointError",
-    "ConfigError",
-    "DataError",
-    "RustGPTError",
-    "TokenizerError",
-    "TrainingError",
-]
-
-
 class RustGPTError(Exception):
     """Base of all errors below; its message says what, where and how to mend it."""
 

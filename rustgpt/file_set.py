@@ -19,16 +19,13 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from io import BufferedReader
-from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from rustgpt.errors import CheckpointError
 from rustgpt.folder_lock import FolderLock
-
-__all__ = ["OpenFiles", "explained", "load", "locked", "read_json", "reason", "save"]
 
 FORMAT: Final = "rustgpt"
 VERSION: Final = 1
@@ -41,13 +38,7 @@ NAME: Final = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)+")
 
 @contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[FolderLock]:
-    """Have a folder for oneself: make it where there is none, and lock it unless that is done.
-
-    Raises
-    ------
-    CheckpointError
-        If it has no name, cannot be made, or another process keeps it.
-    """
+    """Have a folder for oneself, or raise CheckpointError: make it, lock it unless that is done."""
     path = _named(folder)
     with ExitStack() as held:
         with explained(f"cannot save a model in {path}"):
@@ -63,65 +54,38 @@ def save(
     fields: Mapping[str, Any],
     files: Mapping[str, Iterable[bytes | memoryview]],
 ) -> None:
-    """Write a set of files; whatever happens meanwhile, the folder holds the old one or the new.
+    """Write a set of files, as `checkpoint.save` does.
 
-    Parameters
-    ----------
-    folder
-        Is made where there is none. It is locked meanwhile, unless it is a `FolderLock` that the
-        caller has entered.
-    fields
-        What else config.json says.
-    files
-        The contents of each, in parts, by name: lower-case words with an ending.
-
-    Raises
-    ------
-    CheckpointError
-        If they cannot be written, or another process keeps the folder. The message says which set
-        is on disk.
+    `fields` are what else config.json says, `files` the contents of each in parts, by name.
     """
     for name in files:
         _check_name(name, _named(folder))
     with locked(folder) as held:
-        _save(held.folder, fields, files)
-
-
-def _save(
-    folder: Path, fields: Mapping[str, Any], files: Mapping[str, Iterable[bytes | memoryview]]
-) -> None:
-    """Write a set of files into a folder that is locked."""
-    before = ", which still holds the one before" if (folder / CONFIG).exists() else ""
-    try:
-        with explained(f"cannot save a model in {folder}{before}"):
-            folder.mkdir(parents=True, exist_ok=True)
-            old = _settle(folder, files)
-            _write_new(folder, fields, files)
-            _sync(folder)
-            os.replace(folder / (CONFIG + NEW), folder / CONFIG)
-        with explained(
-            f"the new model is in {folder} and can be loaded, but the system does not confirm that "
-            "it would outlast a power cut; check the disk and save again"
-        ):
-            _sync(folder)
-    except CheckpointError:
-        with suppress(OSError, ValueError, MemoryError):
-            _settle(folder, files)
-        raise
-    with suppress(OSError):  # the model is safe, and loads as it is; the next save tries again
-        _rename(folder, files)
-        for name in old - set(files):  # of which config.json speaks no more
-            (folder / name).unlink(missing_ok=True)
-
-
-def _write_new(
-    folder: Path, fields: Mapping[str, Any], files: Mapping[str, Iterable[bytes | memoryview]]
-) -> None:
-    """Write all files under their new names, config.json last."""
-    digests = {name: _write(folder / (name + NEW), parts) for name, parts in files.items()}
-    content = {"format": FORMAT, "version": VERSION, **fields, "files": digests}
-    content["sha256"] = _content_digest(content)
-    _write(folder / (CONFIG + NEW), [json.dumps(content, indent=2).encode() + b"\n"])
+        where = held.folder
+        before = ", which still holds the one before" if (where / CONFIG).exists() else ""
+        try:
+            with explained(f"cannot save a model in {where}{before}"):
+                where.mkdir(parents=True, exist_ok=True)
+                old = _settle(where, files)
+                digests = {name: _write(where / (name + NEW), files[name]) for name in files}
+                content = {"format": FORMAT, "version": VERSION, **fields, "files": digests}
+                content["sha256"] = _content_digest(content)
+                _write(where / (CONFIG + NEW), [json.dumps(content, indent=2).encode() + b"\n"])
+                _sync(where)
+                os.replace(where / (CONFIG + NEW), where / CONFIG)
+            with explained(
+                f"the new model is in {where} and can be loaded, but the system does not confirm "
+                "that it would outlast a power cut; check the disk and save again"
+            ):
+                _sync(where)
+        except CheckpointError:
+            with suppress(OSError, ValueError, MemoryError):
+                _settle(where, files)
+            raise
+        with suppress(OSError):  # the model is safe, and loads as it is; the next save tries again
+            _rename(where, files)
+            for name in old - set(files):  # of which config.json speaks no more
+                (where / name).unlink(missing_ok=True)
 
 
 def _check_name(name: object, where: Path) -> None:
@@ -146,10 +110,7 @@ def _write(path: Path, parts: Iterable[bytes | memoryview]) -> str:
 def _settle(folder: Path, names: Iterable[str]) -> set[str]:
     """Rename the new files that config.json means and sweep the others; return what it names.
 
-    Parameters
-    ----------
-    names
-        Of files that are about to be written.
+    `names` are those of files that are about to be written.
     """
     try:
         files = _read_config(folder)["files"]
@@ -184,7 +145,7 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-class OpenFiles:
+class OpenFiles(ExitStack):
     """A set of files as `load` found it: close it, or use it in a `with`.
 
     The files stay open, so that no save can take them away before they are read.
@@ -195,36 +156,47 @@ class OpenFiles:
         Where they are, and what config.json says.
     """
 
-    def __init__(
-        self, folder: Path, content: dict[str, Any], candidates: dict[str, list[BufferedReader]]
-    ) -> None:
+    def __init__(self, folder: Path, needed: Iterable[str]) -> None:
+        super().__init__()
         self.folder = folder
-        self.content = content
-        self._candidates = candidates  # by name: NAME.new and NAME, as far as they are there
         self._found: dict[str, BufferedReader] = {}
+        with explained(f"cannot load a model from {folder}"), ExitStack() as opened:
+            self.content = _read_config(folder)
+            # By name, NAME.new and NAME, as far as they are there. The new ones are opened first:
+            # a file that is not there has just been given its old name.
+            self._candidates = {
+                name: [
+                    opened.enter_context(file)
+                    for path in (folder / (name + NEW), folder / name)
+                    if (file := _opened(path)) is not None
+                ]
+                for name in self.content["files"]
+            }
+            for name in needed:
+                self.file(name)
+            self.enter_context(opened.pop_all())
 
-    def __enter__(self) -> OpenFiles:
-        return self
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], needed: Iterable[str]) -> Self:
+        """Open a set of files, or raise CheckpointError.
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the files."""
-        for file in chain(*self._candidates.values()):
-            file.close()
+        Those that are `needed` must be there, undamaged; the others are checked when they are
+        asked for.
+        """
+        path = _named(folder)
+        while True:
+            version = _version(path)
+            try:
+                return cls(path, needed)
+            except CheckpointError:
+                if _version(path) == version:  # otherwise a save has come between
+                    raise
 
     def __contains__(self, name: str) -> bool:
         return name in self.content["files"]
 
     def file(self, name: str) -> BufferedReader:
-        """Return an open file, undamaged and at its beginning.
-
-        Raises
-        ------
-        CheckpointError
-            If it is missing, damaged or from another save.
-        """
+        """Return an open file at its beginning; CheckpointError if it is missing or damaged."""
         if name not in self._found:
             with explained(f"cannot load a model from {self.folder}"):
                 self._found[name] = self._choose(name)
@@ -244,55 +216,9 @@ class OpenFiles:
         raise CheckpointError(f"{path} is damaged or from another save than {CONFIG}")
 
 
-def load(folder: str | os.PathLike[str], needed: Iterable[str]) -> OpenFiles:
-    """Open a set of files.
-
-    Parameters
-    ----------
-    needed
-        The names of those that must be there, undamaged; the others are checked when they are
-        asked for.
-
-    Raises
-    ------
-    CheckpointError
-        If there is no set, or a file that is needed is missing, damaged or from another save.
-    """
-    path = _named(folder)
-    while True:
-        version = _version(path)
-        try:
-            return _open(path, needed)
-        except CheckpointError:
-            if _version(path) == version:  # otherwise a save has come between
-                raise
-
-
-def _open(folder: Path, needed: Iterable[str]) -> OpenFiles:
-    with explained(f"cannot load a model from {folder}"), ExitStack() as opened:
-        content = _read_config(folder)
-        # The new names first: a file that is not there has just been given its old name.
-        candidates = {
-            name: [
-                opened.enter_context(file)
-                for path in (folder / (name + NEW), folder / name)
-                if (file := _opened(path)) is not None
-            ]
-            for name in content["files"]
-        }
-        found = OpenFiles(folder, content, candidates)
-        for name in needed:
-            found.file(name)
-        opened.pop_all()
-        return found
-
-
 def _named(folder: str | os.PathLike[str]) -> Path:
     """Return the path of a folder, or raise CheckpointError if it has no name."""
-    try:
-        name = os.fspath(folder)
-    except TypeError:
-        name = None
+    name = os.fspath(folder) if isinstance(folder, (str, os.PathLike)) else None
     if not isinstance(name, str):
         raise CheckpointError(f"a folder must be named by text, not by {type(folder).__name__}")
     if not name.strip():
@@ -311,11 +237,12 @@ def _version(folder: Path) -> object:
 def _read_config(folder: Path) -> dict[str, Any]:
     """Check config.json, and return what it says, without its own digest."""
     path = folder / CONFIG
-    if not _is_file(path):
+    file = _opened(path)
+    if file is None:
         raise CheckpointError(
             f"there is no model in {folder} (no {CONFIG}): train one with rustgpt train"
         )
-    with open(path, "rb") as file:
+    with file:
         text = read_json(file, path)
     try:
         content = json.loads(text.decode())
@@ -340,26 +267,19 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _opened(path: Path) -> BufferedReader | None:
-    """Open a file; None if there is none."""
-    with suppress(FileNotFoundError):  # also one that goes just now
-        return open(path, "rb") if _is_file(path) else None
+    """Open a file; None if there is none.
+
+    Path.is_file would from Python 3.14 on say "no" where it was not allowed to look.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):  # also one that goes just now
+        return open(path, "rb") if stat.S_ISREG(path.stat().st_mode) else None
     return None
-
-
-def _is_file(path: Path) -> bool:
-    """Path.is_file, which from Python 3.14 on says "no" where it was not allowed to look."""
-    try:
-        return stat.S_ISREG(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
 
 
 def _file_digest(path: Path) -> str:
     """Return the SHA-256 of a file, or "" if there is none."""
-    if not _is_file(path):
-        return ""
-    with open(path, "rb") as file:
-        return _digest(file)
+    with _opened(path) or nullcontext() as file:
+        return _digest(file) if file else ""
 
 
 def _digest(file: BufferedReader) -> str:

@@ -9,6 +9,7 @@ import sys
 import time
 import weakref
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
@@ -18,8 +19,6 @@ if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
-
-__all__ = ["LOCK_FILE", "FolderLock"]
 
 LOCK_FILE: Final = ".lock"
 PATIENCE: Final = 10.0  # seconds that a save waits for another one
@@ -53,6 +52,7 @@ class FolderLock(os.PathLike[str]):
 
     def __init__(self, folder: str | os.PathLike[str], patience: float = PATIENCE) -> None:
         self.folder = Path(folder)
+        self._path = self.folder / LOCK_FILE
         self.patience = patience
         self._file = -1  # descriptor
         self._held = False
@@ -67,12 +67,9 @@ class FolderLock(os.PathLike[str]):
             self._acquire()
             self._sign()
         except BaseException:
-            self._release()
+            self.__exit__()
             raise
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._release()
 
     def is_held(self) -> bool:
         """Tell whether the folder is this owner's now: it may have been removed meanwhile."""
@@ -83,7 +80,10 @@ class FolderLock(os.PathLike[str]):
         while True:
             gone: FileNotFoundError | None = None
             try:
-                if self._try():
+                self._make_folder()
+                self._file = self._open()
+                self._held = _lock(self._file) and self._is_at_its_path()
+                if self._held:
                     return
             except FileNotFoundError as error:  # another owner may just have removed the folder
                 gone = error
@@ -95,13 +95,6 @@ class FolderLock(os.PathLike[str]):
             self._close()
             time.sleep(LOOK_EVERY)
 
-    def _try(self) -> bool:
-        """Lock the folder, unless another owner has it."""
-        self._make_folder()
-        self._file = self._open()
-        self._held = _lock(self._file) and self._is_at_its_path()
-        return self._held
-
     def _open(self) -> int:
         try:
             return os.open(self._path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
@@ -110,16 +103,9 @@ class FolderLock(os.PathLike[str]):
                 raise
             return os.open(self._path, os.O_RDONLY | NO_LINK)  # another user's: it can be locked
 
-    @property
-    def _path(self) -> Path:
-        return self.folder / LOCK_FILE
-
     def _make_folder(self) -> None:
-        missing = []
-        for place in (self.folder, *self.folder.parents):
-            if place.exists():
-                break
-            missing.append(place)
+        folders = (self.folder, *self.folder.parents)
+        missing = [*takewhile(lambda place: not place.exists(), folders)]
         self.folder.mkdir(parents=True, exist_ok=True)
         self._made = missing or self._made
 
@@ -141,20 +127,17 @@ class FolderLock(os.PathLike[str]):
             os.ftruncate(self._file, 0)
             os.write(self._file, text.encode("utf-8", "replace")[:LONGEST_NOTE])
 
-    def _release(self) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             with suppress(OSError):  # Windows removes no open file
                 if self.is_held():
                     self._path.unlink()
-            self._remove_folders()
+            with suppress(OSError):  # one that is not empty stays
+                for place in self._made:
+                    place.rmdir()
+            self._made = []
         finally:
             self._close()
-
-    def _remove_folders(self) -> None:
-        with suppress(OSError):  # one that is not empty stays
-            for place in self._made:
-                place.rmdir()
-        self._made = []
 
     def _close(self) -> None:
         file, self._file, self._held = self._file, -1, False

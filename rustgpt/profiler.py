@@ -53,12 +53,8 @@ OPERATIONS: Final[dict[str, Callable[[Any], int]]] = {
 }
 # Where the memory does: the bytes that are read and those that are written.
 TRAFFIC: Final[dict[str, Callable[[Any], int]]] = {
-    "relu_forward": lambda a: 2 * a.x.nbytes,
-    "relu_backward": lambda a: 3 * a.x.nbytes,
-    "gelu_forward": lambda a: 2 * a.x.nbytes,
-    "gelu_backward": lambda a: 3 * a.x.nbytes,
-    "layer_norm_forward": lambda a: 2 * a.x.nbytes,
-    "layer_norm_backward": lambda a: 3 * a.x.nbytes,
+    **{f"{name}_forward": lambda a: 2 * a.x.nbytes for name in ("relu", "gelu", "layer_norm")},
+    **{f"{name}_backward": lambda a: 3 * a.x.nbytes for name in ("relu", "gelu", "layer_norm")},
     "embedding_forward": lambda a: 3 * a.out.nbytes,
     "embedding_backward": lambda a: 5 * a.dout.nbytes,
     "sum_of_squares": lambda a: int(a.x.nbytes),
@@ -105,7 +101,7 @@ class _Total:
 class Profiler:
     """While it is entered, every call of a kernel through `rustgpt.ops` is timed.
 
-    Outside, the kernels are what they always are: to be profiled costs nothing that is not.
+    Outside, the kernels are what they always are, and take no longer.
     """
 
     def __init__(self) -> None:
@@ -157,33 +153,25 @@ class Profiler:
     def lines(self, steps: int, seconds: float, limits: Mapping[str, float]) -> list[Line]:
         """Return what was counted, what takes longest first.
 
-        Parameters
-        ----------
-        steps, seconds
-            How many steps that were, and how long all threads together had for them.
-        limits
-            The most that one thread of this machine can do, by unit.
+        All threads together had `seconds` for these steps; `limits` are the most that one can do.
         """
         self.count()
-        totals = sorted(self._totals.items(), key=lambda item: item[1].seconds, reverse=True)
-        return [_line(name, total, steps, seconds, limits) for name, total in totals]
-
-
-def _line(
-    name: str, total: _Total, steps: int, seconds: float, limits: Mapping[str, float]
-) -> Line:
-    kernel, _, part = name.rpartition("_")
-    if part not in ("forward", "backward"):
-        kernel, part = name, "both" if name in BOTH else "update"
-    unit = FLOPS if name in OPERATIONS else BYTES
-    rate = total.amount / max(total.seconds, 1e-9) / 1e9 if total.amount else None
-    return Line(
-        kernel=kernel,
-        part=part,
-        calls=total.calls / steps,
-        milliseconds=1e3 * total.seconds / steps,
-        share=total.seconds / seconds,
-        rate=rate,
-        unit=unit,
-        share_of_limit=rate and rate / limits[unit],
-    )
+        found = []
+        for name, total in sorted(self._totals.items(), key=lambda item: -item[1].seconds):
+            kernel, _, part = name.rpartition("_")
+            if part not in ("forward", "backward"):
+                kernel, part = name, "both" if name in BOTH else "update"
+            unit = FLOPS if name in OPERATIONS else BYTES
+            rate = total.amount / max(total.seconds, 1e-9) / 1e9 if total.amount else None
+            line = Line(
+                kernel=kernel,
+                part=part,
+                calls=total.calls / steps,
+                milliseconds=1e3 * total.seconds / steps,
+                share=total.seconds / seconds,
+                rate=rate,
+                unit=unit,
+                share_of_limit=rate and rate / limits[unit],
+            )
+            found.append(line)
+        return found

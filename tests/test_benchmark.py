@@ -39,12 +39,11 @@ def test_a_vocabulary_is_a_number():
 
 
 def test_speed(backend, model):
-    measured = bench(model, context=5)
-    speed = measured.speed()
-    assert (speed.steps, speed.threads, measured.tokens) == (4, 1, 15)
+    speed = bench(model, context=5, steps=3).speed()
+    assert (speed.steps, speed.threads) == (3, 1)
     assert speed.slow <= speed.tokens_per_second <= speed.fast
     operations = 6 * (model.n_parameters - 28 * 6) + 12 * 2 * 6 * 5
-    assert measured.operations_a_token == operations
+    assert speed.tokens_per_second == pytest.approx(15e3 / speed.milliseconds_a_step)
     assert speed.gflops == pytest.approx(speed.tokens_per_second * operations / 1e9)
     assert speed.share_of_product == pytest.approx(speed.gflops / speed.product_gflops)
 
@@ -65,7 +64,7 @@ def test_a_model_stays_as_it_is(model, letters):
 
 
 def test_seconds_end_it(model):
-    assert bench(model, steps=None, seconds=0.05).speed().steps > 0
+    assert bench(model, steps=0, seconds=0.05).speed().steps > 0
 
 
 def test_limits_are_measured_now_and_then(model, monkeypatch):

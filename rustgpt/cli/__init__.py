@@ -7,77 +7,69 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Final, NamedTuple, NoReturn
 
 from rustgpt import __version__
-from rustgpt.cli import bench, chat, generate, info, train
+from rustgpt.cli import bench, chat, generate, info, job, train
 from rustgpt.cli.options import likely_flags
 from rustgpt.cli.terminal import complain, is_terminal, note, say
 from rustgpt.errors import ConfigError, RustGPTError
-
-__all__ = ["main"]
 
 DEBUG: Final = "--debug"
 
 
 class Command(NamedTuple):
-    """A command: what it does, how it is called, its arguments, its work."""
+    """A command: where its arguments and its work are, what it does, how it is called."""
 
+    module: ModuleType
     help: str
-    usage: str
+    arguments: str
     examples: tuple[str, ...]
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
 
 
 COMMANDS: Final = {
     "train": Command(
+        train,
         "Train on the bundled data or on your own, and save the model.",
-        "rustgpt train [options]",
+        "[options]",
         ("rustgpt train --pretrain facts.json --chat chat.json --n-layers 2 --out my-model",),
-        train.add_arguments,
-        train.run,
     ),
     "chat": Command(
+        chat,
         "Talk to a saved model; 'exit' or the end of input ends it.",
-        "rustgpt chat [MODEL] [options]",
+        "[MODEL] [options]",
         ("rustgpt chat my-model", "echo 'How do mountains form?' | rustgpt chat my-model"),
-        chat.add_arguments,
-        chat.run,
     ),
     "generate": Command(
+        generate,
         "Continue a text.",
-        "rustgpt generate MODEL TEXT [options]",
+        "MODEL TEXT [options]",
         ("rustgpt generate my-model 'The sun rises' --temperature 0.8 --seed 1",),
-        generate.add_arguments,
-        generate.run,
     ),
     "info": Command(
+        info,
         "Show the machine and the kernels in use; or a model's layers and sizes.",
-        "rustgpt info [MODEL] [options]",
+        "[MODEL] [options]",
         ("rustgpt info", "rustgpt info my-model --json"),
-        info.add_arguments,
-        info.run,
     ),
     "bench": Command(
+        bench,
         "Measure how fast a model of given sizes trains here, and where the time goes.",
-        "rustgpt bench [MODEL] [options]",
+        "[MODEL] [options]",
         (
             "rustgpt bench --n-layers 4 --batch-size 12 --max-seq-len 64 --threads 1",
             "rustgpt bench my-model --profile",
         ),
-        bench.add_arguments,
-        bench.run,
     ),
 }
 JOB: Final = Command(
+    job,
     "A small GPT from scratch, on the CPU. Without a command it does the whole job: it\n"
     "reads the training data, trains a model in two phases, saves it and talks to you.",
-    "rustgpt [options]\n       rustgpt COMMAND [options]",
+    "[options]\n       rustgpt COMMAND [options]",
     ("rustgpt --language en --pretrain-epochs 50", "rustgpt chat"),
-    train.add_job_arguments,
-    train.run_job,
 )
 
 
@@ -87,59 +79,47 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see '{self.prog} --help'")
 
-    def flags(self) -> list[str]:
-        """Return the names of all flags."""
-        return [name for action in self._actions for name in action.option_strings]
-
-    def print_help(self, file: object = None) -> None:
-        say(self.format_help(), end="")
-
-
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        say(f"rustgpt {__version__}")
-        parser.exit()
+    def _print_message(self, message: str, file: object = None) -> None:
+        say(message, end="")
 
 
 def _parser(name: str, command: Command) -> _Parser:
     """Return the parser of one command; the whole job has no name."""
+    commands = "\n".join(f"  {name:<9} {command.help}" for name, command in COMMANDS.items())
     parser = _Parser(
         prog=f"rustgpt {name}".strip(),
-        usage=command.usage,
-        description=command.help if name else f"{command.help}\n\ncommands:\n{_overview()}",
+        usage=f"%(prog)s {command.arguments}",
+        description=command.help if name else f"{command.help}\n\ncommands:\n{commands}",
         epilog="\n  ".join(("example:", *command.examples)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    version, text = f"rustgpt {__version__}", "show the version and exit"
+    parser.add_argument("--version", action="version", version=version, help=text)
     parser.add_argument(DEBUG, action="store_true", help="show the traceback of an error")
-    command.add_arguments(parser)
+    command.module.add_arguments(parser)
     return parser
-
-
-def _overview() -> str:
-    return "\n".join(f"  {name:<9} {command.help}" for name, command in COMMANDS.items())
 
 
 def _run(argv: list[str]) -> int:
     while argv and argv[0] == DEBUG:  # also allowed before the command
         argv = argv[1:]
-    if argv and argv[0] in COMMANDS:
-        name, command, argv = argv[0], COMMANDS[argv[0]], argv[1:]
-    else:
-        name, command = "", JOB
+    name = argv[0] if argv and argv[0] in COMMANDS else ""
+    command = COMMANDS.get(name, JOB)
     parser = _parser(name, command)
-    args, unknown = parser.parse_known_args(argv)
+    args, unknown = parser.parse_known_args(argv[1:] if name else argv)
     if unknown and not name:
         for word in COMMANDS.keys() & unknown:
             parser.error(f"the command comes first: rustgpt {word} [options]")
         if not unknown[0].startswith("-"):
             parser.error(f"there is no command {unknown[0]!r:.60}: choose {', '.join(COMMANDS)}")
     if unknown:
-        meant = likely_flags(unknown[0], parser.flags())
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        meant = likely_flags(unknown[0], flags)
         guess = f": did you mean {meant}?" if meant else ""
         parser.error(f"there is no option or place for {unknown[0]!r:.60}{guess}")
-    return command.run(args)
+    status: int = command.module.run(args)
+    return status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -179,22 +159,16 @@ def _guarded(arguments: list[str]) -> int:
             raise KeyboardInterrupt from error
         if DEBUG in arguments:
             note(traceback.format_exc().rstrip())
-        complain(_explained(error))
+        message = str(error)
+        if isinstance(error, MemoryError):
+            message = "there is not enough memory: choose smaller sizes, or fewer threads"
+        elif not isinstance(error, (RustGPTError, OSError)):
+            message = (
+                f"this is a mistake in rustgpt, please report it: {type(error).__name__}: {error} "
+                f"({DEBUG} shows where)"
+            )
+        complain(message)
         return 2 if isinstance(error, ConfigError) else 1
-
-
-def _explained(error: Exception) -> Exception:
-    """Return an error whose message a user understands."""
-    if isinstance(error, RustGPTError):
-        return error
-    if isinstance(error, MemoryError):
-        return RustGPTError("there is not enough memory: choose smaller sizes, or fewer threads")
-    if isinstance(error, OSError):
-        return error
-    return RustGPTError(
-        f"this is a mistake in rustgpt, please report it: {type(error).__name__}: {error} "
-        f"({DEBUG} shows where)"
-    )
 
 
 def _flushed() -> bool:

@@ -7,7 +7,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Final
 
-from rustgpt.cli.options import add_sampling, path
+from rustgpt.cli.options import add_model, add_sampling
 from rustgpt.cli.terminal import complain, is_terminal, say
 from rustgpt.errors import DataError
 
@@ -20,14 +20,8 @@ PROMPT: Final = "Enter prompt: "
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `rustgpt chat`."""
-    parser.add_argument(
-        "model",
-        nargs="?",
-        type=path,
-        default=DEFAULT_MODEL,
-        metavar="MODEL",
-        help="a model's folder (default: %(default)s)",
-    )
+    text = "a model's folder (default: %(default)s)"
+    add_model(parser, text, nargs="?", default=DEFAULT_MODEL)
     add_sampling(parser)
 
 
@@ -57,10 +51,8 @@ def converse(chat: Chat) -> int:
 
 def read_prompt() -> str | None:
     """Read one line; None at the end of input. Bytes that are not UTF-8 become U+FFFD."""
-    if not is_terminal(sys.stdin):  # a script: answers alone
-        line = sys.stdin.buffer.readline() if sys.stdin is not None else b""
-        return line.decode("utf-8", "replace") if line else None
-    if is_terminal(sys.stdout):
+    asks = is_terminal(sys.stdin)  # a script gets answers alone
+    if asks and is_terminal(sys.stdout):
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (gives `input` editing and a history)
         try:
@@ -70,9 +62,9 @@ def read_prompt() -> str | None:
             return None
         except UnicodeDecodeError as error:
             return error.object.decode(error.encoding, "replace")
-    say(PROMPT, end="")
-    line = sys.stdin.buffer.readline()
-    if not line:
+    if asks:
+        say(PROMPT, end="")
+    line = sys.stdin.buffer.readline() if sys.stdin is not None else b""
+    if asks and not line:
         say()
-        return None
-    return line.decode("utf-8", "replace")
+    return line.decode("utf-8", "replace") if line else None

@@ -6,11 +6,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rustgpt.errors import CheckpointError, ConfigError
+from rustgpt.folder_lock import FolderLock
 
 if TYPE_CHECKING:
     from rustgpt.config import ModelConfig
@@ -32,30 +33,30 @@ def explained_folder(name: str) -> Iterator[None]:
         ) from None
 
 
-def check_link(name: str) -> None:
-    """Raise ConfigError if a folder's name is a link that leads nowhere."""
+@contextmanager
+def own_folder(name: str, overwrite: bool) -> Iterator[FolderLock]:
+    """Lock the folder for a model; ConfigError if it cannot be made, or as `check_folder`."""
     folder = Path(name)
-    with explained_folder(name):
-        if folder.is_symlink() and not folder.exists():
-            raise ConfigError(
-                f"{name!r} is a link to {os.readlink(folder)!r}, which is not there: mend the link "
-                "or choose another folder with --out"
-            )
+    lock = FolderLock(folder, SHORT_WAIT)
+    with ExitStack() as held:
+        with explained_folder(name):
+            if folder.is_symlink() and not folder.exists():
+                raise ConfigError(
+                    f"{name!r} is a link to {os.readlink(folder)!r}, which is not there: mend the "
+                    "link or choose another folder with --out"
+                )
+            held.enter_context(lock)
+        check_folder(name, overwrite)
+        yield lock
 
 
 def check_folder(name: str, overwrite: bool) -> None:
-    """Raise ConfigError unless a model may be saved in a folder that is there.
-
-    Parameters
-    ----------
-    overwrite
-        Whether a model may be replaced.
-    """
+    """Raise ConfigError unless a model may be saved in a folder, or may `overwrite` its model."""
     from rustgpt import checkpoint
 
     with explained_folder(name):
-        files = [file.name for file in Path(name).iterdir()]
-        if all(_is_no_content(file) for file in files):
+        files = [file.name for file in Path(name).iterdir() if file.name not in OF_THE_SYSTEM]
+        if all(file.startswith(".") or file.endswith(LEFT_BY_A_KILL) for file in files):
             return
         with tempfile.TemporaryFile(dir=name):
             pass
@@ -70,11 +71,6 @@ def check_folder(name: str, overwrite: bool) -> None:
             f"{name!r} holds a model already: train into another folder with --out, or give "
             "--overwrite to replace it"
         )
-
-
-def _is_no_content(file: str) -> bool:
-    """Whether a folder is empty in spite of this file."""
-    return file.startswith(".") or file.endswith(LEFT_BY_A_KILL) or file in OF_THE_SYSTEM
 
 
 def check_space(name: str, needed: int) -> None:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rustgpt import __version__
-from rustgpt.cli.options import path
+from rustgpt.cli.options import add_model
 from rustgpt.cli.terminal import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `rustgpt info`."""
-    parser.add_argument(
-        "model", nargs="?", type=path, metavar="MODEL", help="a model's folder; none: the machine"
-    )
+    add_model(parser, "a model's folder; none: the machine", nargs="?")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -37,17 +36,12 @@ def machine() -> dict[str, Any]:
     import numpy
     import scipy
 
+    from rustgpt._ext import available_instruction_sets, instruction_set
     from rustgpt.backend import backend_name, has_bfloat16
     from rustgpt.parallel.data_parallel import available_threads
 
     backend = backend_name()
-    chosen, available = None, []
-    if backend == "cython":
-        import rustgpt._ext.cpu
-        from rustgpt._ext import instruction_set
-
-        chosen = instruction_set()
-        available = [*rustgpt._ext.cpu.instruction_sets(), "plain"]
+    compiled = backend == "cython"
     return {
         "rustgpt": __version__,
         "python": platform.python_version(),
@@ -57,20 +51,19 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "threads": available_threads(),
         "backend": backend,
-        "instruction_set": chosen,
-        "available": available,
+        "instruction_set": instruction_set() if compiled else None,
+        "available": available_instruction_sets() if compiled else [],
         "bfloat16": has_bfloat16(),
         "blas": _blas(),
     }
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _blas() -> dict[str, Any]:
@@ -80,19 +73,9 @@ def _blas() -> dict[str, Any]:
 
     found = [library for library in threadpool_info() if library["user_api"] == "blas"]
     # NumPy's own lies in numpy.libs, under a file name that speaks of SciPy too.
-    of_scipy = [
-        library
-        for library in found
-        if any(part.startswith("scipy") for part in Path(str(library["filepath"])).parts[:-1])
-    ]
-    if not found:
-        return {"name": None, "version": None, "threads": None}
-    library = (of_scipy or found)[0]
-    return {
-        "name": library["internal_api"],
-        "version": library["version"],
-        "threads": library["num_threads"],
-    }
+    found.sort(key=lambda library: "/scipy" not in Path(library["filepath"]).parent.as_posix())
+    keys = {"name": "internal_api", "version": "version", "threads": "num_threads"}
+    return {name: found[0][key] if found else None for name, key in keys.items()}
 
 
 def _plain(value: Any) -> str:

@@ -21,23 +21,19 @@ class Keeper:
 
     Parameters
     ----------
-    trainer
-        Of the model.
-    folder
-        Where to; locked by the caller.
+    trainer, folder
+        Of the model, and where to; locked by the caller.
     every
         Seconds from one save to the next within a phase; 0 for none.
-    replaces
-        Whether the folder holds a model that was trained before.
     """
 
-    def __init__(
-        self, trainer: Trainer, folder: FolderLock, every: float, replaces: bool = False
-    ) -> None:
+    def __init__(self, trainer: Trainer, folder: FolderLock, every: float) -> None:
+        from rustgpt.checkpoint import is_model
+
         self._trainer = trainer
         self._folder = folder
         self._every = every
-        self._replaces = replaces
+        self._replaces = is_model(folder)
         self._last = time.monotonic()
         self._saved: int | None = None  # the step of the model on disk
         self._when = ""
@@ -45,16 +41,11 @@ class Keeper:
     def after_step(self, step: Step) -> None:
         """Save if it is time."""
         if self._every and time.monotonic() - self._last >= self._every:
-            self._save_and_go_on(f"at {step.phase}, step {step.number:,} of {step.total:,}")
+            self.save(f"at {step.phase}, step {step.number:,} of {step.total:,}")
 
-    def after_phase(self, phase: str) -> None:
-        """Save."""
-        self._save_and_go_on(f"after the {phase}")
-
-    def _save_and_go_on(self, when: str) -> None:
-        if self._saved == self._trainer.steps:
-            return
-        if error := self._save(when):
+    def save(self, when: str) -> None:
+        """Save, unless that was done after this step; an error is told and no more."""
+        if self._saved != self._trainer.steps and (error := self._save(when)):
             note(f"rustgpt: {error}; the training goes on")
 
     def _save(self, when: str) -> CheckpointError | None:
@@ -69,17 +60,8 @@ class Keeper:
         return None
 
     def finish(self) -> None:
-        """Have the model as it is now on disk, if not in its folder then in another.
-
-        Raises
-        ------
-        CheckpointError
-            If it is not in its folder; the message says where it is.
-        """
-        if self._saved == self._trainer.steps:
-            return
-        error = self._save("at the end")
-        if error is None:
+        """Have the model on disk as it is now; if not in its folder, raise CheckpointError."""
+        if self._saved == self._trainer.steps or not (error := self._save("at the end")):
             return
         refuge = ""
         try:

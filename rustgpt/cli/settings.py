@@ -7,79 +7,58 @@ import dataclasses
 import inspect
 import re
 import tomllib
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_type_hints
+from typing import Any, Final
 
-from rustgpt.cli.options import Once, number, path, whole_number
+from rustgpt.cli.options import METAVARS, add_path, number, whole_number
 from rustgpt.config import ModelConfig, TrainConfig
 from rustgpt.errors import ConfigError
 
 TABLES: Final = {"model": ModelConfig, "train": TrainConfig}
-READERS: Final[dict[type, tuple[Callable[[str], Any], str]]] = {
-    int: (whole_number, "N"),
-    float: (number, "X"),
-    str: (str, "NAME"),
-}
-
-Config = TypeVar("Config", ModelConfig, TrainConfig)
 
 
-def add_settings(
-    parser: argparse.ArgumentParser, of_training: Collection[str] | None = None
-) -> None:
-    """Add `--config`, and a flag for every field of the configurations.
-
-    Parameters
-    ----------
-    of_training
-        The fields of `TrainConfig` that have one; by default all.
-    """
-    parser.add_argument(
+def add_settings(parser: argparse.ArgumentParser, of_training: Collection[str] = ()) -> None:
+    """Add `--config` and a flag for each setting; of a training, for all or those named."""
+    add_path(
+        parser,
         "--config",
-        type=path,
-        action=Once,
-        metavar="FILE",
-        help="settings in TOML: tables [model] and [train] with the names of the flags below, "
+        "FILE",
+        "settings in TOML: tables [model] and [train] with the names of the flags below, "
         "with _ for -; flags win over the file",
     )
     for table, kind in TABLES.items():
         group = parser.add_argument_group(f"settings, table [{table}]")
-        descriptions, types = _descriptions(kind), get_type_hints(kind)
+        descriptions = _descriptions(kind)
         for field in dataclasses.fields(kind):
             left_out = kind is TrainConfig and of_training and field.name not in of_training
             if field.name != "seed" and not left_out:  # both have a seed
-                _add_setting(group, field, types[field.name], descriptions[field.name])
-    parser.add_argument(
-        "--seed",
-        type=whole_number,
-        default=argparse.SUPPRESS,
-        metavar="N",
-        help="of the initial parameters, of the order of the texts and of the answers "
-        f"(default: {TrainConfig.seed})",
-    )
+                _add_setting(group, field, descriptions[field.name])
+    seed = TrainConfig.__dataclass_fields__["seed"]
+    text = "of the initial parameters, of the order of the texts and of the answers"
+    _add_setting(parser, seed, text)
 
 
 def _add_setting(
-    group: argparse._ArgumentGroup, field: dataclasses.Field[Any], kind: type, description: str
+    group: argparse._ActionsContainer, field: dataclasses.Field[Any], description: str
 ) -> None:
     """Add a field's flag. Without the flag there is no attribute, so that a file can decide."""
-    flag = "--" + field.name.replace("_", "-")
-    value: Any = field.default
-    default = ("no", "yes")[value] if kind is bool else value
-    text = f"{description} (default: {default})".replace("%", "%%")
-    left_out = argparse.SUPPRESS
+    default: Any = field.default
+    kind = type(default)
+    more: dict[str, Any]
     if kind is bool:
-        action = argparse.BooleanOptionalAction
-        group.add_argument(flag, action=action, default=left_out, help=text)
+        default, more = ("no", "yes")[default], {"action": argparse.BooleanOptionalAction}
     else:
-        read, metavar = READERS[kind]
-        group.add_argument(flag, type=read, default=left_out, metavar=metavar, help=text)
+        read = {int: whole_number, float: number, str: str}[kind]
+        more = {"type": read, "metavar": METAVARS[read]}
+    text = f"{description} (default: {default})".replace("%", "%%")
+    flag = "--" + field.name.replace("_", "-")
+    group.add_argument(flag, default=argparse.SUPPRESS, help=text, **more)
 
 
 def _descriptions(kind: type) -> dict[str, str]:
     """Return what the docstring of a configuration says about its fields."""
-    found = dict.fromkeys((field.name for field in dataclasses.fields(kind)), "")
+    found = {}
     section = (inspect.getdoc(kind) or "").partition("Parameters\n----------\n")[2]
     for name, text in re.findall(r"^(\w+)\n((?: +\S.*\n?)+)", section, re.MULTILINE):
         found[name] = " ".join(text.split()).replace("`", "").removesuffix(".")
@@ -87,31 +66,20 @@ def _descriptions(kind: type) -> dict[str, str]:
 
 
 def read_settings(args: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
-    """Return the configurations: defaults, then the file of `--config`, then the flags.
-
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read, or a setting is unknown or out of range.
-    """
-    file = args.config
-    tables = _read_file(file) if file else {}
-    return (
-        _build(ModelConfig, "model", tables.get("model", {}), args),
-        _build(TrainConfig, "train", tables.get("train", {}), args),
-    )
+    """Return the configurations, or raise ConfigError: defaults, then the file, then the flags."""
+    tables = _read_file(args.config) if args.config else {}
+    model, train = (_build(kind, table, tables, args) for table, kind in TABLES.items())
+    return model, train
 
 
-def _build(
-    kind: type[Config], table: str, values: dict[str, Any], args: argparse.Namespace
-) -> Config:
-    names = [field.name for field in dataclasses.fields(kind)]
+def _build(kind: Any, table: str, tables: dict[str, Any], args: argparse.Namespace) -> Any:
+    values, names = tables.get(table, {}), [field.name for field in dataclasses.fields(kind)]
     flags = {name: getattr(args, name) for name in names if hasattr(args, name)}
     try:
         return kind.from_dict({**values, **flags})
     except ConfigError as error:
-        culprit = str(error).split()[0]
-        if culprit in flags or culprit not in values:
+        culprit = str(error).split()[0]  # the field; of an unknown one, the configuration
+        if culprit in flags or culprit not in (*values, kind.__name__):
             raise
         raise ConfigError(f"{args.config!r}, [{table}]: {error}") from None
 
@@ -128,11 +96,4 @@ def _read_file(file: str) -> dict[str, dict[str, Any]]:
             raise ConfigError(
                 f"{file!r} has {table!r} where only the tables [model] and [train] may be"
             )
-        known = [field.name for field in dataclasses.fields(TABLES[table])]
-        for key in values:
-            if key not in known:
-                raise ConfigError(
-                    f"{file!r} has an unknown key {key!r} in [{table}], which knows "
-                    f"{', '.join(known)}"
-                )
     return tables

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from rustgpt.errors import RustGPTError
@@ -12,16 +13,13 @@ from rustgpt.errors import RustGPTError
 if TYPE_CHECKING:
     from rustgpt.training_state import Epoch
 
-# What could steer a terminal is shown as U+FFFD: C0 without tab and newline, DEL, C1, and halves of
-# surrogate pairs, which no encoding can write.
-_SHOWN: Final = [*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)]
-# What is not seen but changes what is, is removed: bidirectional controls and tags.
-_BIDIRECTIONAL: Final = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_TAGS: Final = range(0xE0000, 0xE0080)
-
 _FILTER: Final[dict[int, str | None]] = {
-    **dict.fromkeys(_SHOWN, "�"),
-    **dict.fromkeys((*_BIDIRECTIONAL, *_TAGS)),
+    # What could steer a terminal is shown as U+FFFD: C0 without tab and newline, DEL, C1, and
+    # halves of surrogate pairs, which no encoding can write.
+    **dict.fromkeys((*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)), "�"),
+    # What is not seen but changes what is, is removed: bidirectional controls and tags.
+    **dict.fromkeys((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))),
+    **dict.fromkeys(range(0xE0000, 0xE0080)),
 }
 del _FILTER[ord("\n")], _FILTER[ord("\t")]
 
@@ -34,12 +32,7 @@ def clean(text: str) -> str:
 def say(text: str = "", end: str = "\n") -> None:
     """Write a result to standard output, at once.
 
-    Raises
-    ------
-    BrokenPipeError
-        If nobody reads any more.
-    RustGPTError
-        If it cannot be written, for instance because the disk is full.
+    BrokenPipeError if nobody reads any more, and RustGPTError if, say, the disk is full.
     """
     if sys.stdout is None:  # closed by whoever started us
         return
@@ -60,7 +53,7 @@ def note(text: str) -> None:
             _write(sys.stderr, text + "\n")
 
 
-def complain(error: BaseException) -> None:
+def complain(error: object) -> None:
     """Write an error to standard error, in one line."""
     note("rustgpt: error: " + " ".join(str(error).splitlines()))
 
@@ -84,46 +77,35 @@ def _columns(file: TextIO) -> int:
         return 0
 
 
-class Progress:
-    """Shows how a phase of the training goes: a bar on a terminal, otherwise some ten lines.
+@contextlib.contextmanager
+def progress(phase: str, epochs: int) -> Iterator[Callable[[Epoch], None]]:
+    """Yield what shows an epoch that has ended: a bar on a terminal, otherwise some ten lines."""
+    bar: Any = None
+    if is_terminal(sys.stderr) and _columns(sys.stderr):
+        from tqdm import tqdm
 
-    Parameters
-    ----------
-    phase
-        Its name.
-    epochs
-        How many epochs it has.
-    """
+        bar = tqdm(
+            desc=phase,
+            total=epochs,
+            unit="epoch",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        )
 
-    def __init__(self, phase: str, epochs: int) -> None:
-        self._bar: Any = None
-        if is_terminal(sys.stderr) and _columns(sys.stderr):
-            from tqdm import tqdm
-
-            self._bar = tqdm(
-                desc=phase,
-                total=epochs,
-                unit="epoch",
-                file=sys.stderr,
-                dynamic_ncols=True,
-                bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
-            )
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            with contextlib.suppress(OSError):  # the terminal may be gone
-                self._bar.close()
-
-    def show(self, epoch: Epoch) -> None:
-        """Show an epoch that has ended."""
+    def show(epoch: Epoch) -> None:
         figures = f"loss {epoch.loss:.4f}, {epoch.tokens_per_second:,.0f} tokens/s"
-        if self._bar is not None:
-            self._bar.set_postfix_str(figures, refresh=False)
-            with contextlib.suppress(OSError):
-                self._bar.update()
+        if bar is not None:
+            bar.set_postfix_str(figures, refresh=False)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                bar.update()
         elif epoch.number * 10 // epoch.total > (epoch.number - 1) * 10 // epoch.total:
             left = f"{epoch.seconds_left:,.0f} s left"
             note(f"{epoch.phase}: epoch {epoch.number}/{epoch.total}, {figures}, {left}")
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            with contextlib.suppress(OSError):
+                bar.close()

@@ -1,34 +1,24 @@
-"""Owns `rustgpt train` and the whole job: data, model, two phases of training, the model saved."""
+"""Owns `rustgpt train`: data, model, two phases of training, the model saved."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from contextlib import ExitStack
-from dataclasses import fields
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Final
 
-from rustgpt.cli.chat import DEFAULT_MODEL, converse
-from rustgpt.cli.checks import (
-    SHORT_WAIT,
-    check_folder,
-    check_link,
-    check_memory,
-    check_space,
-    explained_folder,
-)  # fmt: skip
+from rustgpt.cli.chat import DEFAULT_MODEL
+from rustgpt.cli.checks import check_memory, check_space, own_folder
 from rustgpt.cli.interrupts import Interrupts
 from rustgpt.cli.keeper import Keeper
-from rustgpt.cli.options import Once, add_sampling, duration, path
+from rustgpt.cli.options import LONGEST_TIME, add_number, add_path, duration
 from rustgpt.cli.settings import add_settings, read_settings
-from rustgpt.cli.terminal import Progress, is_terminal, note, say
-from rustgpt.config import ModelConfig, TrainConfig
+from rustgpt.cli.terminal import note, progress, say
 from rustgpt.errors import ConfigError, DataError, TrainingError
-from rustgpt.folder_lock import FolderLock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from rustgpt.config import TrainConfig
     from rustgpt.llm import LLM
     from rustgpt.text.dataset import Dataset
     from rustgpt.trainer import Trainer
@@ -46,99 +36,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--language", choices=LANGUAGES, help="which of the bundled data to learn (default: all)"
     )
     for flag, what in (("--pretrain", "statements"), ("--chat", "dialogues")):
-        group.add_argument(
-            flag,
-            type=path,
-            action=Once,
-            metavar="FILE",
-            help=f"your own {what} instead: .json (a list of texts), .csv or plain text",
-        )
-    group.add_argument(
-        "--out",
-        type=path,
-        action=Once,
-        default=DEFAULT_MODEL,
-        metavar="DIR",
-        help="the folder for the model (default: %(default)s)",
-    )
+        text = f"your own {what} instead: .json (a list of texts), .csv or plain text"
+        add_path(group, flag, "FILE", text)
+    text = "the folder for the model (default: %(default)s)"
+    add_path(group, "--out", "DIR", text, DEFAULT_MODEL)
     group.add_argument(
         "--overwrite",
         action="store_true",
+        default=None,
         help="replace a model that is in that folder; without, it is left alone",
     )
-    group.add_argument(
-        "--save-every",
-        type=duration,
-        metavar="TIME",
-        help="save the model so often within a phase, such as 30s, 5m or 1h, and 0 for never; "
-        f"after each phase it is saved in any case (default: {SAVE_EVERY // 60:g}m)",
+    text = (
+        "save the model so often within a phase, such as 30s, 5m or 1h, and 0 for never; "
+        f"after each phase it is saved in any case (default: {SAVE_EVERY // 60:g}m)"
     )
+    add_number(group, "--save-every", (0, LONGEST_TIME), text, read=duration)
     add_settings(parser)
-
-
-def add_job_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the whole job."""
-    add_sampling(parser, seed=False)
-    add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train and save a model."""
-    return _train(args)[1]
+    return trained(args)[1]
 
 
-def run_job(args: argparse.Namespace) -> int:
-    """Train and save a model, unless there is one and nothing is said of training; talk to it."""
-    from rustgpt import checkpoint
-    from rustgpt.llm import LLM
-
-    if not _asks_for_training(args) and checkpoint.is_model(args.out):
-        model = LLM.load(args.out)
-        note(
-            f"rustgpt: {args.out!r} holds a model, and this is its chat; to train anew, give "
-            "--overwrite to replace it or --out for another folder"
-        )
-    else:
-        model, status = _train(args)
-        if status:
-            return status
-    if is_terminal(sys.stdin):
-        say("\n=== CHAT ===\nType a prompt and press Enter; 'exit' ends the chat.")
-    return converse(
-        model.chat(args.max_new_tokens, args.temperature, getattr(args, "seed", model.config.seed))
-    )
-
-
-def _asks_for_training(args: argparse.Namespace) -> bool:
-    """Whether a flag was given that means something to a training alone."""
-    settings = [field.name for kind in (ModelConfig, TrainConfig) for field in fields(kind)]
-    given = [args.pretrain, args.chat, args.language, args.config, args.save_every]
-    return args.overwrite or any(map(args.__contains__, settings)) or given.count(None) < len(given)
-
-
-def _train(args: argparse.Namespace) -> tuple[LLM, int]:
+def trained(args: argparse.Namespace) -> tuple[LLM, int]:
     """Return the model, trained and saved, and the exit status."""
     model_config, train_config = read_settings(args)
-    check_link(args.out)
-    with ExitStack() as held:
-        folder = FolderLock(args.out, SHORT_WAIT)
-        with explained_folder(args.out):
-            held.enter_context(folder)
-        check_folder(args.out, args.overwrite)
+    with own_folder(args.out, args.overwrite) as folder:
         dataset = _read_data(args)
         question = _example(dataset.chat_training_data, args.chat)
-        model = _new_model(dataset, model_config, train_config)
-        check_space(args.out, model.parameters.nbytes + len(model.tokenizer.to_json().encode()))
 
-        from rustgpt.checkpoint import is_model
+        from rustgpt.llm import LLM
+        from rustgpt.text.tokenizer import WordTokenizer
         from rustgpt.trainer import Trainer
 
+        tokenizer = WordTokenizer.train([*dataset.pretraining_data, *dataset.chat_training_data])
+        check_memory(model_config, tokenizer.vocab_size)
+        model = LLM(model_config, tokenizer)
+        check_space(args.out, model.parameters.nbytes + len(tokenizer.to_json().encode()))
         trainer = Trainer(model, train_config)
         _describe(model, dataset, train_config)
         say("\n=== BEFORE TRAINING ===")
         _show(model, question, dataset)
         every = SAVE_EVERY if args.save_every is None else args.save_every
-        keeper = Keeper(trainer, folder, every, replaces=is_model(args.out))
+        keeper = Keeper(trainer, folder, every)
         with Interrupts(trainer.stop) as interrupts:
             _phases(trainer, dataset, keeper, interrupts)
     if interrupts.status:
@@ -181,29 +122,18 @@ def _example(dialogues: Sequence[str], file: str | None) -> str:
     return QUESTION if QUESTION in questions else next(iter(questions), "")
 
 
-def _new_model(dataset: Dataset, config: ModelConfig, training: TrainConfig) -> LLM:
-    """Return an untrained model, unless it would not fit into memory."""
-    from rustgpt.llm import LLM
-    from rustgpt.text.tokenizer import WordTokenizer
-
-    tokenizer = WordTokenizer.train([*dataset.pretraining_data, *dataset.chat_training_data])
-    check_memory(config, tokenizer.vocab_size)
-    return LLM(config, tokenizer)
-
-
 def _describe(model: LLM, dataset: Dataset, config: TrainConfig) -> None:
     """Print what is going to be trained, on what and with what."""
     from rustgpt.backend import kernels_in_use
     from rustgpt.parallel.data_parallel import available_threads
 
-    say("=== MODEL INFORMATION ===")
-    say(model.describe())
-    say(f"Vocabulary: {model.tokenizer.vocab_size:,} tokens; context: {model.max_seq_len:,} tokens")
     say(
+        f"=== MODEL INFORMATION ===\n{model.describe()}\nVocabulary: "
+        f"{model.tokenizer.vocab_size:,} tokens; context: {model.max_seq_len:,} tokens\n"
         f"Texts: {len(dataset.pretraining_data):,} for pre-training, "
-        f"{len(dataset.chat_training_data):,} for instruction tuning"
+        f"{len(dataset.chat_training_data):,} for instruction tuning\n"
+        f"Kernels: {kernels_in_use()}; threads: {config.threads or available_threads()}"
     )
-    say(f"Kernels: {kernels_in_use()}; threads: {config.threads or available_threads()}")
 
 
 def _show(model: LLM, question: str, dataset: Dataset) -> None:
@@ -212,18 +142,13 @@ def _show(model: LLM, question: str, dataset: Dataset) -> None:
         if question:
             prompt, answer = question, model.chat().send(question)
         else:
-            prompt = _beginning(model, dataset.pretraining_data[0])
+            ids = model.tokenizer.encode(dataset.pretraining_data[0], allow_special=True)
+            words = takewhile(lambda i: i != model.tokenizer.end_id, ids)
+            prompt = model.tokenizer.decode([*islice(words, 3)])
             answer = model.generate(prompt)
     except DataError as error:  # the context is too short for the question
         prompt, answer = question, f"none: {error}"
     say(f"Input: {prompt}\nOutput: {answer.strip()}")
-
-
-def _beginning(model: LLM, text: str) -> str:
-    """Return the first words of a text; of a single word, all of it."""
-    ids = model.tokenizer.encode(text, allow_special=True)
-    end = ids.index(model.tokenizer.end_id) if model.tokenizer.end_id in ids else len(ids)
-    return model.tokenizer.decode(ids[: min(end, 3)])
 
 
 def _phases(trainer: Trainer, dataset: Dataset, keeper: Keeper, interrupts: Interrupts) -> None:
@@ -238,42 +163,31 @@ def _phases(trainer: Trainer, dataset: Dataset, keeper: Keeper, interrupts: Inte
         keeper.after_step(step)
 
     trainer.on_step = after_step
-    config = trainer.config
+    statements, dialogues = dataset.pretraining_data, dataset.chat_training_data
     for phase, learn, texts, epochs in (
-        ("pre-training", trainer.pretrain, dataset.pretraining_data, config.pretrain_epochs),
-        (
-            "instruction tuning",
-            trainer.instruction_tune,
-            dataset.chat_training_data,
-            config.tune_epochs,
-        ),
+        ("pre-training", trainer.pretrain, statements, trainer.config.pretrain_epochs),
+        ("instruction tuning", trainer.instruction_tune, dialogues, trainer.config.tune_epochs),
     ):
         if not texts or not epochs:
             note(f"\n{phase}: left out, for there are no {'epochs' if texts else 'texts'}")
         elif not interrupts.status:
             note(f"\n{phase}: {len(texts):,} texts, {epochs:,} epochs")
-            with Progress(phase, epochs) as progress:
-                trainer.on_epoch = progress.show
-                _learn(learn, texts, keeper)
+            with progress(phase, epochs) as trainer.on_epoch:
+                try:
+                    learn(texts)
+                except TrainingError as error:
+                    raise TrainingError(f"{error}; {keeper.on_disk()}") from error
+                except Exception:  # no memory for a larger batch, say: the model is not lost
+                    keeper.finish()
+                    note(f"rustgpt: {keeper.on_disk()}")
+                    raise
             if trainer.split_texts:
                 note(f"rustgpt: {trainer.split_texts:,} texts longer than the context were cut")
             if not interrupts.status:
-                keeper.after_phase(phase)
+                keeper.save(f"after the {phase}")
     if interrupts.status and not trainer.steps:
         note(f"rustgpt: stopped before the first step; {keeper.on_disk()}")
         return
     keeper.finish()
     if interrupts.status:
         note(f"rustgpt: stopped; {keeper.on_disk()}")
-
-
-def _learn(learn: Callable[[Sequence[str]], object], texts: Sequence[str], keeper: Keeper) -> None:
-    """Train; of a training that went wrong, say which model is good."""
-    try:
-        learn(texts)
-    except TrainingError as error:
-        raise TrainingError(f"{error}; {keeper.on_disk()}") from error
-    except Exception:  # no memory for a larger batch, say: what was learned is not lost
-        keeper.finish()
-        note(f"rustgpt: {keeper.on_disk()}")
-        raise

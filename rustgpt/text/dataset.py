@@ -6,7 +6,6 @@ import codecs
 import csv
 import json
 import os
-import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,14 +14,11 @@ from pathlib import Path
 from typing import Final
 
 from rustgpt.errors import ConfigError, DataError
-from rustgpt.text.vocab import END
-
-__all__ = ["Dataset", "chat_prompt", "load_texts", "split_chat"]
+from rustgpt.text.vocab import END, SURROGATE
 
 StrPath = str | os.PathLike[str]
 
 BUNDLED: Final = {"en": [""], "zh": ["_zh"], "all": ["", "_zh"]}  # language: endings of file names
-_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 _JSON_FORM: Final = 'a list of strings: ["first text", "second text"]'
 
 
@@ -46,10 +42,7 @@ class Dataset:
         """Read the texts of one phase or both; see `load_texts`. No file gives an empty list."""
         if pretraining is None and chat is None:
             raise DataError("no data to load: name a file for pre-training, for chat, or both")
-        return cls(
-            load_texts(pretraining) if pretraining is not None else [],
-            load_texts(chat) if chat is not None else [],
-        )
+        return cls(*([] if file is None else load_texts(file) for file in (pretraining, chat)))
 
     @classmethod
     def bundled(cls, language: str = "all") -> Dataset:
@@ -155,22 +148,18 @@ def _decode(line: bytes, number: int, name: str) -> str:
         if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise DataError(f"{name} is in UTF-16; save it as UTF-8")
         line = line.removeprefix(codecs.BOM_UTF8)
-    if (at := line.find(0)) >= 0:
-        raise DataError(
-            f"{name}, line {number}, column {_column(line, at)}: a NUL byte; "
-            "this is not a text file, or not in UTF-8"
-        )
+    text, at = "", line.find(0)
+    wrong = "a NUL byte; this is not a text file, or not in UTF-8"
     try:
-        return line.decode("utf-8")
+        text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name}, line {number}, column {_column(line, error.start)}: byte "
-            f"0x{line[error.start]:02X} is not UTF-8; save the file as UTF-8"
-        ) from None
-
-
-def _column(line: bytes, index: int) -> int:
-    return len(line[:index].decode("utf-8", "replace")) + 1
+        if at < 0:
+            at = error.start
+            wrong = f"byte 0x{line[at]:02X} is not UTF-8; save the file as UTF-8"
+    if at >= 0:
+        column = len(line[:at].decode("utf-8", "replace")) + 1
+        raise DataError(f"{name}, line {number}, column {column}: {wrong}")
+    return text
 
 
 def _read_csv(file: Path, name: str) -> Iterator[str]:
@@ -213,9 +202,7 @@ def _read_json(file: Path, name: str) -> list[str]:
 def _fault(item: object) -> str:
     """Say what is wrong with an item that should be a string; nothing if it is one."""
     if isinstance(item, str):
-        return (
-            r"text with half of a character (\ud800 to \udfff)" if _SURROGATE.search(item) else ""
-        )
+        return r"text with half of a character (\ud800 to \udfff)" if SURROGATE.search(item) else ""
     names = {dict: "an object", list: "a list", float: "a number", bool: "true or false"}
     return names.get(type(item), "null")
 

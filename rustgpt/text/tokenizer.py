@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol, SupportsIndex
 
 import numpy as np
@@ -15,9 +14,9 @@ from numpy.typing import NDArray
 from rustgpt.errors import DataError, TokenizerError
 from rustgpt.text.units import GLUED, NEWLINE, SPACE, Spacing, cut, kinds_of
 from rustgpt.text.utf8 import Utf8Stream
-from rustgpt.text.vocab import END, END_ID, FIRST_BYTE, FORMAT, JOIN, PIECE, SPACE_MARK, Vocab
+from rustgpt.text.vocab import END, END_ID, FIRST_BYTE, JOIN, PIECE, SPACE_MARK, Vocab
 
-__all__ = ["TextStream", "Tokenizer", "WordTokenizer", "read_tokenizer", "token_ids"]
+Ids = Sequence[SupportsIndex]
 
 # The space before the end token and the white space behind it belong to the notation.
 _END: Final = re.compile(rf" ?{END}\s*")
@@ -52,15 +51,11 @@ class Tokenizer(Protocol):
         """Turn text into token ids; `allow_special` for training data, in which text may end."""
 
     def decode(
-        self,
-        ids: Iterable[SupportsIndex],
-        skip_special: bool = True,
-        *,
-        after: Sequence[SupportsIndex] = (),
+        self, ids: Iterable[SupportsIndex], skip_special: bool = True, *, after: Ids = ()
     ) -> str:
         """Turn token ids into the text that they append to that of the tokens `after`."""
 
-    def stream(self, skip_special: bool = True, *, after: Sequence[SupportsIndex] = ()) -> Stream:
+    def stream(self, skip_special: bool = True, *, after: Ids = ()) -> Stream:
         """Return what turns tokens into text one by one."""
 
     def to_json(self) -> str:
@@ -136,11 +131,22 @@ class WordTokenizer:
         """
         if not isinstance(text, str):
             raise TokenizerError(f"only text can be encoded, not {type(text).__name__}")
-        first, *others = _END.split(text) if allow_special else [text]
-        ids = self._encode_part(first)
-        for part in others:
-            ids.append(self.end_id)
-            ids += self._encode_part(part)
+        known = self.vocab.ids
+        mark = {True: known[SPACE_MARK], False: known[JOIN]}
+        ids: list[int] = []
+        for i, part in enumerate(_END.split(text) if allow_special else [text]):
+            if i:
+                ids.append(END_ID)
+            spacing = Spacing()
+            for spaced, unit, first, last in cut(part):
+                spelled = [known[unit]] if unit in known else self._spell(unit)
+                if FIRST_BYTE <= spelled[0] < FIRST_BYTE + 256:
+                    first = GLUED  # a reader knows the kind only after the last byte
+                if spaced != spacing.space_before(first):
+                    ids.append(mark[spaced])
+                    spacing.advance(SPACE)
+                spacing.advance(last)
+                ids += spelled
         return ids
 
     def tokens(self, text: str, allow_special: bool = False) -> list[str]:
@@ -148,11 +154,7 @@ class WordTokenizer:
         return [self.vocab.tokens[i] for i in self.encode(text, allow_special)]
 
     def decode(
-        self,
-        ids: Iterable[SupportsIndex],
-        skip_special: bool = True,
-        *,
-        after: Sequence[SupportsIndex] = (),
+        self, ids: Iterable[SupportsIndex], skip_special: bool = True, *, after: Ids = ()
     ) -> str:
         """Turn token ids, of whatever origin, into text.
 
@@ -173,9 +175,7 @@ class WordTokenizer:
         stream = self.stream(skip_special, after=after)
         return "".join([*map(stream.push, _iterate(ids)), stream.finish()])
 
-    def stream(
-        self, skip_special: bool = True, *, after: Sequence[SupportsIndex] = ()
-    ) -> TextStream:
+    def stream(self, skip_special: bool = True, *, after: Ids = ()) -> TextStream:
         """Return what turns tokens into text one by one; see `TextStream`."""
         return TextStream(self, skip_special, after=after)
 
@@ -194,23 +194,6 @@ class WordTokenizer:
         """
         return cls(Vocab.from_json(text))
 
-    def _encode_part(self, text: str) -> list[int]:
-        """Encode text without end tokens."""
-        known = self.vocab.ids
-        mark = {True: known[SPACE_MARK], False: known[JOIN]}
-        spacing = Spacing()
-        ids: list[int] = []
-        for spaced, unit, first, last in cut(text):
-            spelled = [known[unit]] if unit in known else self._spell(unit)
-            if FIRST_BYTE <= spelled[0] < FIRST_BYTE + 256:
-                first = GLUED  # a reader knows the kind only after the last byte
-            if spaced != spacing.space_before(first):
-                ids.append(mark[spaced])
-                spacing.advance(SPACE)
-            spacing.advance(last)
-            ids += spelled
-        return ids
-
     def _spell(self, unit: str) -> list[int]:
         """Write a unit outside the vocabulary as its longest known parts, from left to right."""
         known = self.vocab.ids
@@ -220,8 +203,7 @@ class WordTokenizer:
         start, prefix = 0, ""
         while start < len(unit):
             for end in range(min(len(unit), start + self._longest[prefix]), start, -1):
-                token = known.get(prefix + unit[start:end])
-                if token is not None:
+                if (token := known.get(prefix + unit[start:end])) is not None:
                     ids.append(token)
                     break
             else:
@@ -246,11 +228,7 @@ class TextStream:
     """
 
     def __init__(
-        self,
-        tokenizer: WordTokenizer,
-        skip_special: bool = True,
-        *,
-        after: Sequence[SupportsIndex] = (),
+        self, tokenizer: WordTokenizer, skip_special: bool = True, *, after: Ids = ()
     ) -> None:
         self._shapes = tokenizer._shapes
         self._end = "" if skip_special else END
@@ -276,47 +254,13 @@ class TextStream:
 
     def _write(self, text: str) -> str:
         """Note and return text that came as bytes."""
-        if text:
-            for kind in kinds_of(text):
-                self._spacing.advance(kind)
+        for kind in kinds_of(text):
+            self._spacing.advance(kind)
         return text
 
 
-# Which class reads a tokenizer.json, by the format that it names.
-READERS: Final[dict[str, Callable[[str], Tokenizer]]] = {FORMAT: WordTokenizer.from_json}
-
-
-def read_tokenizer(text: str) -> Tokenizer:
-    """Read a tokenizer of any format that is known here.
-
-    Raises
-    ------
-    TokenizerError
-        If the text is not in one of these formats, or damaged.
-    """
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError, MemoryError):
-        content = None
-    found = content.get("format") if isinstance(content, dict) else None
-    if found is None:
-        return WordTokenizer.from_json(text)  # which says what is wrong
-    if not isinstance(found, str) or found not in READERS:
-        raise TokenizerError(
-            f"the tokenizer is of the format {found!r:.60}, which is none of {', '.join(READERS)}: "
-            "one of your own is read with LLM.load(folder, tokenizer=Class)"
-        )
-    return READERS[found](text)
-
-
 def token_ids(ids: Sequence[int] | NDArray[Any], size: int, lowest: int = 0) -> NDArray[np.int32]:
-    """Return token ids as an array (n,), all of them from `lowest` to `size` - 1.
-
-    Raises
-    ------
-    TokenizerError
-        If they are anything else.
-    """
+    """Return token ids as an array (n,); TokenizerError unless from `lowest` to `size` - 1."""
     try:
         found = np.asarray(ids)
     except (ValueError, TypeError, OverflowError):  # lists of unequal lengths

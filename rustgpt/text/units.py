@@ -13,12 +13,11 @@ units before, so whoever reads tokens predicts the same.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterator
 from typing import Final
-
-__all__ = ["GLUED", "NEWLINE", "SPACE", "Spacing", "cut", "default_space", "is_word", "kinds_of"]
 
 # What words are made of.
 WORD: Final = "w"
@@ -55,21 +54,18 @@ _BY_CHARACTER: Final = {
     for character in characters
 }
 _BY_CATEGORY: Final = {
-    "Ps": OPEN,
-    "Pi": OPEN,
-    "Sc": OPEN,
-    "Pe": CLOSE,
-    "Pf": CLOSE,
-    "Pd": JOINER,
-    "Pc": JOINER,
-    "Nd": DIGIT,
-    "Cf": MARK,
-    "Mn": MARK,
-    "Mc": MARK,
-    "Me": MARK,
-    # Unassigned today is most often an emoji of tomorrow, so it is cut like one: a model must not
-    # see other tokens because a newer Python knows a newer Unicode.
-    "Cn": SYMBOL,
+    category: kind
+    for kind, categories in (
+        (OPEN, "Ps Pi Sc"),
+        (CLOSE, "Pe Pf"),
+        (JOINER, "Pd Pc"),
+        (DIGIT, "Nd"),
+        (MARK, "Cf Mn Mc Me"),
+        # Unassigned today is most often an emoji of tomorrow, so it is cut like one: a model must
+        # not see other tokens because a newer Python knows a newer Unicode.
+        (SYMBOL, "Cn"),
+    )
+    for category in categories.split()
 }
 _CJK: Final = (
     (0x3005, 0x3007),  # iteration mark, closing mark, zero
@@ -140,22 +136,16 @@ def is_word(unit: str) -> bool:
     return kinds_of(unit[0]) in (WORD, DIGIT, MARK)
 
 
+@functools.cache
 def default_space(left: str, right: str) -> bool:
     """Say whether a space stands between two units of these kinds where nothing else is noted."""
-    if left in (SPACE, NEWLINE, OTHER_SPACE, OPEN, JOINER, CJK):
+    if left in (SPACE, NEWLINE, OTHER_SPACE, OPEN, JOINER, CJK) or right == GLUED:
         return False
     if right in (SPACE, NEWLINE, OTHER_SPACE, CLOSE, STOP, POINT, NUMBER_POINT, JOINER, MARK):
         return False
     if right == CJK:
         return left in (STOP, POINT, NUMBER_POINT)
     return (left, right) not in ((SYMBOL, SYMBOL), (MARK, SYMBOL), (NUMBER_POINT, DIGIT))
-
-
-_LEFT: Final = (
-    *(WORD, DIGIT, MARK, CJK, OPEN, CLOSE, STOP, POINT, NUMBER_POINT, JOINER, SYMBOL),
-    *(SPACE, NEWLINE, OTHER_SPACE),
-)
-_SPACED: Final = frozenset(a + b for a in _LEFT for b in _LEFT if default_space(a, b))
 
 
 class Spacing:
@@ -175,7 +165,7 @@ class Spacing:
         """Say whether a unit whose first character has this kind comes after a space."""
         if first == QUOTE:
             first = CLOSE if self._quoted else OPEN
-        return self._last + first in _SPACED
+        return default_space(self._last, first)
 
     def advance(self, last: str) -> None:
         """Step over a unit whose last character has this kind."""

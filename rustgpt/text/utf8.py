@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Utf8Stream"]
+from bisect import bisect
 
 
 class Utf8Stream:
@@ -29,7 +29,7 @@ class Utf8Stream:
         if self.begun and byte & 0xC0 != 0x80:  # not a continuation
             broken = self.finish()
         if not self.begun:
-            self._length = _length(byte)
+            self._length = (1, 2, 3, 4, 1)[bisect((0xC2, 0xE0, 0xF0, 0xF5), byte)]
         self.begun += bytes((byte,))
         return broken + self.finish() if len(self.begun) == self._length else broken
 
@@ -40,12 +40,3 @@ class Utf8Stream:
             return begun.decode("utf-8", "surrogatepass")
         except UnicodeDecodeError:
             return begun.decode("utf-8", "replace")
-
-
-def _length(lead: int) -> int:
-    """Return how many bytes a character has that begins with this one; 1 also where none does."""
-    if 0xC2 <= lead < 0xE0:
-        return 2
-    if 0xE0 <= lead < 0xF0:
-        return 3
-    return 4 if 0xF0 <= lead < 0xF5 else 1

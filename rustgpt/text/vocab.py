@@ -20,18 +20,6 @@ from typing import Final
 from rustgpt.errors import ConfigError, TokenizerError
 from rustgpt.text.units import is_word
 
-__all__ = [
-    "END",
-    "END_ID",
-    "FIRST_BYTE",
-    "FIXED",
-    "JOIN",
-    "LONGEST_WORD",
-    "PIECE",
-    "SPACE_MARK",
-    "Vocab",
-]
-
 END: Final = "</s>"  # the text ends here
 JOIN: Final = "<join>"  # no space here although one is the rule
 SPACE_MARK: Final = "<space>"  # a space here although none is the rule
@@ -55,7 +43,7 @@ MOST_FRAGMENTS: Final = 100
 # what counts as such differs between Unicode versions, and a token that no text is cut into is
 # merely never used.
 _WORD: Final = re.compile(rf"[^\s!-/:-@\[-`{{-~\ud800-\udfff]{{1,{LONGEST_WORD}}}")
-_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
+SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -118,15 +106,20 @@ class Vocab:
             The limit leaves no room for the tokens that spell unknown words.
         """
         # Half a surrogate pair is not text: it has no place in a file and stays with the bytes.
-        sound = {unit: n for unit, n in counts.items() if not _SURROGATE.search(unit)}
+        sound = {unit: n for unit, n in counts.items() if not SURROGATE.search(unit)}
         words = [unit for unit in sound if is_word(unit)]
         letters = {*string.ascii_letters, *string.digits, *"".join(words)}
         pieces = sorted(PIECE + part for part in letters | _fragments(words))
         rest = [unit for unit in sound if unit not in letters and unit != " "]
         rest = [unit for unit in rest if len(unit) <= LONGEST_WORD]
         if max_size is not None:
-            room = _room(max_size, len(FIXED) + len(pieces) + len(letters))
-            rest = sorted(rest, key=lambda unit: (-sound[unit], unit))[:room]
+            taken = len(FIXED) + len(pieces) + len(letters)
+            if isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < taken:
+                raise ConfigError(
+                    f"the largest size of this vocabulary must be a whole number from {taken} on: "
+                    "so many tokens are needed to spell unknown words"
+                )
+            rest = sorted(rest, key=lambda unit: (-sound[unit], unit))[: max_size - taken]
         return cls((*FIXED, *pieces, *sorted([*letters, *rest])))
 
     def to_json(self) -> str:
@@ -143,7 +136,7 @@ class Vocab:
 def _is_token(token: str) -> bool:
     """Tell whether this can stand behind the fixed tokens."""
     if len(token) == 1:
-        return token != " " and not _SURROGATE.match(token)
+        return token != " " and not SURROGATE.match(token)
     return _WORD.fullmatch(token.removeprefix(PIECE)) is not None
 
 
@@ -160,16 +153,6 @@ def _fragments(words: Iterable[str]) -> set[str]:
     return set(frequent[:MOST_FRAGMENTS])
 
 
-def _room(max_size: int, taken: int) -> int:
-    """Return how many tokens may be added to those that are always there."""
-    if isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < taken:
-        raise ConfigError(
-            f"the largest size of this vocabulary must be a whole number from {taken} on: "
-            "so many tokens are needed to spell unknown words"
-        )
-    return max_size - taken
-
-
 def _read_tokens(text: str) -> tuple[str, ...]:
     """Check the JSON of a tokenizer down to its list of tokens."""
     if not isinstance(text, str):
@@ -180,8 +163,14 @@ def _read_tokens(text: str) -> tuple[str, ...]:
         raise TokenizerError(
             f"the tokenizer cannot be read as JSON: {str(error) or type(error).__name__}"
         ) from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    found = content.get("format") if isinstance(content, dict) else None
+    if found is None:
         raise TokenizerError(f'this is no tokenizer of rustgpt: it lacks "format": "{FORMAT}"')
+    if found != FORMAT:
+        raise TokenizerError(
+            f"the tokenizer is of the format {found!r:.60}, not {FORMAT}: one of your own is read "
+            "with LLM.load(folder, tokenizer=Class)"
+        )
     version = content.get("version")
     if type(version) is not int or version < 1:
         raise TokenizerError('the "version" of the tokenizer must be a whole number from 1 on')

@@ -94,9 +94,9 @@ def epochs(total: int) -> list[Epoch]:
 
 @pytest.mark.parametrize(("total", "lines"), [(1, 1), (3, 3), (10, 10), (100, 10), (1005, 10)])
 def test_without_a_terminal_progress_is_some_ten_lines(capsys, total, lines):
-    with terminal.Progress("phase", total) as progress:
+    with terminal.progress("phase", total) as show:
         for epoch in epochs(total):
-            progress.show(epoch)
+            show(epoch)
     shown = capsys.readouterr().err.splitlines()
     assert len(shown) == lines
     last = f"phase: epoch {total}/{total}, loss 1.5000, 1,234 tokens/s, 2 s left"
@@ -108,9 +108,9 @@ def test_on_a_terminal_progress_is_a_bar(monkeypatch):
     stderr.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", stderr)
     monkeypatch.setattr(terminal, "_columns", lambda _file: 80)
-    with terminal.Progress("phase", 3) as progress:
+    with terminal.progress("phase", 3) as show:
         for epoch in epochs(3):
-            progress.show(epoch)
+            show(epoch)
     text = stderr.getvalue()
     assert "phase" in text
     assert "3/3" in text
@@ -121,6 +121,6 @@ def test_a_terminal_without_width_gets_lines(monkeypatch):
     stderr = io.StringIO()
     stderr.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", stderr)
-    with terminal.Progress("phase", 3) as progress:
-        progress.show(epochs(3)[0])
+    with terminal.progress("phase", 3) as show:
+        show(epochs(3)[0])
     assert stderr.getvalue().startswith("phase: epoch 1/3, ")

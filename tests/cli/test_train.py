@@ -402,4 +402,4 @@ def test_a_first_text_of_one_word_is_shown_as_it_is(inside, tmp_path):
 @pytest.mark.parametrize("flag", ["--pretrain", "--chat", "--out", "--config"])
 def test_a_file_given_twice_is_refused(inside, small, flag):
     flags = ("--pretrain", "facts.json", flag, "a", flag, "b")[2 if flag == "--pretrain" else 0 :]
-    one_line(inside("train", *flags), 2, f"{flag} may be given once only")
+    one_line(inside("train", *flags), 2, f"{flag}: may be given once only")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rustgpt.errors import ConfigError, DataError, TokenizerError
 from rustgpt.text.dataset import Dataset
-from rustgpt.text.tokenizer import TextStream, WordTokenizer, read_tokenizer
+from rustgpt.text.tokenizer import TextStream, WordTokenizer
 
 TEXTS = [
     "The sun rises in the east, and it's warm. </s>",
@@ -366,9 +366,7 @@ def test_a_vocabulary_from_elsewhere_still_loses_nothing():
     assert other.tokens("xunrisesun") == ["x", "##unrisesun"]
 
 
-def test_a_reader_is_chosen_by_the_format():
-    tokenizer = WordTokenizer.train(["The sun rises </s>"])
-    assert read_tokenizer(tokenizer.to_json()).vocab == tokenizer.vocab
+def test_another_format_is_told():
     for text, words in (
         ('{"format": "letters", "letters": "abc"}', "of the format 'letters'"),
         ('{"format": ["a"]}', "of the format"),
@@ -378,7 +376,7 @@ def test_a_reader_is_chosen_by_the_format():
         ("[" * 100_000, "cannot be read as JSON"),
     ):
         with pytest.raises(TokenizerError, match=words):
-            read_tokenizer(text)
+            WordTokenizer.from_json(text)
 
 
 def test_a_stream_gives_the_same_text():
