@@ -181,24 +181,13 @@ class Maker:
 
     def matrix_product(
         self, m: int = 3, n: int = 4, k: int = 5, trans_a: bool = False, trans_b: bool = False,
-        alpha: float = 1.0, beta: float = 0.0,
+        add: bool = False,
     ) -> Arguments:  # fmt: skip
         return {
             "a": self.normal(*((k, m) if trans_a else (m, k))),
             "b": self.normal(*((n, k) if trans_b else (k, n))),
-            "out": self.normal(m, n) if beta else self.blank(m, n),
-            "trans_a": trans_a, "trans_b": trans_b, "alpha": alpha, "beta": beta,
-        }  # fmt: skip
-
-    def matrix_vector_product(
-        self, m: int = 3, n: int = 4, trans_a: bool = False, alpha: float = 1.0, beta: float = 0.0
-    ) -> Arguments:
-        rows, columns = (n, m) if trans_a else (m, n)
-        return {
-            "a": self.normal(m, n),
-            "x": self.normal(columns),
-            "out": self.normal(rows) if beta else self.blank(rows),
-            "trans_a": trans_a, "alpha": alpha, "beta": beta,
+            "out": self.normal(m, n) if add else self.blank(m, n),
+            "trans_a": trans_a, "trans_b": trans_b, "add": add,
         }  # fmt: skip
 
     def linear_forward(
@@ -272,8 +261,6 @@ class Maker:
             "out": self.blank(N, C),
             "lse": self.blank(N, H),
             "scratch": self.blank(attention.attention_scratch_size(longest, D)),
-            "first_head": 0,
-            "stop_head": -1,
         }
 
     def attention_backward(
@@ -290,8 +277,6 @@ class Maker:
             "n_heads": H,
             "dqkv": self.blank(*forward["qkv"].shape),
             "scratch": forward["scratch"],
-            "first_head": 0,
-            "stop_head": -1,
         }
 
     def cache(

@@ -2,7 +2,7 @@
 for GELU one exponential and one division, forward and again backward."""
 from cython cimport floating
 
-from rustgpt._ext.checks cimport check_aligned, check_matrix, matrix_address, matrix_at
+from rustgpt._ext.checks cimport check_matrix
 from rustgpt._ext.rows cimport row_gelu, row_gelu_backward
 
 
@@ -28,13 +28,11 @@ def relu_forward(
     floating[:, ::1] out not None,      # OUT (N, F), may be x itself
 ):
     """out = max(x, 0)."""
-    check_aligned(matrix_address(x) | matrix_address[floating](out), sizeof(floating))
-    cdef Py_ssize_t size = x.shape[0] * x.shape[1]
-    check_matrix("out", out.shape, x.shape[0], x.shape[1])
-    cdef floating* x0 = matrix_at(x)
-    cdef floating* out0 = matrix_at[floating](out)
+    cdef Py_ssize_t N = x.shape[0], F = x.shape[1]
+    cdef floating* x0 = check_matrix("x", x, N, F)
+    cdef floating* out0 = check_matrix[floating]("out", out, N, F)
     with nogil:
-        relu(x0, size, out0)
+        relu(x0, N * F, out0)
 
 
 def relu_backward(
@@ -43,17 +41,12 @@ def relu_backward(
     floating[:, ::1] dx not None,          # OUT (N, F), may be dout itself
 ):
     """dx = dout where x > 0, else 0."""
-    check_aligned(
-        matrix_address(dout) | matrix_address(x) | matrix_address[floating](dx), sizeof(floating),
-    )
-    cdef Py_ssize_t size = x.shape[0] * x.shape[1]
-    check_matrix("dout", dout.shape, x.shape[0], x.shape[1])
-    check_matrix("dx", dx.shape, x.shape[0], x.shape[1])
-    cdef floating* dout0 = matrix_at(dout)
-    cdef floating* x0 = matrix_at(x)
-    cdef floating* dx0 = matrix_at[floating](dx)
+    cdef Py_ssize_t N = x.shape[0], F = x.shape[1]
+    cdef floating* dout0 = check_matrix("dout", dout, N, F)
+    cdef floating* x0 = check_matrix("x", x, N, F)
+    cdef floating* dx0 = check_matrix[floating]("dx", dx, N, F)
     with nogil:
-        relu_gradient(dout0, x0, size, dx0)
+        relu_gradient(dout0, x0, N * F, dx0)
 
 
 def gelu_forward(
@@ -61,13 +54,11 @@ def gelu_forward(
     floating[:, ::1] out not None,      # OUT (N, F), may be x itself
 ):
     """out = 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))): the form that GPT-2 uses."""
-    check_aligned(matrix_address(x) | matrix_address[floating](out), sizeof(floating))
-    cdef Py_ssize_t size = x.shape[0] * x.shape[1]
-    check_matrix("out", out.shape, x.shape[0], x.shape[1])
-    cdef floating* x0 = matrix_at(x)
-    cdef floating* out0 = matrix_at[floating](out)
+    cdef Py_ssize_t N = x.shape[0], F = x.shape[1]
+    cdef floating* x0 = check_matrix("x", x, N, F)
+    cdef floating* out0 = check_matrix[floating]("out", out, N, F)
     with nogil:
-        row_gelu(x0, size, out0)
+        row_gelu(x0, N * F, out0)
 
 
 def gelu_backward(
@@ -76,14 +67,9 @@ def gelu_backward(
     floating[:, ::1] dx not None,          # OUT (N, F), may be dout itself
 ):
     """dx = dout (0.5 (1 + t) + 0.5 x (1 - t^2) sqrt(2 / pi) (1 + 3 * 0.044715 x^2))."""
-    check_aligned(
-        matrix_address(dout) | matrix_address(x) | matrix_address[floating](dx), sizeof(floating),
-    )
-    cdef Py_ssize_t size = x.shape[0] * x.shape[1]
-    check_matrix("dout", dout.shape, x.shape[0], x.shape[1])
-    check_matrix("dx", dx.shape, x.shape[0], x.shape[1])
-    cdef floating* dout0 = matrix_at(dout)
-    cdef floating* x0 = matrix_at(x)
-    cdef floating* dx0 = matrix_at[floating](dx)
+    cdef Py_ssize_t N = x.shape[0], F = x.shape[1]
+    cdef floating* dout0 = check_matrix("dout", dout, N, F)
+    cdef floating* x0 = check_matrix("x", x, N, F)
+    cdef floating* dx0 = check_matrix[floating]("dx", dx, N, F)
     with nogil:
-        row_gelu_backward(dout0, x0, size, dx0, <floating*> NULL)
+        row_gelu_backward(dout0, x0, N * F, dx0, NULL)

@@ -23,13 +23,12 @@ cdef inline void matmul(
 ) noexcept nogil:
     """C (m, n) = (C if add) + op(A) @ op(B), where that is faster, without BLAS."""
     if in_place(m, n, k):
-        multiply(trans_b, m, n, k, a, 1 if trans_a else lda, lda if trans_a else 1, b, ldb,
-                 <const floating*> NULL, False, add, <const floating*> NULL, c, ldc)
+        multiply(trans_b, m, n, k, a, 1 if trans_a else lda, lda if trans_a else 1, b, ldb, NULL,
+                 False, add, NULL, c, ldc)
     elif sum_in_strips(m, n, k) if trans_a else in_strips(m):
-        multiply_strips(trans_a, trans_b, m, n, k, a, lda, b, ldb, add, <const floating*> NULL, c,
-                        ldc)
+        multiply_strips(trans_a, trans_b, m, n, k, a, lda, b, ldb, add, NULL, c, ldc)
     else:
-        gemm(trans_a, trans_b, m, n, k, <floating> 1, a, lda, b, ldb, <floating> add, c, ldc)
+        gemm(trans_a, trans_b, m, n, k, a, lda, b, ldb, add, c, ldc)
 
 
 cdef inline void softmax_row(
@@ -48,27 +47,6 @@ cdef inline void softmax_row(
         lse[0] = largest + <floating> log(total)
 
 
-cdef inline void attend_few(
-    const floating* q, Py_ssize_t ldq,                      # IN (rows, D)
-    const floating* k, const floating* v, Py_ssize_t ldkv,  # IN (start + rows, D)
-    Py_ssize_t rows, Py_ssize_t start, Py_ssize_t D,
-    floating* out, Py_ssize_t ldo,                          # OUT (rows, D)
-    floating* lse, Py_ssize_t ld_lse,                       # OUT (rows,) or NULL
-    floating* scores,                                       # scratch (start + rows,)
-) noexcept nogil:
-    """`attend` for few rows, in loops that end at the mask."""
-    cdef Py_ssize_t i, seen
-    cdef floating scale = <floating> (1.0 / sqrt(<double> D))
-    for i in range(rows):
-        seen = start + i + 1
-        # Pass 1: scores = q @ k.T
-        dots(q + i * ldq, k, ldkv, seen, D, scores)
-        # Pass 2: softmax
-        softmax_row(scores, seen, seen, scale, NULL if lse == NULL else lse + i * ld_lse)
-        # Pass 3: out = probabilities @ v
-        combine(scores, 1, v, ldkv, seen, D, out + i * ldo)
-
-
 cdef inline void attend(
     const floating* q, Py_ssize_t ldq,                      # IN (rows, D)
     const floating* k, const floating* v, Py_ssize_t ldkv,  # IN (start + rows, D)
@@ -78,62 +56,53 @@ cdef inline void attend(
     floating* scores,                                       # scratch (BLOCK, start + rows)
 ) noexcept nogil:
     """One head of one sequence: query row i sees the keys 0 .. start + i."""
-    cdef Py_ssize_t block, i0, i, r, keys
+    cdef bint one = rows < FEW  # row at a time, in loops that end at the mask
+    cdef Py_ssize_t block, i0, i, r, keys, step = 1 if one else BLOCK
     cdef floating scale = <floating> (1.0 / sqrt(<double> D))
-    if rows < FEW:
-        attend_few(q, ldq, k, v, ldkv, rows, start, D, out, ldo, lse, ld_lse, scores)
-        return
-    for block in range((rows + BLOCK - 1) // BLOCK):
-        i0 = block * BLOCK
-        r = min(<Py_ssize_t> BLOCK, rows - i0)
+    for block in range((rows + step - 1) // step):
+        i0 = block * step
+        r = min(step, rows - i0)
         keys = start + i0 + r
         # Pass 1: scores = q @ k.T                                    (r, keys)
-        matmul(False, True, r, keys, D, q + i0 * ldq, ldq, k, ldkv, False, scores, keys)
+        if one:
+            dots(q + i0 * ldq, k, ldkv, keys, D, scores)
+        else:
+            matmul(False, True, r, keys, D, q + i0 * ldq, ldq, k, ldkv, False, scores, keys)
         # Pass 2: softmax over the keys that a row may see.
         for i in range(r):
             softmax_row(scores + i * keys, start + i0 + i + 1, keys, scale,
                         NULL if lse == NULL else lse + (i0 + i) * ld_lse)
         # Pass 3: out = probabilities @ v                             (r, D)
-        matmul(False, False, r, D, keys, scores, keys, v, ldkv, False, out + i0 * ldo, ldo)
+        if one:
+            combine(scores, 1, v, ldkv, keys, D, out + i0 * ldo)
+        else:
+            matmul(False, False, r, D, keys, scores, keys, v, ldkv, False, out + i0 * ldo, ldo)
 
 
 cdef struct Cache:
-    # Where the rows of texts that go on are kept: keys and values side by side, (slots, S, 2 C).
+    # Where the rows of texts that go on are kept.
+    void* kv            # (slots, S, 2 C) of the kernel's type: keys and values side by side
     Py_ssize_t length   # S, rows of a slot
     const int* slots    # (B,) the slot of each text
     const int* starts   # (B,) how many of its rows came before
 
 
-cdef int check_cache_shape(
-    const int[::1] offsets, const Py_ssize_t* kv, const int[::1] slots, const int[::1] starts,
-    Py_ssize_t C, Cache* cache,
-) except -1
-
-
-cdef inline Py_ssize_t check_cache(
-    const int[::1] offsets, const floating[:, :, ::1] kv, const int[::1] slots,
+cdef Py_ssize_t check_cache(
+    const int[::1] offsets, floating[:, :, ::1] kv, const int[::1] slots,
     const int[::1] starts, Py_ssize_t C, Cache* cache,
-) except -1:
-    """Fill in `cache` after a check; return the most rows that a text has in all."""
-    cdef Py_ssize_t b, longest = 0
-    if kv is None or slots is None or starts is None:
-        raise ValueError("kv, slots and starts must all be given, or none")
-    check_cache_shape(offsets, kv.shape, slots, starts, C, cache)
-    for b in range(slots.shape[0]):
-        longest = max(longest, starts[b] + offsets[b + 1] - offsets[b])
-    return longest
+) except -1
 
 
 cdef inline void attend_cached(
     const floating* qkv, const int* offsets, Py_ssize_t B, Py_ssize_t C, Py_ssize_t H,
-    const Cache* cache, floating* kv, floating* out, floating* scratch,
+    const Cache* cache, floating* out, floating* scratch,
 ) noexcept nogil:
     """Append each text's keys and values to its slot; every head attends to all that is there."""
     cdef Py_ssize_t b, i, h, first, n, start, D = C // H
     cdef floating* k
     for b in range(B):
         first, n, start = offsets[b], offsets[b + 1] - offsets[b], cache.starts[b]
-        k = kv + cache.slots[b] * cache.length * 2 * C
+        k = <floating*> cache.kv + cache.slots[b] * cache.length * 2 * C
         for i in range(n):
             memcpy(k + (start + i) * 2 * C, qkv + (first + i) * 3 * C + C, 2 * C * sizeof(floating))
         for h in range(H if n > 0 else 0):
@@ -141,13 +110,17 @@ cdef inline void attend_cached(
                    out + first * C + h * D, C, <floating*> NULL, 0, scratch)
 
 
+cdef struct Part:
+    # A part of attention: from which text and head to which.
+    Py_ssize_t text, stop_text, head, stop_head
+
+
 cdef void attend_all(
-    const floating* qkv, const int* offsets, Py_ssize_t B, Py_ssize_t C, Py_ssize_t H,
-    Py_ssize_t first_head, Py_ssize_t stop_head, floating* out, floating* lse, floating* scratch,
+    const floating* qkv, const int* offsets, Part part, Py_ssize_t C, Py_ssize_t H,
+    floating* out, floating* lse, floating* scratch,
 ) noexcept nogil
 
 cdef void attend_all_backward(
-    const floating* dout, const floating* qkv, const floating* lse, const int* offsets,
-    Py_ssize_t B, Py_ssize_t C, Py_ssize_t H, Py_ssize_t first_head, Py_ssize_t stop_head,
-    floating* dqkv, floating* scratch,
+    const floating* dout, const floating* qkv, const floating* lse, const int* offsets, Part part,
+    Py_ssize_t C, Py_ssize_t H, floating* dqkv, floating* scratch,
 ) noexcept nogil

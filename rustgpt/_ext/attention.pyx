@@ -12,8 +12,8 @@ from cython cimport floating
 from libc.math cimport sqrt
 
 from rustgpt._ext.checks cimport (
-    cache_address, check_aligned, check_blas, check_indices, check_matrix, check_offsets,
-    check_size, check_vector, index_address, matrix_address, vector_address,
+    check_aligned, check_indices, check_ints, check_matrix, check_offsets, check_scratch,
+    check_size,
 )
 from rustgpt._ext.rows cimport row_dot, row_exp
 from rustgpt._ext.tile_softmax cimport tile_softmax, tile_softmax_backward
@@ -23,6 +23,9 @@ from rustgpt._ext.tiles cimport RUSTGPT_TILE_ROWS, product, transpose
 cdef enum:
     # Query rows of a short text that are done at a time.
     ROWS = RUSTGPT_TILE_ROWS
+
+
+cdef str SIZE = "attention_scratch_size(length, head_dim)"
 
 
 def attention_scratch_size(Py_ssize_t length, Py_ssize_t head_dim):
@@ -36,26 +39,9 @@ cdef Py_ssize_t scratch_size(Py_ssize_t length, Py_ssize_t head_dim) noexcept:
     return 2 * BLOCK * (length + head_dim)
 
 
-cdef int check_heads(
-    Py_ssize_t C, Py_ssize_t n_heads, Py_ssize_t first_head=0, Py_ssize_t stop_head=0
-) except -1:
+cdef int check_heads(Py_ssize_t C, Py_ssize_t n_heads) except -1:
     if n_heads < 1 or C % n_heads != 0:
         raise ValueError(f"n_heads must divide the {C} columns, got {n_heads}")
-    if not 0 <= first_head <= stop_head <= n_heads:
-        raise ValueError(
-            f"first_head and stop_head must rise from 0 to the {n_heads} heads at most, got "
-            f"{first_head} and {stop_head}"
-        )
-    return 0
-
-
-cdef int check_scratch(Py_ssize_t size, Py_ssize_t length, Py_ssize_t D) except -1:
-    cdef Py_ssize_t needed = scratch_size(length, D)
-    if size < needed:
-        raise ValueError(
-            f"scratch must hold attention_scratch_size({length}, {D}) = {needed} numbers, "
-            f"got {size}"
-        )
     return 0
 
 
@@ -142,16 +128,15 @@ cdef void attend_short_backward(
 
 
 cdef void attend_all(
-    const floating* qkv, const int* offsets, Py_ssize_t B, Py_ssize_t C, Py_ssize_t H,
-    Py_ssize_t first_head, Py_ssize_t stop_head, floating* out, floating* lse, floating* scratch,
+    const floating* qkv, const int* offsets, Part part, Py_ssize_t C, Py_ssize_t H,
+    floating* out, floating* lse, floating* scratch,
 ) noexcept nogil:
-    """Some heads of every sequence."""
     cdef Py_ssize_t b, h, first, T, D = C // H
     cdef const floating* q
-    for b in range(B):
+    for b in range(part.text, part.stop_text):
         first = offsets[b]
         T = offsets[b + 1] - first
-        for h in range(first_head, stop_head if T > 0 else first_head):
+        for h in range(part.head, part.stop_head if T > 0 else part.head):
             q = qkv + first * 3 * C + h * D
             if T <= BLOCK:
                 attend_short(q, q + C, q + 2 * C, 3 * C, T, D,
@@ -168,26 +153,19 @@ def attention_forward(
     floating[:, ::1] out not None,        # OUT (N, C)
     floating[:, ::1] lse not None,        # OUT (N, H)
     floating[::1] scratch not None,       # attention_scratch_size(longest text, D)
-    Py_ssize_t first_head=0,              # IN: these heads alone, first_head to stop_head - 1
-    Py_ssize_t stop_head=-1,              # IN: -1 for all that follow
 ):
     """out = softmax(mask(q @ k.T / sqrt(D))) @ v for each sequence and head, D = C / H."""
-    check_aligned(
-        matrix_address(qkv) | matrix_address[floating](out) | matrix_address[floating](lse) |
-        vector_address[floating](scratch), sizeof(floating), index_address(offsets),
-    )
     cdef Py_ssize_t N = out.shape[0], C = out.shape[1], H = n_heads
-    cdef Py_ssize_t stop = H if stop_head == -1 else stop_head
-    check_heads(C, H, first_head, stop)
-    check_matrix("qkv", qkv.shape, N, 3 * C)
-    check_blas("qkv", qkv.shape)
-    check_matrix("lse", lse.shape, N, H)
-    check_scratch(scratch.shape[0], check_offsets(offsets, N), C // H)
-    if N == 0 or C == 0:
-        return
-    with nogil:
-        attend_all(&qkv[0, 0], &offsets[0], offsets.shape[0] - 1, C, H, first_head, stop,
-                   &out[0, 0], &lse[0, 0], &scratch[0])
+    check_heads(C, H)
+    cdef floating* qkv0 = check_matrix("qkv", qkv, N, 3 * C)
+    cdef floating* out0 = check_matrix[floating]("out", out, N, C)
+    cdef floating* lse0 = check_matrix[floating]("lse", lse, N, H)
+    cdef Py_ssize_t needed = scratch_size(check_offsets(offsets, N), C // H)
+    cdef floating* scratch0 = check_scratch(SIZE, scratch, needed)
+    cdef Part part = [0, offsets.shape[0] - 1, 0, H]
+    if C > 0:
+        with nogil:
+            attend_all(qkv0, &offsets[0], part, C, H, out0, lse0, scratch0)
 
 
 cdef void attend_backward(
@@ -234,18 +212,16 @@ cdef void attend_backward(
 
 
 cdef void attend_all_backward(
-    const floating* dout, const floating* qkv, const floating* lse, const int* offsets,
-    Py_ssize_t B, Py_ssize_t C, Py_ssize_t H, Py_ssize_t first_head, Py_ssize_t stop_head,
-    floating* dqkv, floating* scratch,
+    const floating* dout, const floating* qkv, const floating* lse, const int* offsets, Part part,
+    Py_ssize_t C, Py_ssize_t H, floating* dqkv, floating* scratch,
 ) noexcept nogil:
-    """Some heads of every sequence."""
     cdef Py_ssize_t b, h, first, T, D = C // H
     cdef const floating* q
     cdef floating* dq
-    for b in range(B):
+    for b in range(part.text, part.stop_text):
         first = offsets[b]
         T = offsets[b + 1] - first
-        for h in range(first_head, stop_head if T > 0 else first_head):
+        for h in range(part.head, part.stop_head if T > 0 else part.head):
             q, dq = qkv + first * 3 * C + h * D, dqkv + first * 3 * C + h * D
             if T <= BLOCK:
                 attend_short_backward(
@@ -267,43 +243,40 @@ def attention_backward(
     Py_ssize_t n_heads,
     floating[:, ::1] dqkv not None,        # OUT (N, 3 C): overwritten
     floating[::1] scratch not None,        # attention_scratch_size(longest text, D)
-    Py_ssize_t first_head=0,               # IN: these heads alone, first_head to stop_head - 1
-    Py_ssize_t stop_head=-1,               # IN: -1 for all that follow
 ):
     """The gradients of queries, keys and values, from the gradient of the output."""
-    check_aligned(
-        matrix_address(dout) | matrix_address(qkv) | matrix_address(lse) |
-        matrix_address[floating](dqkv) | vector_address[floating](scratch), sizeof(floating),
-        index_address(offsets),
-    )
     cdef Py_ssize_t N = dout.shape[0], C = dout.shape[1], H = n_heads
-    cdef Py_ssize_t longest, stop = H if stop_head == -1 else stop_head
-    check_heads(C, H, first_head, stop)
-    check_matrix("qkv", qkv.shape, N, 3 * C)
-    check_blas("qkv", qkv.shape)
-    check_matrix("lse", lse.shape, N, H)
-    check_matrix("dqkv", dqkv.shape, N, 3 * C)
-    longest = check_offsets(offsets, N)
-    check_scratch(scratch.shape[0], longest, C // H)
-    if N == 0 or C == 0:
-        return
-    with nogil:
-        attend_all_backward(&dout[0, 0], &qkv[0, 0], &lse[0, 0], &offsets[0],
-                            offsets.shape[0] - 1, C, H, first_head, stop, &dqkv[0, 0],
-                            &scratch[0])
+    check_heads(C, H)
+    cdef floating* dout0 = check_matrix("dout", dout, N, C)
+    cdef floating* qkv0 = check_matrix("qkv", qkv, N, 3 * C)
+    cdef floating* lse0 = check_matrix("lse", lse, N, H)
+    cdef floating* dqkv0 = check_matrix[floating]("dqkv", dqkv, N, 3 * C)
+    cdef Py_ssize_t needed = scratch_size(check_offsets(offsets, N), C // H)
+    cdef floating* scratch0 = check_scratch(SIZE, scratch, needed)
+    cdef Part part = [0, offsets.shape[0] - 1, 0, H]
+    if C > 0:
+        with nogil:
+            attend_all_backward(dout0, qkv0, lse0, &offsets[0], part, C, H, dqkv0, scratch0)
 
 
-cdef int check_cache_shape(
-    const int[::1] offsets, const Py_ssize_t* kv, const int[::1] slots, const int[::1] starts,
-    Py_ssize_t C, Cache* cache,
+cdef Py_ssize_t check_cache(
+    const int[::1] offsets, floating[:, :, ::1] kv, const int[::1] slots,
+    const int[::1] starts, Py_ssize_t C, Cache* cache,
 ) except -1:
-    """Raise ValueError unless each text has a slot of its own with room for its new rows."""
-    cdef Py_ssize_t b, other, n, B = offsets.shape[0] - 1, S = kv[1]
-    if kv[2] != 2 * C:
-        raise ValueError(f"kv must have {2 * C} columns, got {kv[2]}")
-    check_vector("slots", slots.shape, B)
-    check_vector("starts", starts.shape, B)
-    check_indices("slots", slots, 0, kv[0])
+    """Fill in `cache`, and return the most rows that a text has in all.
+
+    Raises ValueError unless each text has a slot of its own with room for its new rows.
+    """
+    cdef Py_ssize_t b, other, n, S, longest = 0, B = offsets.shape[0] - 1
+    if kv is None or slots is None or starts is None:
+        raise ValueError("kv, slots and starts must all be given, or none")
+    if kv.shape[2] != 2 * C:
+        raise ValueError(f"kv must have {2 * C} columns, got {kv.shape[2]}")
+    cache.length = S = kv.shape[1]
+    cache.kv = &kv[0, 0, 0] if kv.shape[0] and S and C else NULL
+    check_aligned("kv", <size_t> cache.kv, sizeof(floating))
+    cache.slots = check_indices("slots", slots, B, 0, kv.shape[0])
+    cache.starts = check_ints("starts", starts, B)
     for b in range(B):
         n = <Py_ssize_t> offsets[b + 1] - offsets[b]
         if starts[b] < 0 or starts[b] > S - n:  # starts[b] + n could overflow
@@ -313,10 +286,8 @@ cdef int check_cache_shape(
         for other in range(b):
             if slots[other] == slots[b]:
                 raise ValueError(f"slots must differ, but texts {other} and {b} have the same")
-    cache.length = S
-    cache.slots = &slots[0] if B else NULL
-    cache.starts = &starts[0] if B else NULL
-    return 0
+        longest = max(longest, starts[b] + n)
+    return longest
 
 
 def attention_decode(
@@ -330,23 +301,14 @@ def attention_decode(
     floating[::1] scratch not None,           # attention_scratch_size(start + n at most, D)
 ):
     """Append the new rows' keys and values to the cache; each text attends to all of its own."""
-    check_aligned(
-        matrix_address(qkv) | cache_address[floating](kv) |
-        matrix_address[floating](out) | vector_address[floating](scratch), sizeof(floating),
-        index_address(offsets) | index_address(slots) | index_address(starts),
-    )
     cdef Py_ssize_t N = out.shape[0], C = out.shape[1], H = n_heads
     cdef Cache cache
     check_heads(C, H)
-    check_matrix("qkv", qkv.shape, N, 3 * C)
-    check_blas("qkv", qkv.shape)
     check_offsets(offsets, N)
-    check_scratch(
-        scratch.shape[0],
-        check_cache[floating](offsets, kv, slots, starts, C, &cache), C // H,
-    )
-    if N == 0 or C == 0:
-        return
-    with nogil:
-        attend_cached(&qkv[0, 0], &offsets[0], offsets.shape[0] - 1, C, H, &cache,
-                      &kv[0, 0, 0], &out[0, 0], &scratch[0])
+    cdef floating* qkv0 = check_matrix("qkv", qkv, N, 3 * C)
+    cdef floating* out0 = check_matrix[floating]("out", out, N, C)
+    cdef Py_ssize_t longest = check_cache(offsets, kv, slots, starts, C, &cache)
+    cdef floating* scratch0 = check_scratch(SIZE, scratch, scratch_size(longest, C // H))
+    if C > 0:
+        with nogil:
+            attend_cached(qkv0, &offsets[0], offsets.shape[0] - 1, C, H, &cache, out0, scratch0)

@@ -6,9 +6,9 @@ register of float32 can do. Factors are rounded (to nearest, ties to even) on th
 that fit the cache, two neighbours along k in one word: 2 m n k operations, m k + n k m / BLOCK
 numbers rounded. Nothing of it is seen outside: factors, sums and results are float32.
 """
-cdef extern from "bfloat16.h":
+cdef extern from "bfloat16.h" nogil:
     enum: RUSTGPT_BFLOAT16  # whether it is compiled
     void multiply_bf16(
         bint trans_a, bint trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const float* a,
         Py_ssize_t lda, const float* b, Py_ssize_t ldb, bint add, const float* bias, float* c,
-        Py_ssize_t ldc) noexcept nogil
+        Py_ssize_t ldc)

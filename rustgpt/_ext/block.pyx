@@ -15,24 +15,25 @@ all rows. They meet once a pass back, and around attention where its heads are d
 """
 from cython cimport floating
 
-from rustgpt._ext.attention cimport BLOCK, Cache, attend_cached, check_cache
+from rustgpt._ext.attention cimport (
+    BLOCK, Cache, attend_all, attend_all_backward, attend_cached, check_cache,
+)
 from rustgpt._ext.checks cimport (
-    cache_address, check_aligned, check_blas, check_matrix, check_offsets, check_size, check_total,
-    check_vector, index_address, matrix_address, vector_address,
+    check_matrix, check_offsets, check_scratch, check_size, check_total, check_vector,
 )
 from rustgpt._ext.layer_norm cimport normalise_again, normalise_rows_backward
 from rustgpt._ext.linear cimport affine, check_bfloat16
-from rustgpt._ext.shard cimport (
-    Shard, alone, barrier_of, edges_of, meet, shard_of,
-)
+from rustgpt._ext.shard cimport Shard, alone, meet, shard_of
 from rustgpt._ext.spec cimport (
-    Saved, Scratch, Spec, read_spec, saved_of, scratch_of, whole_lines,
+    Norm, Saved, Scratch, Spec, read_spec, saved_of, scratch_of, whole_lines,
 )
 from rustgpt._ext.steps cimport (
-    NormGradients, at, attend_shard, attend_shard_backward, back, clear_norms, copy, feed_forward,
-    feed_forward_gradients, norm_gradients, norm_gradients_of, normalise, project,
-    projection_gradients, qkv_gradients, through_activation,
+    NormGradients, at, back, clear_norms, copy, feed_forward, feed_forward_gradients, gradients_of,
+    norm_gradients, norm_gradients_of, normalise, part_of, project, through_activation,
 )
+
+
+cdef str SIZE = "block_scratch_size(spec, N, longest, threads, saved)"
 
 
 cdef class _CheckedSpec:
@@ -68,37 +69,14 @@ def block_scratch_size(
     Without `saved`, `block_forward` puts there too what it otherwise saves.
     """
     cdef Spec b = spec_of(spec)
+    cdef Shard s = alone(N)
     check_size("N", N)
     check_size("longest", longest)
     check_size("threads", threads, 1)
     check_total(N, 8.0 * b.C + 2.0 * b.F)
     check_total(threads, 4.0 * BLOCK * (<double> longest + b.C))
-    return scratch_size(&b, N, longest, threads) + (0 if saved else saved_of(&b, N, False).size)
-
-
-cdef Py_ssize_t scratch_size(
-    const Spec* b, Py_ssize_t N, Py_ssize_t longest, Py_ssize_t threads
-) noexcept:
-    cdef Shard s = alone(N)
     s.n = threads
-    return scratch_of(b, &s, N, longest).size
-
-
-cdef int check_block(
-    const Spec* b, const Py_ssize_t* x, const Py_ssize_t* parameters, Py_ssize_t scratch,
-    Py_ssize_t longest, const Shard* s, bint saved=True,
-) except -1:
-    cdef Py_ssize_t needed
-    check_blas("x", x)
-    check_matrix("x", x, x[0], b.C)
-    check_vector("parameters", parameters, b.size)
-    needed = scratch_size(b, x[0], longest, s.n) + (0 if saved else saved_of(b, x[0], False).size)
-    if scratch < needed:
-        raise ValueError(
-            f"scratch must hold block_scratch_size(spec, {x[0]}, {longest}, {s.n}, {saved}) = "
-            f"{needed} numbers, got {scratch}"
-        )
-    return 0
+    return scratch_of(&b, &s, N, longest).size + (0 if saved else saved_of(&b, N, False).size)
 
 
 cdef int check_texts(const Shard* s, const int[::1] offsets) except -1:
@@ -129,47 +107,42 @@ def block_forward(
 
     With a cache the texts go on, and see the rows before; there is no way back then.
     """
-    check_aligned(
-        matrix_address(x) | vector_address(parameters) | matrix_address[floating](out) |
-        vector_address[floating](saved) | vector_address[floating](scratch) |
-        cache_address[floating](kv), sizeof(floating),
-        index_address(offsets) | index_address(slots) | index_address(starts),
-    )
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], longest = check_offsets(offsets, N)
-    cdef const int[::1] edges = edges_of(shard)
-    cdef object barrier = barrier_of(shard)
+    cdef object barrier = getattr(shard, "barrier", None)
     cdef Spec b = spec_of(spec)
-    cdef Shard s = shard_of(shard, edges, barrier, N)
+    cdef Shard s = shard_of(shard, barrier, N)
     cdef Saved k = saved_of(&b, N, s.n > 1)
+    cdef bint cached = kv is not None or slots is not None or starts is not None
     cdef Cache cache
-    cache.length = -1
-    if kv is not None or slots is not None or starts is not None:
-        if s.n > 1:
-            raise ValueError("shard must be None where there is a cache")
+    if cached and s.n > 1:
+        raise ValueError("shard must be None where there is a cache")
+    if cached:
         longest = check_cache(offsets, kv, slots, starts, C, &cache)
     b.bfloat16 = bfloat16
     check_bfloat16(bfloat16, sizeof(floating))
     check_texts(&s, offsets)
     if saved is None and s.n > 1:
         raise ValueError("saved must be given where there is a shard")
-    check_block(&b, x.shape, parameters.shape, scratch.shape[0], longest, &s, saved is not None)
-    check_matrix("out", out.shape, N, C)
-    if saved is not None:
-        check_vector("saved", saved.shape, k.size)
+    cdef Scratch w = scratch_of(&b, &s, N, longest)
+    cdef floating* x0 = check_matrix("x", x, N, b.C)
+    cdef floating* parameters0 = check_vector("parameters", parameters, b.size)
+    cdef floating* out0 = check_matrix[floating]("out", out, N, C)
+    cdef floating* saved0 = check_vector[floating]("saved", saved, k.size)
+    cdef Py_ssize_t unsaved = k.size if saved is None else 0
+    cdef floating* scratch0 = check_scratch(SIZE, scratch, w.size + unsaved)
     if N == 0 or C == 0:
         return
-    cdef Scratch w = scratch_of(&b, &s, N, longest)
-    cdef floating* saved0 = &scratch[w.size] if saved is None else &saved[0]
-    cdef floating* kv0 = &kv[0, 0, 0] if kv is not None else NULL
+    if saved is None:
+        saved0 = scratch0 + w.size
     with nogil:
-        forward(&b, &k, &w, &s, &cache, &parameters[0], &x[0, 0], &offsets[0],
-                offsets.shape[0] - 1, &out[0, 0], saved0, &scratch[0], kv0)
+        forward(&b, &k, &w, &s, &cache if cached else NULL, parameters0, x0, &offsets[0],
+                offsets.shape[0] - 1, out0, saved0, scratch0)
 
 
 cdef int forward(
     const Spec* b, const Saved* k, const Scratch* w, const Shard* s, const Cache* cache,
     const floating* p, const floating* x, const int* offsets, Py_ssize_t B, floating* out,
-    floating* saved, floating* scratch, floating* kv,
+    floating* saved, floating* scratch,
 ) except -1 nogil:
     cdef Py_ssize_t C = b.C, r = s.first, n = s.stop - s.first  # this thread's rows
     cdef floating* activated = scratch + w.activated + r * b.F            # (n, F)
@@ -186,11 +159,15 @@ cdef int forward(
     # sum1 = x + attention(inner)
     affine(inner, p + b.qkv_weight, at(p, b.qkv_bias), n, C, 3 * C, False, False, b.bfloat16,
            saved + k.qkv + r * 3 * C)                                     # (n, 3 C)
-    if cache.length < 0:
-        attend_shard(s, saved + k.qkv, offsets, B, C, b.H, heads, saved + k.lse,
-                     scratch + w.attention)                               # (n, C)
+    if cache == NULL:
+        if s.heads:
+            meet(s)  # others have made other rows, and will go on with other columns
+        attend_all(saved + k.qkv, offsets, part_of(s, offsets, B, b.H), C, b.H, heads,
+                   saved + k.lse, scratch + w.attention)                  # (n, C)
+        if s.heads:
+            meet(s)
     else:
-        attend_cached(saved + k.qkv, offsets, B, C, b.H, cache, kv, heads,
+        attend_cached(saved + k.qkv, offsets, B, C, b.H, cache, heads,
                       scratch + w.attention)                              # (n, C)
     copy(b, x + r * C, n, sum1)
     project(b, p, heads + r * C, n, sum1)
@@ -222,34 +199,29 @@ def block_backward(
     object shard=None,                        # IN: this thread's, of several
 ):
     """The gradients of the input and of the parameters, from the gradient of the output."""
-    check_aligned(
-        matrix_address(dout) | matrix_address(x) | vector_address(parameters) |
-        vector_address(saved) | matrix_address[floating](dx) |
-        vector_address[floating](dparameters) | vector_address[floating](scratch),
-        sizeof(floating), index_address(offsets),
-    )
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], longest = check_offsets(offsets, N)
-    cdef const int[::1] edges = edges_of(shard)
-    cdef object barrier = barrier_of(shard)
+    cdef object barrier = getattr(shard, "barrier", None)
     cdef Spec b = spec_of(spec)
-    cdef Shard s = shard_of(shard, edges, barrier, N)
+    cdef Shard s = shard_of(shard, barrier, N)
     cdef Saved k = saved_of(&b, N, s.n > 1)
+    cdef Scratch w = scratch_of(&b, &s, N, longest)
     b.accumulate, b.bfloat16 = accumulate, bfloat16
     check_bfloat16(bfloat16, sizeof(floating))
     check_texts(&s, offsets)
-    check_block(&b, x.shape, parameters.shape, scratch.shape[0], longest, &s)
-    check_matrix("dout", dout.shape, N, C)
-    check_vector("saved", saved.shape, k.size)
-    check_matrix("dx", dx.shape, N, C)
-    check_vector("dparameters", dparameters.shape, b.size)
+    cdef floating* dout0 = check_matrix("dout", dout, N, C)
+    cdef floating* x0 = check_matrix("x", x, N, b.C)
+    cdef floating* parameters0 = check_vector("parameters", parameters, b.size)
+    cdef floating* saved0 = check_vector("saved", saved, k.size)
+    cdef floating* dx0 = check_matrix[floating]("dx", dx, N, C)
+    cdef floating* dparameters0 = check_vector[floating]("dparameters", dparameters, b.size)
+    cdef floating* scratch0 = check_scratch(SIZE, scratch, w.size)
     if N == 0 or C == 0:
         if not accumulate:
             dparameters[:] = 0
         return
-    cdef Scratch w = scratch_of(&b, &s, N, longest)
     with nogil:
-        backward(&b, &k, &w, &s, &parameters[0], &dparameters[0], &dout[0, 0], &x[0, 0],
-                 &offsets[0], offsets.shape[0] - 1, N, &saved[0], &dx[0, 0], &scratch[0])
+        backward(&b, &k, &w, &s, parameters0, dparameters0, dout0, x0, &offsets[0],
+                 offsets.shape[0] - 1, N, saved0, dx0, scratch0)
 
 
 cdef int backward(
@@ -266,7 +238,7 @@ cdef int backward(
     # The gradients of both residual sums: alone, they take turns in dx.
     cdef floating* dsum1 = dx if one else scratch + w.dsum1 + r * C
     cdef floating* dsum2 = dx if one else scratch + w.dsum2 + r * C
-    clear_norms(b, s, &d, dp, dnorms)
+    clear_norms(b, s, dp, dnorms)
     if one and b.pre_norm and dout != dx:
         dsum2 = <floating*> dout  # is read only
     backward_feed_forward(b, k, w, s, &d, p, dp, dnorms, dout + r * C, n, saved, scratch, dsum2,
@@ -276,8 +248,10 @@ cdef int backward(
         return 0
     meet(s)
     # What was made last comes first: it is still in the cache.
-    qkv_gradients(b, w, s, dp, x, scratch, N)
-    projection_gradients(b, k, s, dp, scratch + w.dsum1, saved, N)
+    gradients_of(b, s, scratch + w.dqkv, scratch + w.normal1 if b.pre_norm else x, N, C, 3 * C, dp,
+                 b.qkv_weight, b.qkv_bias)
+    gradients_of(b, s, scratch + w.dsum1, saved + k.heads, N, C, C, dp, b.projection_weight,
+                 b.projection_bias)
     feed_forward_gradients(b, k, w, s, dp, scratch + w.dsum2, saved, scratch, N)
     if s.index == 0:
         norm_gradients(b, s, dp, scratch + w.dnorms)
@@ -293,41 +267,35 @@ cdef void backward_feed_forward(
     floating* dsum1,                     # OUT (n, C): the gradient of sum1
 ) noexcept nogil:
     cdef Py_ssize_t C = b.C, r = s.first
+    # The norm that made normal2 of sum1.
+    cdef const Norm* inner = &b.norm2 if b.pre_norm else &b.norm1
     cdef const floating* sum1 = saved + k.sum1 + r * C
-    cdef const floating* mean1 = saved + k.mean1 + r
-    cdef const floating* rstd1 = saved + k.rstd1 + r
-    cdef const floating* mean2 = saved + k.mean2 + r
-    cdef const floating* rstd2 = saved + k.rstd2 + r
+    cdef const floating* mean = saved + (k.mean2 if b.pre_norm else k.mean1) + r
+    cdef const floating* rstd = saved + (k.rstd2 if b.pre_norm else k.rstd1) + r
     cdef floating* dhidden = scratch + w.dhidden + r * b.F    # (n, F)
     cdef floating* dnormal = scratch + w.dnormal + r * C if b.pre_norm else dx
     if b.pre_norm:
         copy(b, dout, n, dsum2)
-        normalise_again(sum1, p + b.norm2.weight, p + b.norm2.bias, mean2, rstd2, n, C,
-                        scratch + w.normal2 + r * C)
     else:
         # forward: out = norm2(sum2)
-        normalise_rows_backward(dout, saved + k.sum2 + r * C, p + b.norm2.weight, mean2, rstd2,
-                                <const floating*> NULL, n, C, dsum2, dnorms + d.weight2,
-                                dnorms + d.bias2)
-        normalise_again(sum1, p + b.norm1.weight, p + b.norm1.bias, mean1, rstd1, n, C,
-                        scratch + w.normal2 + r * C)
+        normalise_rows_backward(dout, saved + k.sum2 + r * C, p + b.norm2.weight,
+                                saved + k.mean2 + r, saved + k.rstd2 + r, <const floating*> NULL,
+                                n, C, dsum2, dnorms + d.weight2, dnorms + d.bias2)
+    normalise_again(sum1, p + inner.weight, p + inner.bias, mean, rstd, n, C,
+                    scratch + w.normal2 + r * C)
     # forward: sum2 = h + activation(normal2 @ weight1 + bias1) @ weight2 + bias2
     through_activation(b, p, dsum2, saved + k.hidden + r * b.F, n, dhidden,
                        scratch + w.activated + r * b.F)      # (n, F)
     if s.n == 1:
         feed_forward_gradients(b, k, w, s, dp, dsum2, saved, scratch, n)
-    if b.pre_norm:
-        # forward: normal2 = norm2(sum1), and sum1 went into sum2
-        back(b, p + b.weight1, dhidden, n, C, b.F, False, dnormal)
-        normalise_rows_backward(dnormal, sum1, p + b.norm2.weight, mean2, rstd2, dsum2, n, C,
-                                dsum1, dnorms + d.weight2, dnorms + d.bias2)
-    else:
-        # forward: h = normal2 = norm1(sum1)
+    # forward: normal2 = inner(sum1), and h is sum1, or normal2 if the norms come after
+    if not b.pre_norm:
         copy(b, dsum2, n, dnormal)
-        back(b, p + b.weight1, dhidden, n, C, b.F, True, dnormal)
-        normalise_rows_backward(dnormal, sum1, p + b.norm1.weight, mean1, rstd1,
-                                <const floating*> NULL, n, C, dsum1, dnorms + d.weight1,
-                                dnorms + d.bias1)
+    back(b, p + b.weight1, dhidden, n, C, b.F, not b.pre_norm, dnormal)
+    normalise_rows_backward(dnormal, sum1, p + inner.weight, mean, rstd,
+                            dsum2 if b.pre_norm else NULL, n, C, dsum1,
+                            dnorms + (d.weight2 if b.pre_norm else d.weight1),
+                            dnorms + (d.bias2 if b.pre_norm else d.bias1))
 
 
 cdef int backward_attention(
@@ -349,12 +317,17 @@ cdef int backward_attention(
     if b.projection_weight >= 0:
         back(b, p + b.projection_weight, dsum1, n, C, C, False, dheads + r * C)
         if s.n == 1:
-            projection_gradients(b, k, s, dp, dsum1, saved, n)
+            gradients_of(b, s, dsum1, saved + k.heads, n, C, C, dp, b.projection_weight,
+                         b.projection_bias)
     else:
         dheads = dx if s.n == 1 else scratch + w.dsum1
     # forward: heads = softmax(mask(q @ k.T / sqrt(D))) @ v
-    attend_shard_backward(s, dheads, saved + k.qkv, saved + k.lse, offsets, B, C, b.H, dqkv,
-                          scratch + w.attention)
+    if s.heads:
+        meet(s)
+    attend_all_backward(dheads, saved + k.qkv, saved + k.lse, offsets, part_of(s, offsets, B, b.H),
+                        C, b.H, dqkv, scratch + w.attention)
+    if s.heads:
+        meet(s)
     # forward: qkv = inner @ qkv_weight + qkv_bias
     if b.pre_norm:
         # inner = norm1(x), and x went into sum1
@@ -366,5 +339,6 @@ cdef int backward_attention(
         copy(b, dsum1, n, mine)
         back(b, p + b.qkv_weight, dqkv + r * 3 * C, n, C, 3 * C, True, mine)
     if s.n == 1:
-        qkv_gradients(b, w, s, dp, x, scratch, n)
+        gradients_of(b, s, dqkv, scratch + w.normal1 if b.pre_norm else x, n, C, 3 * C, dp,
+                     b.qkv_weight, b.qkv_bias)
     return 0

@@ -1,3 +1,3 @@
 """What a kernel asks of the processor before it runs."""
 
-cdef bint multiplies_bfloat16() noexcept nogil
+cpdef bint has_bfloat16() noexcept nogil

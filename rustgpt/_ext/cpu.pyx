@@ -50,13 +50,8 @@ cdef extern from *:
 cdef bint BFLOAT16 = has_avx512_bf16()
 
 
-cdef bint multiplies_bfloat16() noexcept nogil:
-    """Whether this processor has AVX512-BF16, which `bfloat16.pxd` needs."""
-    return BFLOAT16
-
-
-def has_bfloat16():
-    """Whether this processor multiplies bfloat16, as the kernels for AVX-512 can."""
+cpdef bint has_bfloat16() noexcept nogil:
+    """Whether this processor has AVX512-BF16, as the kernels for AVX-512 can use it."""
     return BFLOAT16
 
 

@@ -8,14 +8,12 @@ from cython cimport floating
 from libc.math cimport INFINITY, log, sqrt
 
 from rustgpt._ext.checks cimport (
-    check_aligned, check_blas, check_indices, check_matrix, check_vector, check_weight,
-    index_address, matrix_address, matrix_at, vector_address, vector_at,
+    check_indices, check_matrix, check_norm, check_vector, check_weight,
 )
 from rustgpt._ext.linear cimport add_gradients, affine, check_bfloat16
 from rustgpt._ext.rows cimport row_dot, row_exp, row_max
-from rustgpt._ext.shard cimport (
-    Shard, barrier_of, edge_of, edges_of, meet, shard_of,
-)
+from rustgpt._ext.shard cimport Shard, edge_of, meet, shard_of
+from rustgpt._ext.tiles cimport ceil_of
 
 
 def softmax(
@@ -23,15 +21,13 @@ def softmax(
     floating[:, ::1] out not None,      # OUT (N, V), may be x itself
 ):
     """out = exp(x) / sum(exp(x)), row by row; the largest of a row is subtracted first."""
-    check_aligned(matrix_address(x) | matrix_address[floating](out), sizeof(floating))
     cdef Py_ssize_t N = x.shape[0], V = x.shape[1]
     cdef Py_ssize_t n, v
     cdef floating inverse
-    check_matrix("out", out.shape, N, V)
-    if N == 0 or V == 0:
-        return
+    check_matrix("x", x, N, V)
+    check_matrix[floating]("out", out, N, V)
     with nogil:
-        for n in range(N):
+        for n in range(N if V > 0 else 0):
             inverse = <floating> (
                 1.0 / row_exp(&x[n, 0], <floating> 1, row_max(&x[n, 0], V), &out[n, 0], V)
             )
@@ -72,16 +68,6 @@ cdef void losses_of(
             dlogits[n] *= factor
 
 
-cdef int check_loss(const int[::1] targets, Py_ssize_t N, Py_ssize_t V, double max_norm,
-                    const Py_ssize_t* losses) except -1:
-    check_vector("targets", targets.shape, N)
-    check_vector("losses", losses, N)
-    check_indices("targets", targets, -1, V)
-    if not max_norm > 0:
-        raise ValueError(f"max_norm must be above 0 (infinity for no clipping), got {max_norm}")
-    return 0
-
-
 def cross_entropy(
     const floating[:, ::1] logits not None,  # IN (N, V)
     const int[::1] targets not None,         # IN (N,): a class, or -1 for a row that counts nothing
@@ -91,17 +77,15 @@ def cross_entropy(
     floating[:, ::1] dlogits not None,       # OUT (N, V): of scale * sum(losses); may be logits
 ):
     """losses = log(sum(exp(logits))) - logits[target]; dlogits = scale (softmax - one_hot)."""
-    check_aligned(
-        matrix_address(logits) | vector_address[floating](losses) |
-        matrix_address[floating](dlogits), sizeof(floating), index_address(targets),
-    )
     cdef Py_ssize_t N = logits.shape[0], V = logits.shape[1]
-    check_matrix("dlogits", dlogits.shape, N, V)
-    check_loss(targets, N, V, max_norm, losses.shape)
-    if N == 0 or V == 0:
-        return
-    with nogil:
-        losses_of(&logits[0, 0], &targets[0], N, V, scale, max_norm, &losses[0], &dlogits[0, 0])
+    cdef floating* logits0 = check_matrix("logits", logits, N, V)
+    cdef floating* losses0 = check_vector[floating]("losses", losses, N)
+    cdef floating* dlogits0 = check_matrix[floating]("dlogits", dlogits, N, V)
+    cdef const int* targets0 = check_indices("targets", targets, N, -1, V)
+    check_norm(max_norm)
+    if V > 0:
+        with nogil:
+            losses_of(logits0, targets0, N, V, scale, max_norm, losses0, dlogits0)
 
 
 def linear_cross_entropy(
@@ -125,51 +109,29 @@ def linear_cross_entropy(
 
     Returns the sum of the losses of this thread's rows.
     """
-    check_aligned(
-        matrix_address(x) | matrix_address(weight) | vector_address(bias) |
-        vector_address[floating](losses) | matrix_address[floating](dx) |
-        matrix_address[floating](dweight) | vector_address[floating](dbias) |
-        matrix_address[floating](scratch), sizeof(floating), index_address(targets),
-    )
-    cdef Py_ssize_t N = x.shape[0], C = x.shape[1], V = scratch.shape[1]
-    cdef const int[::1] edges = edges_of(shard)
-    cdef object barrier = barrier_of(shard)
-    cdef Py_ssize_t R = scratch.shape[0]
-    cdef Shard s = shard_of(shard, edges, barrier, N)
+    cdef Py_ssize_t N = x.shape[0], C = x.shape[1], R = scratch.shape[0], V = scratch.shape[1]
+    cdef object barrier = getattr(shard, "barrier", None)
+    cdef Shard s = shard_of(shard, barrier, N)
     cdef Output o
+    cdef floating* x0 = check_matrix("x", x, N, C)
+    cdef floating* weight0 = check_weight("weight", weight, C, V, transposed)
+    cdef floating* bias0 = check_vector("bias", bias, V)
+    o.targets = check_indices("targets", targets, N, -1, V)
+    cdef floating* losses0 = check_vector[floating]("losses", losses, N)
+    cdef floating* dx0 = check_matrix[floating]("dx", dx, N, C)
+    cdef floating* dweight0 = check_weight[floating]("dweight", dweight, C, V, transposed)
+    cdef floating* dbias0 = check_vector[floating]("dbias", dbias, V)
+    cdef floating* scratch0 = check_matrix[floating]("scratch", scratch, R, V)
+    check_norm(max_norm)
     check_bfloat16(bfloat16, sizeof(floating))
-    check_blas("x", x.shape)
-    check_weight("weight", weight.shape, C, V, transposed)
-    check_loss(targets, N, V, max_norm, losses.shape)
     if R < 1:
         raise ValueError("scratch must have at least one row, got none")
-    if bias is not None:
-        check_vector("bias", bias.shape, V)
     if (dx is None) != (dweight is None):
         raise ValueError("dx and dweight must both be given, or both be None")
-    if dx is not None:
-        check_matrix("dx", dx.shape, N, C)
-        check_weight("dweight", dweight.shape, C, V, transposed)
-    if dbias is not None:
-        check_vector("dbias", dbias.shape, V)
-    if N == 0 or V == 0:
-        if not accumulate and dweight is not None:
-            dweight[:, :] = 0
-        if not accumulate and dbias is not None:
-            dbias[:] = 0
-        return 0.0
     o.N, o.C, o.V, o.R, o.transposed, o.bfloat16 = N, C, V, R, transposed, bfloat16
     o.scale, o.max_norm, o.gradient, o.accumulate = scale, max_norm, dx is not None, accumulate
-    o.targets = &targets[0]
-    cdef floating* x0 = matrix_at(x)
-    cdef floating* weight0 = matrix_at(weight)
-    cdef floating* bias0 = vector_at(bias)
-    cdef floating* dx0 = matrix_at[floating](dx)
-    cdef floating* dweight0 = matrix_at[floating](dweight)
-    cdef floating* dbias0 = vector_at[floating](dbias)
     with nogil:
-        blocks_of_rows(&o, &s, x0, weight0, bias0, &losses[0], dx0, dweight0, dbias0,
-                       &scratch[0, 0])
+        blocks_of_rows(&o, &s, x0, weight0, bias0, losses0, dx0, dweight0, dbias0, scratch0)
     cdef double total = 0.0
     cdef Py_ssize_t n
     for n in range(s.first, s.stop):
@@ -190,16 +152,12 @@ cdef int blocks_of_rows(
     floating* scratch,
 ) except -1 nogil:
     cdef Py_ssize_t N = o.N, C = o.C, V = o.V, i, block, n, start, rows
-    cdef bint sharded = s.n > 1
-    if sharded:
-        meet(s)  # the others' rows of x are there
-    for i in range((N + o.R - 1) // o.R):
+    meet(s)  # the others' rows of x are there
+    for i in range(ceil_of(N, o.R)):
         block = i * o.R
         n = min(o.R, N - block)
-        start, rows = 0, n
-        if sharded:  # this thread's of the block's rows
-            start = edge_of(n, s.index, s.n)
-            rows = edge_of(n, s.index + 1, s.n) - start
+        start = edge_of(n, s.index, s.n)  # this thread's of the block's rows
+        rows = edge_of(n, s.index + 1, s.n) - start
         affine(x + (block + start) * C, weight, bias, rows, C, V, o.transposed, False,
                o.bfloat16, scratch + start * V)                                   # (rows, V)
         losses_of(scratch + start * V, o.targets + block + start, rows, V, o.scale, o.max_norm,
@@ -208,11 +166,10 @@ cdef int blocks_of_rows(
             # forward: logits = x @ weight + bias
             affine(scratch + start * V, weight, <const floating*> NULL, rows, V, C,
                    not o.transposed, False, o.bfloat16, dx + (block + start) * C)  # (rows, C)
-        if sharded:
-            meet(s)
+        meet(s)
         if o.gradient:
             add_gradients(s, scratch, x + block * C, n, C, V, o.transposed,
                           block > 0 or o.accumulate, o.bfloat16, dweight, dbias)
-            if sharded and block + n < N:
+            if block + n < N:
                 meet(s)  # before the logits are written over
     return 0

@@ -1,10 +1,8 @@
 """Owns the embedding look-up: gather rows forward, scatter-add them backward."""
 from cython cimport floating
 
-from rustgpt._ext.checks cimport (
-    check_aligned, check_indices, check_matrix, check_vector, index_address, matrix_address,
-)
-from rustgpt._ext.shard cimport Shard, edge_of, edges_of, shard_of
+from rustgpt._ext.checks cimport check_indices, check_matrix
+from rustgpt._ext.shard cimport Shard, edge_of, shard_of
 
 
 def embedding_forward(
@@ -16,18 +14,13 @@ def embedding_forward(
     object shard=None,                       # IN: this thread's, of several: it has some rows
 ):
     """out = tokens[ids] + places[positions], row by row."""
-    check_aligned(
-        matrix_address(tokens) | matrix_address(places) | matrix_address[floating](out),
-        sizeof(floating), index_address(ids) | index_address(positions),
-    )
     cdef Py_ssize_t N = ids.shape[0], C = tokens.shape[1], n, c
-    cdef const int[::1] edges = edges_of(shard)
-    cdef Shard s = shard_of(shard, edges, None, N)
-    check_matrix("places", places.shape, places.shape[0], C)
-    check_matrix("out", out.shape, N, C)
-    check_vector("positions", positions.shape, N)
-    check_indices("ids", ids, 0, tokens.shape[0])
-    check_indices("positions", positions, 0, places.shape[0])
+    cdef Shard s = shard_of(shard, getattr(shard, "barrier", None), N)
+    check_matrix("tokens", tokens, tokens.shape[0], C)
+    check_matrix("places", places, places.shape[0], C)
+    check_matrix[floating]("out", out, N, C)
+    check_indices("ids", ids, N, 0, tokens.shape[0])
+    check_indices("positions", positions, N, 0, places.shape[0])
     with nogil:
         for n in range(s.first, s.stop):
             for c in range(C):
@@ -43,21 +36,14 @@ def embedding_backward(
     object shard=None,                       # IN: this thread's, of several: it has some columns
 ):
     """dtokens[ids[n]] += dout[n]; dplaces[positions[n]] += dout[n], in the order of n."""
-    check_aligned(
-        matrix_address(dout) | matrix_address[floating](dtokens) |
-        matrix_address[floating](dplaces), sizeof(floating), index_address(ids) |
-        index_address(positions),
-    )
-    cdef Py_ssize_t N = ids.shape[0], C = dtokens.shape[1]
-    cdef const int[::1] edges = edges_of(shard)
-    cdef Shard s = shard_of(shard, edges, None, N)
+    cdef Py_ssize_t N = ids.shape[0], C = dtokens.shape[1], n, c
+    cdef Shard s = shard_of(shard, getattr(shard, "barrier", None), N)
     cdef Py_ssize_t first = edge_of(C, s.index, s.n), stop = edge_of(C, s.index + 1, s.n)
-    cdef Py_ssize_t n, c
-    check_matrix("dout", dout.shape, N, C)
-    check_matrix("dplaces", dplaces.shape, dplaces.shape[0], C)
-    check_vector("positions", positions.shape, N)
-    check_indices("ids", ids, 0, dtokens.shape[0])
-    check_indices("positions", positions, 0, dplaces.shape[0])
+    check_matrix("dout", dout, N, C)
+    check_matrix[floating]("dtokens", dtokens, dtokens.shape[0], C)
+    check_matrix[floating]("dplaces", dplaces, dplaces.shape[0], C)
+    check_indices("ids", ids, N, 0, dtokens.shape[0])
+    check_indices("positions", positions, N, 0, dplaces.shape[0])
     with nogil:
         for n in range(N):
             for c in range(first, stop):

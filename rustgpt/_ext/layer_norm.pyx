@@ -6,9 +6,7 @@ A row costs a read and a write forward, two reads and a write backward.
 from cython cimport floating
 from libc.math cimport sqrt
 
-from rustgpt._ext.checks cimport (
-    check_aligned, check_matrix, check_vector, matrix_address, vector_address,
-)
+from rustgpt._ext.checks cimport check_matrix, check_vector
 from rustgpt._ext.rows cimport (
     row_norm_gradient, row_norm_sums, row_square_deviations, row_sum,
 )
@@ -18,7 +16,7 @@ cdef void normalise_rows(
     const floating* x, const floating* weight, const floating* bias, double epsilon,
     Py_ssize_t n, Py_ssize_t C,
     floating* out,                   # OUT (n, C), may be x
-    floating* mean, floating* rstd,  # OUT (n,), or NULL both
+    floating* mean, floating* rstd,  # OUT (n,)
 ) noexcept nogil:
     """out = (x - mean) * rstd * weight + bias, row by row."""
     cdef Py_ssize_t i, c
@@ -31,8 +29,7 @@ cdef void normalise_rows(
         s = <floating> (1.0 / sqrt(row_square_deviations(row, m, C) / C + epsilon))
         for c in range(C):
             target[c] = (row[c] - m) * s * weight[c] + bias[c]
-        if mean != NULL:
-            mean[i], rstd[i] = m, s
+        mean[i], rstd[i] = m, s
 
 
 cdef void normalise_again(
@@ -61,20 +58,14 @@ cdef void normalise_rows_backward(
     """
     cdef Py_ssize_t i
     cdef double sum_dz, sum_dz_z
-    cdef const floating* row
-    cdef const floating* gradient
-    cdef const floating* beside = NULL
     for i in range(n):
-        row, gradient = x + i * C, dout + i * C
-        if residual != NULL:
-            beside = residual + i * C
         # Pass 1: the two means, over the row in cache.
-        row_norm_sums(gradient, weight, row, mean[i], C, &sum_dz, &sum_dz_z)
+        row_norm_sums(dout + i * C, weight, x + i * C, mean[i], C, &sum_dz, &sum_dz_z)
         # Pass 2: forward was out = z weight + bias.
         row_norm_gradient(
-            gradient, weight, row, mean[i], rstd[i],
-            <floating> (sum_dz / C), <floating> (sum_dz_z * rstd[i] / C),
-            beside, C, dx + i * C, dweight, dbias,
+            dout + i * C, weight, x + i * C, mean[i], rstd[i], <floating> (sum_dz / C),
+            <floating> (sum_dz_z * rstd[i] / C), residual + i * C if residual != NULL else NULL, C,
+            dx + i * C, dweight, dbias,
         )
 
 
@@ -88,22 +79,16 @@ def layer_norm_forward(
     floating[::1] rstd not None,          # OUT (N,): 1 / sqrt(variance + epsilon)
 ):
     """out = (x - mean) * rstd * weight + bias, row by row."""
-    check_aligned(
-        matrix_address(x) | vector_address(weight) | vector_address(bias) |
-        matrix_address[floating](out) | vector_address[floating](mean) |
-        vector_address[floating](rstd), sizeof(floating),
-    )
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1]
-    check_vector("weight", weight.shape, C)
-    check_vector("bias", bias.shape, C)
-    check_matrix("out", out.shape, N, C)
-    check_vector("mean", mean.shape, N)
-    check_vector("rstd", rstd.shape, N)
-    if N == 0 or C == 0:
-        return
-    with nogil:
-        normalise_rows(&x[0, 0], &weight[0], &bias[0], epsilon, N, C, &out[0, 0],
-                       &mean[0], &rstd[0])
+    cdef floating* x0 = check_matrix("x", x, N, C)
+    cdef floating* weight0 = check_vector("weight", weight, C)
+    cdef floating* bias0 = check_vector("bias", bias, C)
+    cdef floating* out0 = check_matrix[floating]("out", out, N, C)
+    cdef floating* mean0 = check_vector[floating]("mean", mean, N)
+    cdef floating* rstd0 = check_vector[floating]("rstd", rstd, N)
+    if C > 0:
+        with nogil:
+            normalise_rows(x0, weight0, bias0, epsilon, N, C, out0, mean0, rstd0)
 
 
 def layer_norm_backward(
@@ -118,23 +103,15 @@ def layer_norm_backward(
 ):
     """With z = (x - mean) rstd and dz = dout weight:
     dx = rstd (dz - mean(dz) - z mean(dz z)); dweight += sum dout z; dbias += sum dout."""
-    check_aligned(
-        matrix_address(dout) | matrix_address(x) | vector_address(weight) | vector_address(mean) |
-        vector_address(rstd) | matrix_address[floating](dx) | vector_address[floating](dweight) |
-        vector_address[floating](dbias), sizeof(floating),
-    )
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1]
-    check_matrix("dout", dout.shape, N, C)
-    check_vector("weight", weight.shape, C)
-    check_vector("mean", mean.shape, N)
-    check_vector("rstd", rstd.shape, N)
-    check_matrix("dx", dx.shape, N, C)
-    check_vector("dweight", dweight.shape, C)
-    check_vector("dbias", dbias.shape, C)
-    if N == 0 or C == 0:
-        return
+    cdef floating* dout0 = check_matrix("dout", dout, N, C)
+    cdef floating* x0 = check_matrix("x", x, N, C)
+    cdef floating* weight0 = check_vector("weight", weight, C)
+    cdef floating* mean0 = check_vector("mean", mean, N)
+    cdef floating* rstd0 = check_vector("rstd", rstd, N)
+    cdef floating* dx0 = check_matrix[floating]("dx", dx, N, C)
+    cdef floating* dweight0 = check_vector[floating]("dweight", dweight, C)
+    cdef floating* dbias0 = check_vector[floating]("dbias", dbias, C)
     with nogil:
-        normalise_rows_backward(
-            &dout[0, 0], &x[0, 0], &weight[0], &mean[0], &rstd[0], <const floating*> NULL,
-            N, C, &dx[0, 0], &dweight[0], &dbias[0],
-        )
+        normalise_rows_backward(dout0, x0, weight0, mean0, rstd0, <const floating*> NULL, N, C,
+                                dx0, dweight0, dbias0)

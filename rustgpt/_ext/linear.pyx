@@ -10,11 +10,8 @@ from libc.string cimport memset
 
 from rustgpt._ext.bfloat16 cimport RUSTGPT_BFLOAT16, multiply_bf16
 from rustgpt._ext.blas cimport gemm
-from rustgpt._ext.checks cimport (
-    check_aligned, check_blas, check_matrix, check_vector, check_weight, matrix_address,
-    matrix_at, vector_address, vector_at,
-)
-from rustgpt._ext.cpu cimport multiplies_bfloat16
+from rustgpt._ext.checks cimport check_matrix, check_vector, check_weight
+from rustgpt._ext.cpu cimport has_bfloat16
 from rustgpt._ext.shard cimport Shard, alone, edge_of
 from rustgpt._ext.strips cimport in_strips, multiply_strips, sum_in_strips
 from rustgpt._ext.tiles cimport (
@@ -25,7 +22,7 @@ from rustgpt._ext.tiles cimport (
 cdef int check_bfloat16(bint bfloat16, Py_ssize_t itemsize) except -1:
     if bfloat16 and itemsize != sizeof(float):
         raise ValueError("bfloat16 is for float32 arrays, got float64")
-    if bfloat16 and not (RUSTGPT_BFLOAT16 and multiplies_bfloat16()):
+    if bfloat16 and not (RUSTGPT_BFLOAT16 and has_bfloat16()):
         raise ValueError("bfloat16 must be False: these kernels or this processor lack AVX512-BF16")
     return 0
 
@@ -44,28 +41,20 @@ cdef void affine(
                           out, c_out)
             return
     if in_place(n, c_out, c_in):
-        multiply(transposed, n, c_out, c_in, x, c_in, 1, weight, ldw, <const floating*> NULL,
-                 is_far(c_in * c_out), add, bias, out, c_out)
-        return
-    if in_strips(n):
+        multiply(transposed, n, c_out, c_in, x, c_in, 1, weight, ldw, NULL, is_far(c_in * c_out),
+                 add, bias, out, c_out)
+    elif in_strips(n):
         multiply_strips(False, transposed, n, c_out, c_in, x, c_in, weight, ldw, add, bias, out,
                         c_out)
-        return
-    if n > 1 and in_parts():
+    elif n > 1 and in_parts():
         affine_in_parts(x, weight, bias, n, c_in, c_out, transposed, add, out)
-        return
-    if bias != NULL:
-        # The product adds to what is written here.
-        for i in range(n):
+    else:
+        for i in range(n if bias != NULL else 0):  # the product adds to what is written here
             row = out + i * c_out
-            if add:
-                for c in range(c_out):
-                    row[c] += bias[c]
-            else:
-                for c in range(c_out):
-                    row[c] = bias[c]
-    gemm(False, transposed, n, c_out, c_in, <floating> 1, x, c_in, weight, ldw,
-         <floating> (add or bias != NULL), out, c_out)
+            for c in range(c_out):
+                row[c] = row[c] + bias[c] if add else bias[c]
+        gemm(False, transposed, n, c_out, c_in, x, c_in, weight, ldw, add or bias != NULL, out,
+             c_out)
 
 
 cdef void affine_in_parts(
@@ -84,9 +73,9 @@ cdef void affine_in_parts(
             rows = edge_of(n, i + 1, blocks) - row
             if transposed:
                 # out += x[:, part] @ weight[:, part].T
-                multiply(True, rows, c_out, some, x + row * c_in + first, c_in, 1,
-                         weight + first, c_in, <const floating*> NULL, is_far(some * c_out),
-                         add or first > 0, bias if first == 0 else NULL, out + row * c_out, c_out)
+                multiply(True, rows, c_out, some, x + row * c_in + first, c_in, 1, weight + first,
+                         c_in, NULL, is_far(some * c_out), add or first > 0,
+                         bias if first == 0 else NULL, out + row * c_out, c_out)
             else:
                 # out[:, part] = x @ weight[:, part]
                 affine_in_slices(x + row * c_in, weight + first,
@@ -157,11 +146,10 @@ cdef void outer(
                           columns)
             return
     if in_place(all_rows, columns, n):
-        multiply(False, rows, columns, n, a, 1, lda, b, columns, <const floating*> NULL,
-                 is_far(all_rows * columns), add, <const floating*> NULL, out, columns)
+        multiply(False, rows, columns, n, a, 1, lda, b, columns, NULL, is_far(all_rows * columns),
+                 add, NULL, out, columns)
     elif sum_in_strips(all_rows, columns, n):
-        multiply_strips(True, False, rows, columns, n, a, lda, b, columns, add,
-                        <const floating*> NULL, out, columns)
+        multiply_strips(True, False, rows, columns, n, a, lda, b, columns, add, NULL, out, columns)
     elif in_parts():
         step = columns_a_part(columns)
         for j in range(ceil_of(columns, step)):
@@ -171,12 +159,10 @@ cdef void outer(
             for i in range(ceil_of(rows, slice)):
                 first = i * slice
                 few = min(slice, rows - first)
-                multiply(False, few, some, n, a + first, 1, lda, b + column, columns,
-                         <const floating*> NULL, True, add, <const floating*> NULL,
-                         out + first * columns + column, columns)
+                multiply(False, few, some, n, a + first, 1, lda, b + column, columns, NULL, True,
+                         add, NULL, out + first * columns + column, columns)
     else:
-        gemm(True, False, rows, columns, n, <floating> 1, a, lda, b, columns, <floating> add,
-             out, columns)
+        gemm(True, False, rows, columns, n, a, lda, b, columns, add, out, columns)
 
 
 def linear_forward(
@@ -188,21 +174,12 @@ def linear_forward(
     bint bfloat16=False,                     # IN: whether the products' factors are rounded to it
 ):
     """out = x @ weight + bias."""
-    check_aligned(
-        matrix_address(x) | matrix_address(weight) | vector_address(bias) |
-        matrix_address[floating](out), sizeof(floating),
-    )
     cdef Py_ssize_t N = out.shape[0], C_in = x.shape[1], C_out = out.shape[1]
+    cdef floating* x0 = check_matrix("x", x, N, C_in)
+    cdef floating* weight0 = check_weight("weight", weight, C_in, C_out, transposed)
+    cdef floating* bias0 = check_vector("bias", bias, C_out)
+    cdef floating* out0 = check_matrix[floating]("out", out, N, C_out)
     check_bfloat16(bfloat16, sizeof(floating))
-    check_matrix("x", x.shape, N, C_in)
-    check_blas("x", x.shape)
-    check_weight("weight", weight.shape, C_in, C_out, transposed)
-    if bias is not None:
-        check_vector("bias", bias.shape, C_out)
-    cdef floating* x0 = matrix_at(x)
-    cdef floating* weight0 = matrix_at(weight)
-    cdef floating* bias0 = vector_at(bias)
-    cdef floating* out0 = matrix_at[floating](out)
     with nogil:
         affine(x0, weight0, bias0, N, C_in, C_out, transposed, False, bfloat16, out0)
 
@@ -218,27 +195,14 @@ def linear_backward(
     bint bfloat16=False,                     # IN: whether the products' factors are rounded to it
 ):
     """dx = dout @ weight.T; dweight += x.T @ dout; dbias += sum of dout over the rows."""
-    check_aligned(
-        matrix_address(dout) | matrix_address(x) | matrix_address(weight) |
-        matrix_address[floating](dx) | matrix_address[floating](dweight) |
-        vector_address[floating](dbias), sizeof(floating),
-    )
     cdef Py_ssize_t N = dout.shape[0], C_in = x.shape[1], C_out = dout.shape[1]
+    cdef floating* dout0 = check_matrix("dout", dout, N, C_out)
+    cdef floating* x0 = check_matrix("x", x, N, C_in)
+    cdef floating* weight0 = check_weight("weight", weight, C_in, C_out, transposed)
+    cdef floating* dx0 = check_matrix[floating]("dx", dx, N, C_in)
+    cdef floating* dweight0 = check_weight[floating]("dweight", dweight, C_in, C_out, transposed)
+    cdef floating* dbias0 = check_vector[floating]("dbias", dbias, C_out)
     check_bfloat16(bfloat16, sizeof(floating))
-    check_matrix("x", x.shape, N, C_in)
-    check_blas("x", x.shape)
-    check_weight("weight", weight.shape, C_in, C_out, transposed)
-    check_weight("dweight", dweight.shape, C_in, C_out, transposed)
-    if dx is not None:
-        check_matrix("dx", dx.shape, N, C_in)
-    if dbias is not None:
-        check_vector("dbias", dbias.shape, C_out)
-    cdef floating* dout0 = matrix_at(dout)
-    cdef floating* x0 = matrix_at(x)
-    cdef floating* weight0 = matrix_at(weight)
-    cdef floating* dx0 = matrix_at[floating](dx)
-    cdef floating* dweight0 = matrix_at[floating](dweight)
-    cdef floating* dbias0 = vector_at[floating](dbias)
     cdef Shard s = alone(N)
     with nogil:
         if dx0 != NULL:

@@ -2,9 +2,13 @@
 from cython cimport floating
 from libc.math cimport sqrt
 
-from rustgpt._ext.checks cimport check_aligned, check_vector, index_address, vector_address
+from rustgpt._ext.checks cimport check_ints, check_norm, check_vector
 from rustgpt._ext.rows cimport row_squares
 from rustgpt._ext.shard cimport edge_of
+
+cdef extern from "<math.h>" nogil:
+    float root_of "sqrtf"(float x)
+    double root_of "sqrt"(double x)
 
 cdef enum:
     # Parts of a sum of squares.
@@ -15,15 +19,13 @@ def sum_of_squares(
     const floating[::1] x not None,  # IN (P,)
 ):
     """Return sum(x^2), summed in double: the square of the L2 norm."""
-    check_aligned(vector_address(x), sizeof(floating))
     cdef Py_ssize_t i, first, P = x.shape[0]
+    cdef floating* x0 = check_vector("x", x, P)
     cdef double total = 0.0
-    if P == 0:
-        return total
     with nogil:
         for i in range(PARTS):
             first = edge_of(P, i, PARTS)
-            total += row_squares(&x[first], edge_of(P, i + 1, PARTS) - first)
+            total += row_squares(x0 + first, edge_of(P, i + 1, PARTS) - first)
     return total
 
 
@@ -32,20 +34,17 @@ def clip_by_global_norm(
     double max_norm,
 ):
     """gradients *= min(1, max_norm / norm); returns the norm before (Pascanu et al. 2013)."""
-    check_aligned(vector_address[floating](gradients), sizeof(floating))
     cdef Py_ssize_t i, P = gradients.shape[0]
-    cdef double norm = 0.0
+    cdef floating* g = check_vector[floating]("gradients", gradients, P)
+    cdef double norm
     cdef floating factor
-    if not max_norm > 0:
-        raise ValueError(f"max_norm must be above 0 (infinity for no clipping), got {max_norm}")
-    if P == 0:
-        return 0.0
+    check_norm(max_norm)
     with nogil:
-        norm = sqrt(row_squares(&gradients[0], P))
+        norm = sqrt(row_squares(g, P))
         if norm > max_norm:
             factor = <floating> (max_norm / norm)
             for i in range(P):
-                gradients[i] *= factor
+                g[i] *= factor
     return norm
 
 
@@ -54,12 +53,12 @@ def add_into(
     floating[::1] out not None,      # IN/OUT (P,): added to
 ):
     """out += x."""
-    check_aligned(vector_address(x) | vector_address[floating](out), sizeof(floating))
     cdef Py_ssize_t i, P = out.shape[0]
-    check_vector("x", x.shape, P)
+    cdef floating* x0 = check_vector("x", x, P)
+    cdef floating* out0 = check_vector[floating]("out", out, P)
     with nogil:
         for i in range(P):
-            out[i] += x[i]
+            out0[i] += x0[i]
 
 
 def adam_step(
@@ -81,41 +80,29 @@ def adam_step(
 
     Adam (Kingma and Ba 2015), with the decay apart from the gradient (Loshchilov and Hutter 2019).
     """
-    check_aligned(
-        vector_address[floating](parameters) | vector_address(gradients) |
-        vector_address[floating](m) | vector_address[floating](v), sizeof(floating),
-        index_address(edges),
-    )
     cdef Py_ssize_t e, start, stop = 0, P = parameters.shape[0], n_edges = edges.shape[0]
-    check_vector("gradients", gradients.shape, P)
-    check_vector("m", m.shape, P)
-    check_vector("v", v.shape, P)
+    cdef floating* parameters0 = check_vector[floating]("parameters", parameters, P)
+    cdef floating* gradients0 = check_vector("gradients", gradients, P)
+    cdef floating* m0 = check_vector[floating]("m", m, P)
+    cdef floating* v0 = check_vector[floating]("v", v, P)
     check_edges(edges, P)
-    if P == 0:
-        return
-    cdef Update u
-    u.scale, u.rate, u.beta1, u.beta2 = gradient_scale, rate, beta1, beta2
-    u.inverse_root, u.epsilon = inverse_root, epsilon
     with nogil:
         for e in range(n_edges + 1):
             start, stop = stop, (<Py_ssize_t> edges[e] if e < n_edges else P)
-            adam_numbers(&u, decay if e % 2 else 0.0, start, stop, &parameters[0], &gradients[0],
-                         &m[0], &v[0])
-
-
-cdef struct Update:
-    double scale, rate, beta1, beta2, inverse_root, epsilon
+            adam_numbers(gradient_scale, rate, beta1, beta2, inverse_root, epsilon,
+                         decay if e % 2 else 0.0, start, stop, parameters0, gradients0, m0, v0)
 
 
 cdef void adam_numbers(
-    const Update* u, double decay, Py_ssize_t start, Py_ssize_t stop,
+    double gradient_scale, double rate, double beta1, double beta2, double inverse_root,
+    double epsilon, double decay, Py_ssize_t start, Py_ssize_t stop,
     floating* parameters, const floating* gradients, floating* m, floating* v,
 ) noexcept nogil:
     cdef Py_ssize_t i
-    cdef floating g, b1 = <floating> u.beta1, b2 = <floating> u.beta2
-    cdef floating c1 = <floating> (1.0 - u.beta1), c2 = <floating> (1.0 - u.beta2)
-    cdef floating scale = <floating> u.scale, step = <floating> u.rate
-    cdef floating root = <floating> u.inverse_root, eps = <floating> u.epsilon
+    cdef floating g, b1 = <floating> beta1, b2 = <floating> beta2
+    cdef floating c1 = <floating> (1.0 - beta1), c2 = <floating> (1.0 - beta2)
+    cdef floating scale = <floating> gradient_scale, step = <floating> rate
+    cdef floating root = <floating> inverse_root, eps = <floating> epsilon
     cdef floating keep = <floating> (1.0 - decay)
     for i in range(start, stop):
         g = gradients[i] * scale
@@ -126,18 +113,8 @@ cdef void adam_numbers(
 
 cdef int check_edges(const int[::1] edges, Py_ssize_t P) except -1:
     cdef Py_ssize_t e
+    check_ints("edges", edges, edges.shape[0])
     for e in range(edges.shape[0]):
         if not (edges[e - 1] if e else 0) <= edges[e] <= P:
             raise ValueError(f"edges[{e}] is {edges[e]}: they must rise from 0 to {P} at most")
     return 0
-
-
-cdef inline floating root_of(floating x) noexcept nogil:
-    if floating is float:
-        return sqrtf(x)
-    else:
-        return sqrt(x)
-
-
-cdef extern from "<math.h>" nogil:
-    float sqrtf(float x)

@@ -5,8 +5,8 @@ Several threads may call a kernel for one batch, each with rows of its own; see 
 """
 from cpython.object cimport PyObject
 
-from rustgpt._ext.checks cimport check_aligned, index_address
 from rustgpt._ext.barrier cimport Barrier, Gates, wait_at
+from rustgpt._ext.checks cimport check_ints
 
 
 cdef struct Shard:
@@ -22,28 +22,6 @@ cdef inline Py_ssize_t edge_of(Py_ssize_t size, Py_ssize_t part, Py_ssize_t part
     return size * part // parts
 
 
-cdef inline const int[::1] edges_of(object shard) except *:
-    """Return where the rows of each thread begin and end; None without a shard."""
-    cdef const int[::1] edges
-    try:
-        edges = None if shard is None else shard.edges
-    except (AttributeError, TypeError, ValueError) as error:
-        raise TypeError(f"shard must be a rustgpt.reference.arrays.Shard: {error}") from None
-    check_aligned(0, 1, index_address(edges))
-    return edges
-
-
-cdef inline object barrier_of(object shard):
-    """Return where the threads meet, for the caller to keep; None without a shard."""
-    if shard is None:
-        return None
-    try:
-        shard.barrier.wait
-        return shard.barrier
-    except AttributeError as error:
-        raise TypeError(f"shard must be a rustgpt.reference.arrays.Shard: {error}") from None
-
-
 cdef inline Shard alone(Py_ssize_t N) noexcept nogil:
     """All of the work for N rows."""
     cdef Shard s
@@ -52,18 +30,19 @@ cdef inline Shard alone(Py_ssize_t N) noexcept nogil:
     return s
 
 
-cdef inline Shard shard_of(
-    object shard, const int[::1] edges, object barrier, Py_ssize_t N
-) except *:
-    """Return what `shard` says of a batch of N rows."""
+cdef inline Shard shard_of(object shard, object barrier, Py_ssize_t N) except *:
+    """Return what `shard` says of a batch of N rows. The caller must keep its barrier, if any."""
     cdef Shard s = alone(N)
+    cdef const int[::1] edges
     cdef Py_ssize_t i
     if shard is None:
         return s
     try:
-        s.index, s.heads = shard.index, shard.heads
+        s.index, s.heads, edges = shard.index, shard.heads, shard.edges
+        barrier.wait
     except (AttributeError, TypeError, ValueError) as error:
         raise TypeError(f"shard must be a rustgpt.reference.arrays.Shard: {error}") from None
+    check_ints("shard.edges", edges, edges.shape[0])
     s.n = edges.shape[0] - 1
     if not 0 <= s.index < s.n or edges[0] != 0 or edges[s.n] != N:
         raise ValueError(

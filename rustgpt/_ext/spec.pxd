@@ -45,63 +45,59 @@ cdef inline Py_ssize_t whole(double number) except -2:
     return <Py_ssize_t> number
 
 
-cdef inline int check_parameter(
-    str name, Py_ssize_t first, double rows, double columns, Py_ssize_t P, bint needed
-) except -1:
-    """Raise ValueError unless a parameter lies in the flat array, or need not be there."""
-    if first < 0 and not needed:
-        return 0
-    if first < 0 or first + rows * columns > P:
+cdef inline Py_ssize_t parameter(
+    str name, double first, double rows, double columns, Py_ssize_t P, bint needed=True
+) except -2:
+    """Return where a parameter begins; -1 if the block has none, unless it is needed.
+
+    Raises ValueError unless it lies in the flat array.
+    """
+    cdef Py_ssize_t start = whole(first)
+    if start < 0 and not needed:
+        return start
+    if start < 0 or start + rows * columns > P:
         raise ValueError(
             f"spec must place {name} of {rows:.0f} x {columns:.0f} numbers within the {P} "
-            f"parameters, got {first}"
+            f"parameters, got {start}"
         )
-    return 0
+    return start
 
 
 cdef inline Spec read_spec(object spec) except *:
     """Return what a `BlockSpec` says, after a check: where it is wrong, kernels would crash."""
     cdef const double[::1] n = numbers_of(spec)
     cdef Spec b
+    cdef Py_ssize_t C, F, P
     if n.shape[0] != SIZES + PARAMETERS:
         raise ValueError(f"spec must have {SIZES + PARAMETERS} numbers, got {n.shape[0]}")
-    b.C, b.H, b.K, b.F = whole(n[0]), whole(n[1]), whole(n[2]), whole(n[3])
-    if n[4] != 0 or n[5] != 0 or not (n[6] == RELU or n[6] == GELU):
-        raise ValueError("spec must name kinds of norm, positions and feed-forward that there are")
-    b.activation = GELU if n[6] == GELU else RELU
-    if not (n[7] == 0 or n[7] == 1) or not n[8] >= 0 or not n[9] >= 0:
-        raise ValueError("spec must say whether the norms come first, and epsilons from 0 on")
-    b.pre_norm, b.norm1.epsilon, b.norm2.epsilon, b.size = n[7] != 0, n[8], n[9], whole(n[10])
-    b.bfloat16, b.accumulate = False, True
-    b.qkv_weight, b.qkv_bias = whole(n[11]), whole(n[12])
-    b.projection_weight, b.projection_bias = whole(n[13]), whole(n[14])
-    b.norm1.weight, b.norm1.bias = whole(n[15]), whole(n[16])
-    b.weight1, b.bias1, b.weight2, b.bias2 = whole(n[17]), whole(n[18]), whole(n[19]), whole(n[20])
-    b.norm2.weight, b.norm2.bias = whole(n[21]), whole(n[22])
-    check_spec(&b)
-    return b
-
-
-cdef inline int check_spec(const Spec* b) except -1:
-    if b.C < 0 or b.F < 0 or b.size < 0 or 3 * b.C >= 2**31 or b.F >= 2**31:
-        raise ValueError(f"spec must have sizes from 0 to 2**31, got dim {b.C}, hidden_dim {b.F}")
-    if b.H < 1 or b.C % b.H != 0:
-        raise ValueError(f"spec must have n_heads that divide the {b.C} columns, got {b.H}")
+    b.C, b.H, b.K, b.F, b.size = whole(n[0]), whole(n[1]), whole(n[2]), whole(n[3]), whole(n[10])
+    C, F, P = b.C, b.F, b.size
+    if C < 0 or F < 0 or P < 0 or 3 * C >= 2**31 or F >= 2**31:
+        raise ValueError(f"spec must have sizes from 0 to 2**31, got dim {C}, hidden_dim {F}")
+    if b.H < 1 or C % b.H != 0:
+        raise ValueError(f"spec must have n_heads that divide the {C} columns, got {b.H}")
     if b.K != b.H:
         raise ValueError(f"spec must have as many n_kv_heads as n_heads, got {b.K} and {b.H}")
-    check_parameter("qkv_weight", b.qkv_weight, b.C, 3.0 * b.C, b.size, True)
-    check_parameter("qkv_bias", b.qkv_bias, 1, 3.0 * b.C, b.size, False)
-    check_parameter("projection_weight", b.projection_weight, b.C, b.C, b.size, False)
-    check_parameter("projection_bias", b.projection_bias, 1, b.C, b.size, False)
-    check_parameter("norm1.weight", b.norm1.weight, 1, b.C, b.size, True)
-    check_parameter("norm1.bias", b.norm1.bias, 1, b.C, b.size, True)
-    check_parameter("weight1", b.weight1, b.C, b.F, b.size, True)
-    check_parameter("bias1", b.bias1, 1, b.F, b.size, True)
-    check_parameter("weight2", b.weight2, b.F, b.C, b.size, True)
-    check_parameter("bias2", b.bias2, 1, b.C, b.size, True)
-    check_parameter("norm2.weight", b.norm2.weight, 1, b.C, b.size, True)
-    check_parameter("norm2.bias", b.norm2.bias, 1, b.C, b.size, True)
-    return 0
+    if n[4] != 0 or n[5] != 0 or not (n[6] == RELU or n[6] == GELU):
+        raise ValueError("spec must name kinds of norm, positions and feed-forward that there are")
+    if not (n[7] == 0 or n[7] == 1) or not n[8] >= 0 or not n[9] >= 0:
+        raise ValueError("spec must say whether the norms come first, and epsilons from 0 on")
+    b.activation, b.pre_norm = GELU if n[6] == GELU else RELU, n[7] != 0
+    b.norm1.epsilon, b.norm2.epsilon = n[8], n[9]
+    b.bfloat16, b.accumulate = False, True
+    b.qkv_weight = parameter("qkv_weight", n[11], C, 3.0 * C, P)
+    b.qkv_bias = parameter("qkv_bias", n[12], 1, 3.0 * C, P, False)
+    b.projection_weight = parameter("projection_weight", n[13], C, C, P, False)
+    b.projection_bias = parameter("projection_bias", n[14], 1, C, P, False)
+    b.norm1.weight = parameter("norm1.weight", n[15], 1, C, P)
+    b.norm1.bias = parameter("norm1.bias", n[16], 1, C, P)
+    b.weight1 = parameter("weight1", n[17], C, F, P)
+    b.bias1 = parameter("bias1", n[18], 1, F, P)
+    b.weight2 = parameter("weight2", n[19], F, C, P)
+    b.bias2 = parameter("bias2", n[20], 1, C, P)
+    b.norm2.weight = parameter("norm2.weight", n[21], 1, C, P)
+    b.norm2.bias = parameter("norm2.bias", n[22], 1, C, P)
+    return b
 
 
 cdef struct Saved:

@@ -3,12 +3,12 @@ from cython cimport floating
 from libc.string cimport memcpy, memset
 
 from rustgpt._ext.activations cimport relu, relu_gradient
-from rustgpt._ext.attention cimport attend_all, attend_all_backward
+from rustgpt._ext.attention cimport Part
 from rustgpt._ext.layer_norm cimport normalise_rows
 from rustgpt._ext.spec cimport GELU, Norm, Saved, Scratch, Spec, whole_lines
 from rustgpt._ext.linear cimport add_gradients, affine
 from rustgpt._ext.rows cimport row_gelu, row_gelu_backward
-from rustgpt._ext.shard cimport Shard, edge_of, meet
+from rustgpt._ext.shard cimport Shard, edge_of
 
 
 cdef inline floating* at(const floating* array, Py_ssize_t offset) noexcept nogil:
@@ -55,51 +55,20 @@ cdef inline void copy(
         memcpy(out, x, n * b.C * sizeof(floating))
 
 
-cdef inline int attend_shard(
-    const Shard* s, const floating* qkv, const int* offsets, Py_ssize_t B,
-    Py_ssize_t C, Py_ssize_t H, floating* heads, floating* lse, floating* scratch,
-) except -1 nogil:
-    """Attention of this thread's texts; or of its heads of all texts, between two meetings."""
-    cdef Py_ssize_t first, stop
-    if s.heads:  # of all rows, whose other columns others have made
-        meet(s)
-        attend_all(qkv, offsets, B, C, H, edge_of(H, s.index, s.n), edge_of(H, s.index + 1, s.n),
-                   heads, lse, scratch)
-        meet(s)
-    else:
-        texts_of(s, offsets, B, &first, &stop)
-        attend_all(qkv, offsets + first, stop - first, C, H, 0, H, heads, lse, scratch)
-    return 0
-
-
-cdef inline int attend_shard_backward(
-    const Shard* s, const floating* dheads, const floating* qkv,
-    const floating* lse, const int* offsets, Py_ssize_t B, Py_ssize_t C, Py_ssize_t H,
-    floating* dqkv, floating* scratch,
-) except -1 nogil:
-    cdef Py_ssize_t first, stop
-    if s.heads:
-        meet(s)
-        attend_all_backward(dheads, qkv, lse, offsets, B, C, H, edge_of(H, s.index, s.n),
-                            edge_of(H, s.index + 1, s.n), dqkv, scratch)
-        meet(s)
-    else:
-        texts_of(s, offsets, B, &first, &stop)
-        attend_all_backward(dheads, qkv, lse, offsets + first, stop - first, C, H, 0, H, dqkv,
-                            scratch)
-    return 0
-
-
-cdef inline void texts_of(
-    const Shard* s, const int* offsets, Py_ssize_t B, Py_ssize_t* first, Py_ssize_t* stop
+cdef inline Part part_of(
+    const Shard* s, const int* offsets, Py_ssize_t B, Py_ssize_t H
 ) noexcept nogil:
-    """The texts of a thread: those from its first row to its last."""
-    first[0] = 0
-    while first[0] < B and offsets[first[0]] < s.first:
-        first[0] += 1
-    stop[0] = first[0]
-    while stop[0] < B and offsets[stop[0] + 1] <= s.stop:
-        stop[0] += 1
+    """A thread's heads of all texts; or the texts between its first row and its last."""
+    cdef Part part = [0, B, 0, H]
+    if s.heads:
+        part.head, part.stop_head = edge_of(H, s.index, s.n), edge_of(H, s.index + 1, s.n)
+        return part
+    while part.text < B and offsets[part.text] < s.first:
+        part.text += 1
+    part.stop_text = part.text
+    while part.stop_text < B and offsets[part.stop_text + 1] <= s.stop:
+        part.stop_text += 1
+    return part
 
 
 cdef inline void normalise(
@@ -135,41 +104,25 @@ cdef inline void through_activation(
 # The gradients of the weights, a thread's part of them, over N rows.
 
 
+cdef inline void gradients_of(
+    const Spec* b, const Shard* s, const floating* dout, const floating* x, Py_ssize_t N,
+    Py_ssize_t c_in, Py_ssize_t c_out, floating* dp, Py_ssize_t weight, Py_ssize_t bias,
+) noexcept nogil:
+    """From out = x @ weight + bias, if the block has that weight."""
+    if weight >= 0:
+        add_gradients(s, dout, x, N, c_in, c_out, False, b.accumulate, b.bfloat16, dp + weight,
+                      at(dp, bias))
+
+
 cdef inline void feed_forward_gradients(
     const Spec* b, const Saved* k, const Scratch* w, const Shard* s, floating* dp,
     const floating* dout, const floating* saved, const floating* scratch, Py_ssize_t N,
 ) noexcept nogil:
     cdef const floating* seen = scratch + w.activated if b.activation == GELU else saved + k.hidden
     # forward: out = seen @ weight2 + bias2; hidden = normal2 @ weight1 + bias1
-    gradients_of(b, s, dout, seen, N, b.F, b.C, dp + b.weight2, dp + b.bias2)
-    gradients_of(b, s, scratch + w.dhidden, scratch + w.normal2, N, b.C, b.F, dp + b.weight1,
-                 dp + b.bias1)
-
-
-cdef inline void projection_gradients(
-    const Spec* b, const Saved* k, const Shard* s, floating* dp, const floating* dout,
-    const floating* saved, Py_ssize_t N,
-) noexcept nogil:
-    # forward: out = heads @ projection_weight + projection_bias
-    if b.projection_weight >= 0:
-        gradients_of(b, s, dout, saved + k.heads, N, b.C, b.C, dp + b.projection_weight,
-                     at(dp, b.projection_bias))
-
-
-cdef inline void qkv_gradients(
-    const Spec* b, const Scratch* w, const Shard* s, floating* dp, const floating* x,
-    const floating* scratch, Py_ssize_t N,
-) noexcept nogil:
-    # forward: qkv = inner @ qkv_weight + qkv_bias, inner = norm1(x) or x
-    gradients_of(b, s, scratch + w.dqkv, scratch + w.normal1 if b.pre_norm else x, N, b.C, 3 * b.C,
-                 dp + b.qkv_weight, at(dp, b.qkv_bias))
-
-
-cdef inline void gradients_of(
-    const Spec* b, const Shard* s, const floating* dout, const floating* x, Py_ssize_t N,
-    Py_ssize_t c_in, Py_ssize_t c_out, floating* dweight, floating* dbias,
-) noexcept nogil:
-    add_gradients(s, dout, x, N, c_in, c_out, False, b.accumulate, b.bfloat16, dweight, dbias)
+    gradients_of(b, s, dout, seen, N, b.F, b.C, dp, b.weight2, b.bias2)
+    gradients_of(b, s, scratch + w.dhidden, scratch + w.normal2, N, b.C, b.F, dp, b.weight1,
+                 b.bias1)
 
 
 cdef struct NormGradients:
@@ -188,7 +141,7 @@ cdef inline NormGradients norm_gradients_of(const Spec* b, bint one) noexcept no
 
 
 cdef inline void clear_norms(
-    const Spec* b, const Shard* s, const NormGradients* d, floating* dp, floating* dnorms
+    const Spec* b, const Shard* s, floating* dp, floating* dnorms
 ) noexcept nogil:
     """Zero what the passes back add to, unless it shall be added to."""
     cdef Py_ssize_t row = b.C * sizeof(floating)

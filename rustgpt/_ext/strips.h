@@ -53,8 +53,8 @@ static void times_strips_##NAME(                                                
         int vectors = (int)((width + LANES_##NAME - 1) / LANES_##NAME);                       \
         const T *strip = strips + j * RUSTGPT_PITCH(depth), *first = bias ? bias + j : NULL;  \
         if (width == vectors * LANES_##NAME)                                                  \
-            tiles_##NAME(m, vectors, add, first, a, row_a, step_a, strip, W, depth, c + j,    \
-                         ldc);                                                                \
+            tiles_##NAME(m, vectors, 0, add, first, a, row_a, step_a, strip, W, depth, c + j, \
+                         ldc, (ahead_##NAME){a, 0, 0, 0});                                    \
         else                                                                                  \
             last_tiles_##NAME(m, vectors, width, 0, add, first, a, row_a, step_a, strip, W,   \
                               depth, c + j, ldc);                                             \

@@ -10,31 +10,18 @@ hundred of a small model, it needs up to twice the time of this.
 A product (m, k) @ (k, n) is 2 m n k operations. The second factor is read, written and read again
 from the cache once; the first and the result are read once for some 150 columns of the second.
 """
-from cython cimport floating
-
 from rustgpt._ext.tiles cimport RUSTGPT_FAST_TILES, RUSTGPT_VECTOR
 
-cdef extern from "strips.h":
-    void multiply_strips_f32(
+cdef extern from "strips.h" nogil:
+    # C (m, n) = (C if add) + bias + op(A) @ op(B), by rows; bias (n,) may be NULL.
+    void multiply_strips "multiply_strips_f32"(
         bint trans_a, bint trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const float* a,
         Py_ssize_t lda, const float* b, Py_ssize_t ldb, bint add, const float* bias, float* c,
-        Py_ssize_t ldc) noexcept nogil
-    void multiply_strips_f64(
+        Py_ssize_t ldc)
+    void multiply_strips "multiply_strips_f64"(
         bint trans_a, bint trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const double* a,
         Py_ssize_t lda, const double* b, Py_ssize_t ldb, bint add, const double* bias, double* c,
-        Py_ssize_t ldc) noexcept nogil
-
-
-cdef inline void multiply_strips(
-    bint trans_a, bint trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
-    const floating* a, Py_ssize_t lda, const floating* b, Py_ssize_t ldb,
-    bint add, const floating* bias, floating* c, Py_ssize_t ldc,
-) noexcept nogil:
-    """C (m, n) = (C if add) + bias + op(A) @ op(B), by rows; bias (n,) may be NULL."""
-    if floating is float:
-        multiply_strips_f32(trans_a, trans_b, m, n, k, a, lda, b, ldb, add, bias, c, ldc)
-    else:
-        multiply_strips_f64(trans_a, trans_b, m, n, k, a, lda, b, ldb, add, bias, c, ldc)
+        Py_ssize_t ldc)
 
 
 cdef inline bint in_strips(Py_ssize_t m) noexcept nogil:

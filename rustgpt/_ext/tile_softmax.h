@@ -5,10 +5,16 @@
 /* Softmax of a tile of scores, 16 n numbers a row, of which row i counts the first seen + i.
    Loops over a constant need no code for numbers that fill no vector. Each step is done for
    all rows before the next: rows do not wait for each other, but steps do. */
+#define RUSTGPT_OF_WIDTH(FUNCTION, ...) switch (n) {                                          \
+    case 1: FUNCTION(1, __VA_ARGS__); break;                                                  \
+    case 2: FUNCTION(2, __VA_ARGS__); break;                                                  \
+    case 3: FUNCTION(3, __VA_ARGS__); break;                                                  \
+    default: FUNCTION(4, __VA_ARGS__);                                                        \
+}
 #define RUSTGPT_TILE_SOFTMAX(T, NAME)                                                         \
 /* x = softmax(scale * x), 0 where it does not count; lse = the log of its denominator. */    \
 static RUSTGPT_INLINE void softmax_of_##NAME(                                                 \
-    T* x, Py_ssize_t ld, int rows, const int n, int seen, T scale, T* lse,                    \
+    const int n, T* x, Py_ssize_t ld, int rows, int seen, T scale, T* lse,                    \
     Py_ssize_t ld_lse) {                                                                      \
     T largest[RUSTGPT_TILE_ROWS], total[RUSTGPT_TILE_ROWS];                                   \
     for (int i = 0; i < rows; i++) {                                                          \
@@ -41,7 +47,7 @@ static RUSTGPT_INLINE void softmax_of_##NAME(                                   
 /* From scores x and the gradient dp of their softmax: x becomes the softmax p, and dp the    \
    gradient scale * p * (dp - sum(p * dp)) of the scores. */                                  \
 static RUSTGPT_INLINE void softmax_backward_of_##NAME(                                        \
-    T* x, T* dp, Py_ssize_t ld, int rows, const int n, int seen, T scale, const T* lse,       \
+    const int n, T* x, T* dp, Py_ssize_t ld, int rows, int seen, T scale, const T* lse,       \
     Py_ssize_t ld_lse) {                                                                      \
     T mean[RUSTGPT_TILE_ROWS];                                                                \
     for (int i = 0; i < rows; i++) {                                                          \
@@ -62,22 +68,12 @@ static RUSTGPT_INLINE void softmax_backward_of_##NAME(                          
 }                                                                                             \
 static void tile_softmax_##NAME(                                                              \
     T* x, Py_ssize_t ld, int rows, int n, int seen, T scale, T* lse, Py_ssize_t ld_lse) {     \
-    switch (n) {                                                                              \
-    case 1: softmax_of_##NAME(x, ld, rows, 1, seen, scale, lse, ld_lse); break;               \
-    case 2: softmax_of_##NAME(x, ld, rows, 2, seen, scale, lse, ld_lse); break;               \
-    case 3: softmax_of_##NAME(x, ld, rows, 3, seen, scale, lse, ld_lse); break;               \
-    default: softmax_of_##NAME(x, ld, rows, 4, seen, scale, lse, ld_lse);                     \
-    }                                                                                         \
+    RUSTGPT_OF_WIDTH(softmax_of_##NAME, x, ld, rows, seen, scale, lse, ld_lse)                \
 }                                                                                             \
 static void tile_softmax_backward_##NAME(                                                     \
     T* x, T* dp, Py_ssize_t ld, int rows, int n, int seen, T scale, const T* lse,             \
     Py_ssize_t ld_lse) {                                                                      \
-    switch (n) {                                                                              \
-    case 1: softmax_backward_of_##NAME(x, dp, ld, rows, 1, seen, scale, lse, ld_lse); break;  \
-    case 2: softmax_backward_of_##NAME(x, dp, ld, rows, 2, seen, scale, lse, ld_lse); break;  \
-    case 3: softmax_backward_of_##NAME(x, dp, ld, rows, 3, seen, scale, lse, ld_lse); break;  \
-    default: softmax_backward_of_##NAME(x, dp, ld, rows, 4, seen, scale, lse, ld_lse);        \
-    }                                                                                         \
+    RUSTGPT_OF_WIDTH(softmax_backward_of_##NAME, x, dp, ld, rows, seen, scale, lse, ld_lse)   \
 }
 RUSTGPT_TILE_SOFTMAX(float, f32)
 RUSTGPT_TILE_SOFTMAX(double, f64)

@@ -186,76 +186,37 @@ static void tile_##NAME(                                                        
 }
 #endif
 
-#define RUSTGPT_TILE_OF(NAME, ROWS, VECTORS)                                                  \
-    tile_##NAME(0, ROWS, VECTORS, add, bias, a, row_a, step_a, b, ldb, k, c, ldc, nothing)
-#if RUSTGPT_VECTORS == 4
+/* Tiles of constant sizes; those that are larger than a tile can be are left out. */
+#define RUSTGPT_TILE_OF(NAME, ROWS, VECTORS) case VECTORS:                                    \
+    if (ROWS <= RUSTGPT_TILE_ROWS && VECTORS <= RUSTGPT_VECTORS)                              \
+        tile_##NAME(0, ROWS, VECTORS, add, bias, a, row_a, step_a, b, ldb, k, c, ldc, ahead); \
+    break;
 #define RUSTGPT_TILE_ROW(NAME, ROWS) case ROWS: switch (vectors) {                            \
-    case 1: RUSTGPT_TILE_OF(NAME, ROWS, 1); break;                                            \
-    case 2: RUSTGPT_TILE_OF(NAME, ROWS, 2); break;                                            \
-    case 3: RUSTGPT_TILE_OF(NAME, ROWS, 3); break;                                            \
-    default: RUSTGPT_TILE_OF(NAME, ROWS, 4);                                                  \
+    RUSTGPT_TILE_OF(NAME, ROWS, 1) RUSTGPT_TILE_OF(NAME, ROWS, 2)                             \
+    RUSTGPT_TILE_OF(NAME, ROWS, 3) RUSTGPT_TILE_OF(NAME, ROWS, 4)                             \
     } break;
-#else
-#define RUSTGPT_TILE_ROW(NAME, ROWS) case ROWS:                                               \
-    if (vectors == 1) RUSTGPT_TILE_OF(NAME, ROWS, 1);                                         \
-    else RUSTGPT_TILE_OF(NAME, ROWS, 2);                                                      \
-    break;
-#endif
-#if RUSTGPT_TILE_ROWS == 6
-#define RUSTGPT_MORE_ROWS(NAME) RUSTGPT_TILE_ROW(NAME, 3) RUSTGPT_TILE_ROW(NAME, 4)           \
-    RUSTGPT_TILE_ROW(NAME, 5) RUSTGPT_TILE_ROW(NAME, 6)
-#elif RUSTGPT_TILE_ROWS == 4
-#define RUSTGPT_MORE_ROWS(NAME) RUSTGPT_TILE_ROW(NAME, 3) RUSTGPT_TILE_ROW(NAME, 4)
-#else
-#define RUSTGPT_MORE_ROWS(NAME)
-#endif
-
-#if RUSTGPT_VECTOR == 64
+#define RUSTGPT_FAR_TILE(NAME, ROWS, ROW_A, STEP_A)                                           \
+    tile_##NAME(1, ROWS, RUSTGPT_VECTORS, add, bias, a, ROW_A, STEP_A, b, ldb, k, c, ldc, ahead)
 #define RUSTGPT_FAR_ROW(NAME, ROWS) case ROWS:                                                \
-    if (step_a == 1)                                                                          \
-        tile_##NAME(1, ROWS, RUSTGPT_VECTORS, add, bias, a, row_a, 1, b, ldb, k, c, ldc,      \
-                    ahead);                                                                   \
-    else                                                                                      \
-        tile_##NAME(1, ROWS, RUSTGPT_VECTORS, add, bias, a, 1, step_a, b, ldb, k, c, ldc,     \
-                    ahead);                                                                   \
+    if (RUSTGPT_VECTOR == 64 && step_a == 1) RUSTGPT_FAR_TILE(NAME, ROWS, row_a, 1);          \
+    else if (RUSTGPT_VECTOR == 64) RUSTGPT_FAR_TILE(NAME, ROWS, 1, step_a);                   \
     break;
-#define RUSTGPT_FAR_ROWS(NAME) RUSTGPT_FAR_ROW(NAME, 1) RUSTGPT_FAR_ROW(NAME, 2)              \
-    RUSTGPT_FAR_ROW(NAME, 3) RUSTGPT_FAR_ROW(NAME, 4) RUSTGPT_FAR_ROW(NAME, 5)                \
-    RUSTGPT_FAR_ROW(NAME, 6)
-#else
-#define RUSTGPT_FAR_ROWS(NAME) default: (void)ahead;
-#endif
+#define RUSTGPT_OF_ROWS(NAME, ROW) switch (rows) {                                            \
+    ROW(NAME, 1) ROW(NAME, 2) ROW(NAME, 3) ROW(NAME, 4) ROW(NAME, 5) ROW(NAME, 6)             \
+    }
 
 #define RUSTGPT_MULTIPLY(T, NAME)                                                             \
-/* A column of tiles over m rows, divided evenly: none is left with one row. */               \
+/* A column of tiles over m rows, divided evenly: none is left with one row. Where B or C is  \
+   far it has W columns, a row_a or a step_a of 1, and tiles that ask for what is ahead. */   \
 static void tiles_##NAME(                                                                     \
-    Py_ssize_t m, int vectors, int add, const T* bias,                                        \
+    Py_ssize_t m, int vectors, int far, int add, const T* bias,                               \
     const T* a, Py_ssize_t row_a, Py_ssize_t step_a, const T* b, Py_ssize_t ldb,              \
-    Py_ssize_t k, T* c, Py_ssize_t ldc) {                                                     \
-    const ahead_##NAME nothing = {b, 0, 0, 0};                                                \
+    Py_ssize_t k, T* c, Py_ssize_t ldc, ahead_##NAME ahead) {                                 \
     Py_ssize_t left = (m + RUSTGPT_TILE_ROWS - 1) / RUSTGPT_TILE_ROWS, rows;                  \
     for (; left > 0; left--) {                                                                \
         rows = (m + left - 1) / left;                                                         \
-        switch (rows) {                                                                       \
-        RUSTGPT_TILE_ROW(NAME, 1)                                                             \
-        RUSTGPT_TILE_ROW(NAME, 2)                                                             \
-        RUSTGPT_MORE_ROWS(NAME)                                                               \
-        }                                                                                     \
-        a += rows * row_a;                                                                    \
-        c += rows * ldc;                                                                      \
-        m -= rows;                                                                            \
-    }                                                                                         \
-}                                                                                             \
-/* The same of W columns where B or C is far, with a row_a or a step_a of 1. */               \
-static void far_tiles_##NAME(                                                                 \
-    Py_ssize_t m, int add, const T* bias, const T* a, Py_ssize_t row_a, Py_ssize_t step_a,    \
-    const T* b, Py_ssize_t ldb, Py_ssize_t k, T* c, Py_ssize_t ldc, ahead_##NAME ahead) {     \
-    Py_ssize_t left = (m + RUSTGPT_TILE_ROWS - 1) / RUSTGPT_TILE_ROWS, rows;                  \
-    for (; left > 0; left--) {                                                                \
-        rows = (m + left - 1) / left;                                                         \
-        switch (rows) {                                                                       \
-        RUSTGPT_FAR_ROWS(NAME)                                                                \
-        }                                                                                     \
+        if (far) RUSTGPT_OF_ROWS(NAME, RUSTGPT_FAR_ROW)                                       \
+        else RUSTGPT_OF_ROWS(NAME, RUSTGPT_TILE_ROW)                                          \
         a += rows * row_a;                                                                    \
         c += rows * ldc;                                                                      \
         m -= rows;                                                                            \
@@ -278,8 +239,8 @@ static void last_tiles_##NAME(                                                  
         r = m - i < RUSTGPT_TILE_ROWS ? m - i : RUSTGPT_TILE_ROWS;                            \
         for (Py_ssize_t x = 0; add && !far && x < r; x++)                                     \
             memcpy(out + x * W, c + (i + x) * ldc, width * sizeof(T));                        \
-        tiles_##NAME(r, vectors, add && !far, last, a + i * row_a, row_a, step_a, b, ldb, k,  \
-                     out, W);                                                                 \
+        tiles_##NAME(r, vectors, 0, add && !far, last, a + i * row_a, row_a, step_a, b, ldb,  \
+                     k, out, W, (ahead_##NAME){a, 0, 0, 0});                                  \
         for (Py_ssize_t x = 0; x < r; x++) {                                                  \
             for (Py_ssize_t j = 0; add && far && j < width; j++)                              \
                 out[x * W + j] += c[(i + x) * ldc + j];                                       \
@@ -330,13 +291,10 @@ static void multiply_##NAME(                                                    
                 strip = piece;                                                                \
                 ldc_b = ldb;                                                                  \
             }                                                                                 \
-            if (far && width == W)                                                            \
-                far_tiles_##NAME(m, add || l > 0, bias && l == 0 ? bias + j : NULL,           \
-                                 a + l * step_a, row_a, step_a, strip, ldc_b, depth, c + j,   \
-                                 ldc, ahead);                                                 \
-            else if (whole && !far)                                                           \
-                tiles_##NAME(m, vectors, add || l > 0, bias && l == 0 ? bias + j : NULL,      \
-                             a + l * step_a, row_a, step_a, strip, ldc_b, depth, c + j, ldc); \
+            if (far ? width == W : whole)                                                     \
+                tiles_##NAME(m, vectors, far, add || l > 0, bias && l == 0 ? bias + j : NULL, \
+                             a + l * step_a, row_a, step_a, strip, ldc_b, depth, c + j, ldc,  \
+                             ahead);                                                          \
             else                                                                              \
                 last_tiles_##NAME(m, vectors, width, far, add || l > 0,                       \
                                   bias && l == 0 ? bias + j : NULL, a + l * step_a, row_a,    \

@@ -9,49 +9,26 @@ are taken in parts that do. With the 16 of AVX2 one factor is copied after all: 
 """
 from cython cimport floating
 
-cdef extern from "tiles.h":
+cdef extern from "tiles.h" nogil:
     enum: RUSTGPT_FAST_TILES
     enum: RUSTGPT_TILE_ROWS
     enum: RUSTGPT_VECTOR
-    void transpose_f32(const float* x, Py_ssize_t ld, Py_ssize_t rows, Py_ssize_t columns,
-                       float* out, Py_ssize_t ldo) noexcept nogil
-    void transpose_f64(const double* x, Py_ssize_t ld, Py_ssize_t rows, Py_ssize_t columns,
-                       double* out, Py_ssize_t ldo) noexcept nogil
-    void multiply_f32(
+    # out (columns, rows) = x.T
+    void transpose "transpose_f32"(const float* x, Py_ssize_t ld, Py_ssize_t rows,
+                                   Py_ssize_t columns, float* out, Py_ssize_t ldo)
+    void transpose "transpose_f64"(const double* x, Py_ssize_t ld, Py_ssize_t rows,
+                                   Py_ssize_t columns, double* out, Py_ssize_t ldo)
+    # C = (C if add) + bias + A @ op(B), where A[i, l] is a[i * row_a + l * step_a].
+    # op(B) is (k, n), C is (m, n); bias (n,) may be NULL. If B or C is `far`, in no near cache, the
+    # memory is asked for what comes next of it: at last for `next`, B of the next product, or NULL.
+    void multiply "multiply_f32"(
         bint trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const float* a, Py_ssize_t row_a,
         Py_ssize_t step_a, const float* b, Py_ssize_t ldb, const float* next, bint far, bint add,
-        const float* bias, float* c, Py_ssize_t ldc) noexcept nogil
-    void multiply_f64(
+        const float* bias, float* c, Py_ssize_t ldc)
+    void multiply "multiply_f64"(
         bint trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const double* a, Py_ssize_t row_a,
         Py_ssize_t step_a, const double* b, Py_ssize_t ldb, const double* next, bint far, bint add,
-        const double* bias, double* c, Py_ssize_t ldc) noexcept nogil
-
-
-cdef inline void transpose(
-    const floating* x, Py_ssize_t ld, Py_ssize_t m, Py_ssize_t n,  # IN (m, n)
-    floating* out, Py_ssize_t ldo,                                 # OUT (n, m)
-) noexcept nogil:
-    """out = x.T."""
-    if floating is float:
-        transpose_f32(x, ld, m, n, out, ldo)
-    else:
-        transpose_f64(x, ld, m, n, out, ldo)
-
-
-cdef inline void multiply(
-    bint trans_b, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
-    const floating* a, Py_ssize_t row_a, Py_ssize_t step_a, const floating* b, Py_ssize_t ldb,
-    const floating* next, bint far, bint add, const floating* bias, floating* c, Py_ssize_t ldc,
-) noexcept nogil:
-    """C = (C if add) + bias + A @ op(B), where A[i, l] is a[i * row_a + l * step_a].
-
-    op(B) is (k, n), C is (m, n); bias (n,) may be NULL. If B or C is `far`, in no near cache, the
-    memory is asked for what comes next of it: at last for `next`, B of the next product, or NULL.
-    """
-    if floating is float:
-        multiply_f32(trans_b, m, n, k, a, row_a, step_a, b, ldb, next, far, add, bias, c, ldc)
-    else:
-        multiply_f64(trans_b, m, n, k, a, row_a, step_a, b, ldb, next, far, add, bias, c, ldc)
+        const double* bias, double* c, Py_ssize_t ldc)
 
 
 cdef inline void product(
@@ -59,8 +36,7 @@ cdef inline void product(
     Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, floating* c, Py_ssize_t ldc,
 ) noexcept nogil:
     """C (m, n) = A (m, k) @ B (k, n), where A[i, l] is a[i * row_a + l * step_a]."""
-    multiply(False, m, n, k, a, row_a, step_a, b, ldb, <const floating*> NULL, False, False,
-             <const floating*> NULL, c, ldc)
+    multiply(False, m, n, k, a, row_a, step_a, b, ldb, NULL, False, False, NULL, c, ldc)
 
 
 # Numbers of the largest second factor, or result, that is made in place: about what a cache holds.
@@ -77,10 +53,7 @@ cdef inline bint is_far(Py_ssize_t size) noexcept nogil:
 
 cdef inline bint in_place(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
     """Whether a product (m, k) @ (k, n) is better made in place than by BLAS."""
-    return (
-        RUSTGPT_FAST_TILES and RUSTGPT_VECTOR == 64 and m > 1
-        and n * k <= IN_PLACE and m * n <= IN_PLACE
-    )
+    return in_parts() and m > 1 and n * k <= IN_PLACE and m * n <= IN_PLACE
 
 
 # A larger matrix is taken in parts of at most so many columns, and these in slices of rows: of a

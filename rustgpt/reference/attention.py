@@ -13,13 +13,11 @@ def attention_scratch_size(length: int, head_dim: int) -> int:
     return 0
 
 
-def heads(
-    offsets: Indices, C: int, H: int, first_head: int, stop_head: int
-) -> Iterator[tuple[slice, slice, slice, slice, int]]:
+def heads(offsets: Indices, C: int, H: int) -> Iterator[tuple[slice, slice, slice, slice, int]]:
     """Yield (rows, query columns, key columns, value columns, h) of each sequence and head."""
     D = C // H
     for first, end in pairwise(offsets):
-        for h in range(first_head, H if stop_head == -1 else stop_head):
+        for h in range(H):
             yield (
                 slice(first, end),
                 slice(h * D, (h + 1) * D),
@@ -55,11 +53,9 @@ def attention_forward(
     out: OutMatrix,  # (N, C)
     lse: OutMatrix,  # (N, H): log of the softmax's denominator
     scratch: OutVector,
-    first_head: int = 0,  # these heads alone, first_head to stop_head - 1
-    stop_head: int = -1,  # -1 for all that follow
 ) -> None:
     """out = p @ v, p = softmax(mask(q @ k.T / sqrt(D))), for each sequence and head."""
-    for rows, q, k, v, h in heads(offsets, out.shape[1], n_heads, first_head, stop_head):
+    for rows, q, k, v, h in heads(offsets, out.shape[1], n_heads):
         if rows.start == rows.stop:
             continue
         p, lse[rows, h] = softmax(scores(qkv[rows, q], qkv[rows, k]))  # (T, T), (T,)
@@ -74,11 +70,9 @@ def attention_backward(
     n_heads: int,
     dqkv: OutMatrix,  # (N, 3 C): overwritten
     scratch: OutVector,
-    first_head: int = 0,  # these heads alone, first_head to stop_head - 1
-    stop_head: int = -1,  # -1 for all that follow
 ) -> None:
     """The gradients of queries, keys and values, from the gradient of the output."""
-    for rows, q, k, v, h in heads(offsets, dout.shape[1], n_heads, first_head, stop_head):
+    for rows, q, k, v, h in heads(offsets, dout.shape[1], n_heads):
         do = dout[rows, q]  # (T, D)
         p = np.exp(scores(qkv[rows, q], qkv[rows, k]) - lse[rows, h, None])  # (T, T)
         # forward: out = mix(p, v) = p @ v

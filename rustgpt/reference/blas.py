@@ -1,6 +1,6 @@
 """Owns the matrix products, in NumPy."""
 
-from rustgpt.reference.arrays import Matrix, OutMatrix, OutVector, Vector
+from rustgpt.reference.arrays import Matrix, OutMatrix
 
 
 def matrix_product(
@@ -9,24 +9,11 @@ def matrix_product(
     out: OutMatrix,  # (m, n)
     trans_a: bool = False,
     trans_b: bool = False,
-    alpha: float = 1.0,
-    beta: float = 0.0,
+    add: bool = False,  # to out, or else it is overwritten
 ) -> None:
-    """out = alpha * op(a) @ op(b) + beta * out."""
+    """out = (out if add) + op(a) @ op(b)."""
     product = (a.T if trans_a else a) @ (b.T if trans_b else b)  # (m, n)
-    out[...] = alpha * product + (beta * out if beta else 0)
+    out[...] = out + product if add else product
 
 
-def matrix_vector_product(
-    a: Matrix,  # (m, n)
-    x: Vector,  # (n,), or (m,) if trans_a
-    out: OutVector,  # (m,), or (n,) if trans_a
-    trans_a: bool = False,
-    alpha: float = 1.0,
-    beta: float = 0.0,
-) -> None:
-    """out = alpha * op(a) @ x + beta * out."""
-    out[...] = alpha * ((a.T if trans_a else a) @ x) + (beta * out if beta else 0)
-
-
-KERNELS = (matrix_product, matrix_vector_product)
+KERNELS = (matrix_product,)

@@ -65,36 +65,6 @@ def test_gradients_are_those_of_finite_differences(
     same_gradient(dqkv, objective, qkv)
 
 
-@pytest.mark.parametrize("kernel", ["attention_forward", "attention_backward"])
-@pytest.mark.parametrize("lengths", [(3, 0, 1), (5, 66)])
-@pytest.mark.parametrize(("first", "stop"), [(0, 1), (1, 3), (2, -1), (1, 1)])
-def test_some_heads_are_done_and_the_others_left_alone(
-    kernels, arguments, dtype, kernel, lengths, first, stop
-):
-    given = arguments(kernel, dtype, lengths=lengths, H=3, D=2)
-    outs = ("out", "lse") if kernel == "attention_forward" else ("dqkv",)
-    every, some = given, given | {name: np.full_like(given[name], np.nan) for name in outs}
-    getattr(kernels, kernel)(**every)
-    getattr(kernels, kernel)(**some | {"first_head": first, "stop_head": stop})
-    done = np.arange(3)[first : 3 if stop == -1 else stop]
-    for name in outs:
-        # Columns of queries, keys and values, of three heads each.
-        columns = some[name].reshape(sum(lengths), -1, 3, 1 if name == "lse" else 2)
-        expected = np.full_like(columns, np.nan)
-        expected[:, :, done] = every[name].reshape(columns.shape)[:, :, done]
-        np.testing.assert_array_equal(columns, expected)
-
-
-@pytest.mark.parametrize("kernel", ["attention_forward", "attention_backward"])
-@pytest.mark.parametrize(("first", "stop"), [(-1, 2), (2, 1), (0, 4), (0, -2)])
-def test_heads_that_are_not_there_are_refused(compiled, arguments, dtype, kernel, first, stop):
-    given = arguments(kernel, dtype, H=3) | {"first_head": first, "stop_head": stop}
-    with pytest.raises(
-        ValueError, match="first_head and stop_head must rise from 0 to the 3 heads"
-    ):
-        getattr(compiled, kernel)(**given)
-
-
 def forward(kernels, qkv, lengths, H):
     """Return output and log of the softmax's denominator."""
     N, C = len(qkv), qkv.shape[1] // 3

@@ -13,7 +13,6 @@ from ..kernel_arguments import ARRAYS, CALLS, KERNELS, OPAQUE, TWINS, exactly, k
 # Sizes of a second, larger call of each kernel.
 LARGER = {
     "matrix_product": {"m": 13, "n": 67, "k": 31},
-    "matrix_vector_product": {"m": 67, "n": 131},
     "linear_forward": {"N": 67, "A": 33, "B": 65},
     "linear_backward": {"N": 67, "A": 33, "B": 65},
     "layer_norm_forward": {"N": 5, "C": 129},

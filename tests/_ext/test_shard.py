@@ -286,6 +286,10 @@ WRONG = [
     (Shard(-1, FOUR, False, ALONE), "an index below"),
     (Shard(0, np.array([0, 5, 4], np.int32), False, ALONE), r"rise, but edges\[2\] is less"),
     (Shard(0, np.array([0, -1, 4], np.int32), False, ALONE), r"rise, but edges\[1\] is less"),
+    (
+        Shard(0, np.frombuffer(b"\0" + FOUR.tobytes(), np.int32, 2, 1), False, ALONE),
+        r"shard\.edges must be aligned",
+    ),
 ]
 
 
@@ -331,7 +335,7 @@ def test_an_error_at_a_barrier_ends_a_block(compiled, arguments, kernel, heads):
         getattr(compiled, kernel)(**given)
 
 
-@pytest.mark.parametrize("kernel", ["block_forward", "block_backward", "linear_cross_entropy"])
+@pytest.mark.parametrize("kernel", SHARDED)
 def test_a_shard_needs_a_barrier(compiled, arguments, kernel):
     sizes = {"N": 4} if kernel == "linear_cross_entropy" else {}
     shard = Shard(0, np.array([0, 2, 4], np.int32), False, None)
@@ -339,7 +343,7 @@ def test_a_shard_needs_a_barrier(compiled, arguments, kernel):
         getattr(compiled, kernel)(**arguments(kernel, "float32", **sizes), shard=shard)
 
 
-@pytest.mark.parametrize("kernel", ["block_forward", "block_backward", "linear_cross_entropy"])
+@pytest.mark.parametrize("kernel", SHARDED)
 def test_a_barrier_of_another_number_of_threads_is_refused(compiled, arguments, barrier, kernel):
     sizes = {"N": 4} if kernel == "linear_cross_entropy" else {}
     shard = Shard(0, np.array([0, 3, 4], np.int32), True, barrier(3))
