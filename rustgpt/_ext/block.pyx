@@ -28,8 +28,8 @@ from rustgpt._ext.spec cimport (
     Norm, Saved, Scratch, Spec, read_spec, saved_of, scratch_of, whole_lines,
 )
 from rustgpt._ext.steps cimport (
-    NormGradients, at, back, clear_norms, copy, feed_forward, feed_forward_gradients, gradients_of,
-    norm_gradients, norm_gradients_of, normalise, part_of, project, through_activation,
+    at, back, clear_norms, copy, feed_forward, feed_forward_gradients, gradients_of, norm_gradients,
+    normalise, part_of, project, through_activation,
 )
 
 
@@ -234,16 +234,15 @@ cdef int backward(
     # place; and one makes those of the weights at once, several when all have made their rows.
     cdef bint one = s.n == 1
     cdef floating* dnorms = dp if one else scratch + w.dnorms + s.index * whole_lines(4 * C)
-    cdef NormGradients d = norm_gradients_of(b, one)
     # The gradients of both residual sums: alone, they take turns in dx.
     cdef floating* dsum1 = dx if one else scratch + w.dsum1 + r * C
     cdef floating* dsum2 = dx if one else scratch + w.dsum2 + r * C
     clear_norms(b, s, dp, dnorms)
     if one and b.pre_norm and dout != dx:
         dsum2 = <floating*> dout  # is read only
-    backward_feed_forward(b, k, w, s, &d, p, dp, dnorms, dout + r * C, n, saved, scratch, dsum2,
+    backward_feed_forward(b, k, w, s, p, dp, dnorms, dout + r * C, n, saved, scratch, dsum2,
                           dx + r * C, dsum1)
-    backward_attention(b, k, w, s, &d, p, dp, dnorms, dsum1, x, offsets, B, n, saved, scratch, dx)
+    backward_attention(b, k, w, s, p, dp, dnorms, dsum1, x, offsets, B, n, saved, scratch, dx)
     if one:
         return 0
     meet(s)
@@ -259,7 +258,7 @@ cdef int backward(
 
 
 cdef void backward_feed_forward(
-    const Spec* b, const Saved* k, const Scratch* w, const Shard* s, const NormGradients* d,
+    const Spec* b, const Saved* k, const Scratch* w, const Shard* s,
     const floating* p, floating* dp, floating* dnorms,
     const floating* dout, Py_ssize_t n,  # IN (n, C)
     const floating* saved, floating* scratch,
@@ -280,7 +279,7 @@ cdef void backward_feed_forward(
         # forward: out = norm2(sum2)
         normalise_rows_backward(dout, saved + k.sum2 + r * C, p + b.norm2.weight,
                                 saved + k.mean2 + r, saved + k.rstd2 + r, <const floating*> NULL,
-                                n, C, dsum2, dnorms + d.weight2, dnorms + d.bias2)
+                                n, C, dsum2, dnorms + w.dweight2, dnorms + w.dbias2)
     normalise_again(sum1, p + inner.weight, p + inner.bias, mean, rstd, n, C,
                     scratch + w.normal2 + r * C)
     # forward: sum2 = h + activation(normal2 @ weight1 + bias1) @ weight2 + bias2
@@ -294,12 +293,12 @@ cdef void backward_feed_forward(
     back(b, p + b.weight1, dhidden, n, C, b.F, not b.pre_norm, dnormal)
     normalise_rows_backward(dnormal, sum1, p + inner.weight, mean, rstd,
                             dsum2 if b.pre_norm else NULL, n, C, dsum1,
-                            dnorms + (d.weight2 if b.pre_norm else d.weight1),
-                            dnorms + (d.bias2 if b.pre_norm else d.bias1))
+                            dnorms + (w.dweight2 if b.pre_norm else w.dweight1),
+                            dnorms + (w.dbias2 if b.pre_norm else w.dbias1))
 
 
 cdef int backward_attention(
-    const Spec* b, const Saved* k, const Scratch* w, const Shard* s, const NormGradients* d,
+    const Spec* b, const Saved* k, const Scratch* w, const Shard* s,
     const floating* p, floating* dp, floating* dnorms,
     const floating* dsum1,  # IN (n, C); alone, it is dx
     const floating* x, const int* offsets, Py_ssize_t B, Py_ssize_t n,
@@ -333,8 +332,8 @@ cdef int backward_attention(
         # inner = norm1(x), and x went into sum1
         back(b, p + b.qkv_weight, dqkv + r * 3 * C, n, C, 3 * C, False, dnormal)
         normalise_rows_backward(dnormal, x + r * C, p + b.norm1.weight, saved + k.mean1 + r,
-                                saved + k.rstd1 + r, dsum1, n, C, mine, dnorms + d.weight1,
-                                dnorms + d.bias1)
+                                saved + k.rstd1 + r, dsum1, n, C, mine, dnorms + w.dweight1,
+                                dnorms + w.dbias1)
     else:
         copy(b, dsum1, n, mine)
         back(b, p + b.qkv_weight, dqkv + r * 3 * C, n, C, 3 * C, True, mine)

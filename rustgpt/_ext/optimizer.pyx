@@ -85,7 +85,10 @@ def adam_step(
     cdef floating* gradients0 = check_vector("gradients", gradients, P)
     cdef floating* m0 = check_vector[floating]("m", m, P)
     cdef floating* v0 = check_vector[floating]("v", v, P)
-    check_edges(edges, P)
+    check_ints("edges", edges, n_edges)
+    for e in range(n_edges):
+        if not (edges[e - 1] if e else 0) <= edges[e] <= P:
+            raise ValueError(f"edges[{e}] is {edges[e]}: they must rise from 0 to {P} at most")
     with nogil:
         for e in range(n_edges + 1):
             start, stop = stop, (<Py_ssize_t> edges[e] if e < n_edges else P)
@@ -109,12 +112,3 @@ cdef void adam_numbers(
         m[i] = b1 * m[i] + c1 * g
         v[i] = b2 * v[i] + c2 * g * g
         parameters[i] = keep * parameters[i] - step * m[i] / (root_of(v[i]) * root + eps)
-
-
-cdef int check_edges(const int[::1] edges, Py_ssize_t P) except -1:
-    cdef Py_ssize_t e
-    check_ints("edges", edges, edges.shape[0])
-    for e in range(edges.shape[0]):
-        if not (edges[e - 1] if e else 0) <= edges[e] <= P:
-            raise ValueError(f"edges[{e}] is {edges[e]}: they must rise from 0 to {P} at most")
-    return 0

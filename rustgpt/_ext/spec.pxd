@@ -28,14 +28,6 @@ cdef struct Spec:
     Norm norm1, norm2
 
 
-cdef inline const double[::1] numbers_of(object spec) except *:
-    """Return the numbers of a `BlockSpec`."""
-    try:
-        return spec.numbers
-    except (AttributeError, TypeError, ValueError) as error:
-        raise TypeError(f"spec must be a rustgpt.reference.spec.BlockSpec: {error}") from None
-
-
 cdef inline Py_ssize_t whole(double number) except -2:
     """Return a size as a whole number; raise ValueError unless it is one from -1 to 2^60."""
     if not -1 <= number <= 2.0**60 or <Py_ssize_t> number != number:
@@ -65,9 +57,13 @@ cdef inline Py_ssize_t parameter(
 
 cdef inline Spec read_spec(object spec) except *:
     """Return what a `BlockSpec` says, after a check: where it is wrong, kernels would crash."""
-    cdef const double[::1] n = numbers_of(spec)
+    cdef const double[::1] n
     cdef Spec b
     cdef Py_ssize_t C, F, P
+    try:
+        n = spec.numbers
+    except (AttributeError, TypeError, ValueError) as error:
+        raise TypeError(f"spec must be a rustgpt.reference.spec.BlockSpec: {error}") from None
     if n.shape[0] != SIZES + PARAMETERS:
         raise ValueError(f"spec must have {SIZES + PARAMETERS} numbers, got {n.shape[0]}")
     b.C, b.H, b.K, b.F, b.size = whole(n[0]), whole(n[1]), whole(n[2]), whole(n[3]), whole(n[10])
@@ -136,6 +132,9 @@ cdef struct Scratch:
     # but what the other threads see holds until they have made the gradients of the weights.
     Py_ssize_t dhidden, activated, dqkv, dheads, normal1, normal2, dsum1, dsum2, dnormal
     Py_ssize_t attention, dnorms, size
+    # And where the gradients of the norms begin in the array in which a thread adds them up: with
+    # those of the other parameters, or, of several threads, beside each other.
+    Py_ssize_t dweight1, dbias1, dweight2, dbias2
 
 
 cdef inline Scratch scratch_of(
@@ -151,6 +150,8 @@ cdef inline Scratch scratch_of(
         w.attention = w.dnormal + rows
         w.dqkv, w.dheads = w.dhidden, w.activated              # (N, 3 C), (N, C)
         w.dsum1 = w.dsum2 = w.dnorms = 0                       # are in dx, and in the gradients
+        w.dweight1, w.dbias1 = b.norm1.weight, b.norm1.bias
+        w.dweight2, w.dbias2 = b.norm2.weight, b.norm2.bias
         w.size = w.attention + attention_size(longest, C)
         return w
     w.activated = w.dhidden + whole_lines(N * F)               # (N, F)
@@ -162,6 +163,7 @@ cdef inline Scratch scratch_of(
     w.dsum1 = w.normal2 + rows                                 # (N, C)
     w.dsum2 = w.dsum1 + rows                                   # (N, C)
     w.dnorms = w.dsum2 + rows                                  # (n, 4 C): each thread's own
+    w.dweight1, w.dbias1, w.dweight2, w.dbias2 = 0, C, 2 * C, 3 * C
     w.attention = w.dnorms + s.n * whole_lines(4 * C) + s.index * attention_size(longest, C)
     w.size = w.dnorms + s.n * (whole_lines(4 * C) + attention_size(longest, C))
     return w

@@ -125,21 +125,6 @@ cdef inline void feed_forward_gradients(
                  b.bias1)
 
 
-cdef struct NormGradients:
-    # Where each begins in the array in which a thread adds them up.
-    Py_ssize_t weight1, bias1, weight2, bias2
-
-
-cdef inline NormGradients norm_gradients_of(const Spec* b, bint one) noexcept nogil:
-    """One thread's lie with the other gradients, several threads' beside each other."""
-    cdef NormGradients d
-    d.weight1, d.bias1, d.weight2, d.bias2 = 0, b.C, 2 * b.C, 3 * b.C
-    if one:
-        d.weight1, d.bias1 = b.norm1.weight, b.norm1.bias
-        d.weight2, d.bias2 = b.norm2.weight, b.norm2.bias
-    return d
-
-
 cdef inline void clear_norms(
     const Spec* b, const Shard* s, floating* dp, floating* dnorms
 ) noexcept nogil:
