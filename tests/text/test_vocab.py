@@ -111,7 +111,7 @@ def test_json_round_trip_is_readable():
         ("NaN", "no tokenizer of rustgpt"),
         ("[]", "no tokenizer of rustgpt"),
         ("{}", "no tokenizer of rustgpt"),
-        (as_json(format="bpe"), "no tokenizer of rustgpt"),
+        (as_json(format="bpe"), "of the format 'bpe', not rustgpt-word"),
         (as_json(version=2), "update rustgpt"),
         (as_json(version=0), "whole number"),
         (as_json(version=True), "whole number"),
