@@ -5,6 +5,7 @@ from __future__ import annotations
 from numbers import Integral
 from typing import Any
 
+
 class RustGPTError(Exception):
     """Base of all errors below; its message says what, where and how to mend it."""
 
