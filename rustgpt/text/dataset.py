@@ -1,25 +1,27 @@
-"""Owns the training data: reading them from files, the bundled ones, and the form of a dialogue."""
+"""Owns the training data: the texts and dialogues of the two phases, of one's own or bundled."""
 
 from __future__ import annotations
 
-import codecs
-import csv
-import json
-import os
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
-from dataclasses import dataclass
-from itertools import count, repeat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
+
+import numpy as np
 
 from rustgpt.errors import ConfigError, DataError
-from rustgpt.text.vocab import END, SURROGATE
+from rustgpt.text.dialogue import Dialogue, chat_prompt, encode_dialogue, split_chat
+from rustgpt.text.reading import AUTO, Report, read
+from rustgpt.text.records import Kind
+from rustgpt.text.rows import Row
+from rustgpt.text.sources import StrPath
+from rustgpt.text.tokenizer import Tokenizer, WordTokenizer
 
-StrPath = str | os.PathLike[str]
+__all__ = ["Dataset", "chat_prompt", "split_chat", "tokenizer_for"]
+
+Paths = StrPath | Iterable[StrPath]
 
 BUNDLED: Final = {"en": [""], "zh": ["_zh"], "all": ["", "_zh"]}  # language: endings of file names
-_JSON_FORM: Final = 'a list of strings: ["first text", "second text"]'
 
 
 @dataclass(frozen=True)
@@ -29,20 +31,89 @@ class Dataset:
     Attributes
     ----------
     pretraining_data : list of str
-        Statements.
+        Statements and documents.
     chat_training_data : list of str
-        Dialogues in the form of `chat_prompt`, each followed by its answer.
+        Dialogues, as a model reads them: in the form of `chat_prompt`, followed by its answer.
+    dialogues : list of Dialogue or None
+        The same by their messages; None for a text that is no dialogue. Made of
+        `chat_training_data` where it is not given.
+    report : Report, optional
+        What was read of which file, and what was not.
     """
 
     pretraining_data: list[str]
     chat_training_data: list[str]
+    dialogues: list[Dialogue | None] = field(default_factory=list, compare=False, repr=False)
+    report: Report | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.dialogues:
+            self.dialogues.extend(map(_parsed, self.chat_training_data))
+        if len(self.dialogues) != len(self.chat_training_data):
+            raise DataError(
+                f"there are {len(self.chat_training_data)} texts for the chat, but "
+                f"{len(self.dialogues)} dialogues: leave the latter out, or give one for each"
+            )
 
     @classmethod
-    def load(cls, pretraining: StrPath | None = None, chat: StrPath | None = None) -> Dataset:
-        """Read the texts of one phase or both; see `load_texts`. No file gives an empty list."""
-        if pretraining is None and chat is None:
-            raise DataError("no data to load: name a file for pre-training, for chat, or both")
-        return cls(*([] if file is None else load_texts(file) for file in (pretraining, chat)))
+    def load(
+        cls,
+        paths: Paths | None = None,
+        *,
+        pretraining: Paths | None = None,
+        chat: Paths | None = None,
+        form: str = AUTO,
+    ) -> Dataset:
+        """Read files, folders, patterns ("notes/*.md") and standard input ("-").
+
+        Parameters
+        ----------
+        paths : path or list of paths, optional
+            Data of any kind: texts are for pre-training, dialogues for tuning.
+        pretraining : path or list of paths, optional
+            Data to be read as texts, dialogues too.
+        chat : path or list of paths, optional
+            Dialogues; what is none is learned as it is in the same phase.
+        form : str
+            The form of the files or of the records in them, where it shall not be found out; see
+            the page on your own data.
+
+        Raises
+        ------
+        DataError
+            If something cannot be read, or there is nothing to train on.
+        ConfigError
+            If the form is unknown.
+
+        Examples
+        --------
+        >>> Dataset.load(["notes/", "questions.jsonl"])  # doctest: +SKIP
+        """
+        if paths is None and pretraining is None and chat is None:
+            raise DataError("no data to load: name files or folders")
+        report = Report()
+        texts: list[str] = []
+        chat_texts: list[str] = []
+        dialogues: list[Dialogue | None] = []
+        kinds: tuple[tuple[Paths | None, Kind], ...] = (
+            (paths, "auto"), (pretraining, "texts"), (chat, "dialogues"),
+        )  # fmt: skip
+        for given, kind in kinds:
+            for item in read(given, report, kind, form) if given is not None else ():
+                if isinstance(item, Dialogue):
+                    dialogues.append(item)
+                    chat_texts.append(item.text())
+                elif kind == "dialogues":
+                    dialogues.append(None)
+                    chat_texts.append(item)
+                else:
+                    texts.append(item)
+        if report.total("single") == report.total("texts") and not report.total("dialogues"):
+            raise DataError(
+                f"{report.files[0].name} holds no text of more than one character, so no token "
+                "follows another and there is nothing to learn: add some text"
+            )
+        return cls(texts, chat_texts, dialogues, report)
 
     @classmethod
     def bundled(cls, language: str = "all") -> Dataset:
@@ -59,161 +130,38 @@ class Dataset:
         folder = package / "data"
         if not folder.is_dir():  # not installed but a checkout
             folder = package.parent / "data"
+        endings = BUNDLED[language]
+        return cls.load(
+            pretraining=[folder / f"pretraining_data{ending}.json" for ending in endings],
+            chat=[folder / f"chat_training_data{ending}.json" for ending in endings],
+        )
 
-        def texts(name: str) -> list[str]:
-            files = [folder / f"{name}{ending}.json" for ending in BUNDLED[language]]
-            return [text for file in files for text in load_texts(file)]
+    def pretraining_rows(self, tokenizer: Tokenizer) -> Iterator[Row]:
+        """Yield the statements and documents as token ids."""
+        return (_row(tokenizer, text) for text in self.pretraining_data)
 
-        return cls(texts("pretraining_data"), texts("chat_training_data"))
+    def chat_rows(
+        self, tokenizer: Tokenizer, loss_on: Literal["assistant", "all"] = "assistant"
+    ) -> Iterator[Row]:
+        """Yield the dialogues as token ids, with what is to be learned; see `encode_dialogue`."""
+        for text, dialogue in zip(self.chat_training_data, self.dialogues, strict=True):
+            if dialogue is None:
+                yield _row(tokenizer, text)
+            else:
+                yield encode_dialogue(tokenizer, dialogue, loss_on)
 
 
-def load_texts(path: StrPath) -> list[str]:
-    """Read texts from a file in UTF-8.
+def tokenizer_for(dataset: Dataset) -> Tokenizer:
+    """Return the tokenizer with which a model learns these data."""
+    return WordTokenizer.train([*dataset.pretraining_data, *dataset.chat_training_data])
 
-    The end of the name tells the form: ``.json`` is a list of strings; ``.csv`` has one text a
-    record, its fields joined by commas, and no header; anything else is plain text, one text a
-    line. White space at both ends of a text is removed, a blank text is left out, and one that does
-    not end in ``</s>`` gets `` </s>`` appended.
 
-    Parameters
-    ----------
-    path : str or path
-        The file.
+def _row(tokenizer: Tokenizer, text: str) -> Row:
+    return Row(np.array(tokenizer.encode(text, True), np.int32))
 
-    Raises
-    ------
-    DataError
-        The file cannot be read, is not in its form, or holds no text.
-    """
+
+def _parsed(text: str) -> Dialogue | None:
     try:
-        file = Path(path)
-    except TypeError:
-        raise DataError(f"a file must be named by text, not by {type(path).__name__}") from None
-    name = repr(str(file))  # a name may hold line breaks and worse
-    readers: dict[str, Callable[[Path, str], Iterable[str]]]
-    readers = {".json": _read_json, ".csv": _read_csv}
-    read = readers.get(file.suffix.lower(), _lines)
-    try:
-        texts = [ended for text in read(file, name) if (ended := _ended(text))]
-    except OSError as error:
-        raise DataError(
-            f"cannot read {name}: {error.strerror or error}; check its name and rights"
-        ) from None
-    except MemoryError:
-        raise DataError(f"cannot read {name}: it needs more memory than there is") from None
-    except ValueError as error:
-        raise DataError(f"cannot read {name}: {error}") from None
-    if not texts:
-        raise DataError(f"{name} holds no text, so there is nothing to train on")
-    return texts
-
-
-def chat_prompt(question: str) -> str:
-    """Return what a model reads before it answers this question."""
-    return f"User: {question} Assistant:"
-
-
-def split_chat(text: str) -> tuple[str, str]:
-    """Return question and answer of a dialogue ``User: ... Assistant: ... </s>``.
-
-    Raises
-    ------
-    DataError
-        The text is not of this form, or question or answer is empty.
-    """
-    head, sign, answer = text.strip().removesuffix(END).partition(" Assistant:")
-    question = head.removeprefix("User:").strip()
-    if not (head.startswith("User:") and sign and question and answer.strip()):
-        raise DataError(f"a dialogue must be 'User: ... Assistant: ...', not {text!r:.80}")
-    return question, answer.strip()
-
-
-def _ended(text: str) -> str:
-    """Return the text with its end token; nothing if there is no text."""
-    text = text.strip()
-    if not text.removesuffix(END).strip():
-        return ""
-    return text if text.endswith(END) else f"{text} {END}"
-
-
-def _lines(file: Path, name: str) -> Generator[str, None, None]:
-    r"""Read lines with their ends. Only "\n" ends a line: U+2028 and the like are text."""
-    with file.open("rb") as lines:
-        # Not a loop: its variables would keep the line, which may be as large as the file.
-        yield from map(_decode, lines, count(1), repeat(name))
-
-
-def _decode(line: bytes, number: int, name: str) -> str:
-    if number == 1:
-        if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise DataError(f"{name} is in UTF-16; save it as UTF-8")
-        line = line.removeprefix(codecs.BOM_UTF8)
-    text, at = "", line.find(0)
-    wrong = "a NUL byte; this is not a text file, or not in UTF-8"
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if at < 0:
-            at = error.start
-            wrong = f"byte 0x{line[at]:02X} is not UTF-8; save the file as UTF-8"
-    if at >= 0:
-        column = len(line[:at].decode("utf-8", "replace")) + 1
-        raise DataError(f"{name}, line {number}, column {column}: {wrong}")
-    return text
-
-
-def _read_csv(file: Path, name: str) -> Iterator[str]:
-    start = 1
-    try:
-        # The reader's own errors do not reach the lines, whose file would stay open.
-        with closing(_lines(file, name)) as lines:
-            records = csv.reader(lines, strict=True)
-            for record in records:
-                yield ",".join(record)
-                start = records.line_num + 1
-    except csv.Error as error:
-        raise DataError(
-            f"{name}, record from line {start} on: {error}; close every quote, double those inside "
-            f"a field, and keep each field within {csv.field_size_limit()} characters"
-        ) from None
-
-
-def _read_json(file: Path, name: str) -> list[str]:
-    text = "".join(_lines(file, name))
-    try:
-        # A number is wrong here in any case; as a float it may have any count of digits.
-        items = json.loads(text, parse_int=float)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{name}, line {error.lineno}, column {error.colno}: {error.msg}; "
-            f"the file must be {_JSON_FORM}"
-        ) from None
-    except RecursionError:
-        raise DataError(f"{name} is nested too deeply; it must be {_JSON_FORM}") from None
-    if not isinstance(items, list):
-        raise DataError(f"{name} is {_fault(items) or 'a single text'}; it must be {_JSON_FORM}")
-    for index, item in enumerate(items):
-        if fault := _fault(item):
-            line = text.count("\n", 0, _start_of_item(text, index)) + 1
-            raise DataError(f"{name}, line {line}: item {index} is {fault}; it must be text")
-    return items
-
-
-def _fault(item: object) -> str:
-    """Say what is wrong with an item that should be a string; nothing if it is one."""
-    if isinstance(item, str):
-        return r"text with half of a character (\ud800 to \udfff)" if SURROGATE.search(item) else ""
-    names = {dict: "an object", list: "a list", float: "a number", bool: "true or false"}
-    return names.get(type(item), "null")
-
-
-def _start_of_item(text: str, index: int) -> int:
-    """Find an item of a JSON list that is known to be sound."""
-    decoder = json.JSONDecoder(parse_int=float)
-    position = text.index("[") + 1
-    for skip in range(index + 1):
-        while text[position] in " \t\n\r,":
-            position += 1
-        if skip < index:
-            _, position = decoder.raw_decode(text, position)
-    return position
+        return Dialogue.parse(text)
+    except DataError:
+        return None

@@ -1,0 +1,280 @@
+"""Owns the forms of files: which one a file has, told by its content, and its records in order."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, Final, NamedTuple
+
+from rustgpt.errors import DataError
+from rustgpt.text.plain import dialogue_blocks, dialogue_form, is_list, whole_document
+from rustgpt.text.records import FORMS, Twice, Unusable, form_of, is_message
+from rustgpt.text.sources import Content
+
+# By the name that --format has for it: how a report calls it.
+FILE_FORMS: Final = {
+    "text": "document",
+    "lines": "list of lines",
+    "dialogue": "dialogues in plain text",
+    "json": "JSON",
+    "jsonl": "JSON lines",
+    "csv": "CSV",
+    "tsv": "TSV",
+}
+JSON_ENDINGS: Final = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+TABLE_ENDINGS: Final = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv"}
+DELIMITERS: Final = ",\t;"
+WANTED: Final = (
+    'a list of texts or of objects such as {"text": ...} or {"question": ..., "answer": ...}'
+)
+_LOOKED_AT: Final = 100  # records in which a header is looked for
+
+# A list of strings, objects or lists; an object with a key.
+_JSON: Final = re.compile(r'\s*(?:\[\s*(?:[\[{"\]]|null\b)|\{\s*["}])')
+_SPACE: Final = re.compile(r"[ \t\n\r]*")
+_NAME: Final = re.compile(r"[^\W\d][\w-]{0,39}")
+
+
+class Record(NamedTuple):
+    """A record of a file: its number and its line, both from 1, and its value or what is wrong."""
+
+    number: int
+    line: int
+    value: object
+
+
+def detect(content: Content, ending: str, texts_only: bool = False) -> str:
+    """Return the form of a file, a key of `FILE_FORMS`.
+
+    Parameters
+    ----------
+    content
+        Decides.
+    ending
+        Of the file's name, in lower case. It decides where the content does not: what is broken
+        in a ``.json`` is broken JSON, and a ``.csv`` without a header is still one.
+    texts_only
+        Whether plain text is to be read as texts even if it has the form of dialogues.
+    """
+    head = content.head()
+    if ending in JSON_ENDINGS or _JSON.match(head):
+        return _json_form(content, ending)
+    if ending in TABLE_ENDINGS:
+        return TABLE_ENDINGS[ending]
+    delimiter = _delimiter(head.partition("\n")[0])
+    if delimiter is not None:
+        return "tsv" if delimiter == "\t" else "csv"
+    if not texts_only and dialogue_form(head):
+        return "dialogue"
+    return "lines" if is_list(head) else "text"
+
+
+def records(content: Content, form: str, notes: list[str]) -> Iterator[Record]:
+    """Yield the records of a file of this form.
+
+    What there is to tell beside is added to `notes`.
+    """
+    if form == "text":
+        yield from (Record(1, 1, piece) for piece in whole_document(content.pieces()))
+    elif form == "lines":
+        for number, line in enumerate(content.lines(), 1):
+            if line.strip():
+                yield Record(number, number, line)
+    elif form == "dialogue":
+        for number, block in dialogue_blocks(content.lines(), content.head()):
+            yield Record(number, number, block)
+    elif form == "json":
+        yield from _json_records(content)
+    elif form == "jsonl":
+        yield from _json_lines(content)
+    else:
+        yield from _table_records(content, form, notes)
+
+
+# JSON
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    return content if len(content) == len(pairs) else Twice(content)
+
+
+# As a float, a number may have any count of digits.
+_DECODER: Final = json.JSONDecoder(parse_int=float, object_pairs_hook=_object)
+
+
+def _json_form(content: Content, ending: str) -> str:
+    """Tell a file of one value from one with a value a line."""
+    first, second = [*islice(filter(str.strip, content.lines()), 2), "", ""][:2]
+    first, second = first.lstrip(), second.lstrip()
+    if not second:
+        return "jsonl" if ending == ".jsonl" and first[:1] not in "[{" else "json"
+    try:
+        if isinstance(_DECODER.decode(first), (list, dict, str)):
+            return "jsonl"
+    except (ValueError, RecursionError):
+        pass  # the first line may be broken, or a part of a larger value
+    if first[0] in "[{":
+        return "jsonl" if first[0] == second[0] == "{" else "json"
+    return JSON_ENDINGS.get(ending, "json")
+
+
+def _json_lines(content: Content) -> Iterator[Record]:
+    for number, line in enumerate(content.lines(), 1):
+        if not line.strip():
+            continue
+        value: object
+        try:
+            value = _DECODER.decode(line)
+        except json.JSONDecodeError as error:
+            value = Unusable(f"column {error.colno}: {error.msg}")
+        except RecursionError:
+            value = Unusable("it is nested too deeply")
+        yield Record(number, number, value)
+
+
+def _json_records(content: Content) -> Iterator[Record]:
+    """Yield the items of a list, or values one behind another."""
+    text = content.text()
+    try:
+        values = _values(text)
+        first = next(values, None)
+        if first is None:
+            return
+        if is_message(first.value):  # the list is one dialogue
+            rest = [record.value for record in values]
+            yield Record(1, first.line, [first.value, *rest])
+            return
+        yield first
+        yield from values
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{content.name}, line {error.lineno}, column {error.colno}: {error.msg}; if it shall "
+            f"be JSON, it must be {WANTED}, or an object a line; if not, see --format"
+        ) from None
+    except RecursionError:
+        raise DataError(f"{content.name} is nested too deeply; it must be {WANTED}") from None
+
+
+def _values(text: str) -> Iterator[Record]:
+    """Yield values with their lines; ValueError where the text is no JSON."""
+    in_list = text.startswith("[", start := _skip(text, 0))
+    position, line, number, after = start + in_list, 1, 0, 0
+    position = _skip(text, position)
+    closed = in_list and text.startswith("]", position)
+    while not closed and (in_list or number == 0 or position < len(text)):
+        try:
+            value, end = _DECODER.raw_decode(text, position)
+        except StopIteration as stop:
+            raise json.JSONDecodeError("Expecting value", text, stop.value) from None
+        number += 1
+        line += text.count("\n", after, position)
+        after = position
+        yield Record(number, line, _checked(value, in_list))
+        position = _skip(text, end)
+        if in_list:
+            closed = text.startswith("]", position)
+            if not closed:
+                if not text.startswith(",", position):
+                    raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
+                position = _skip(text, position + 1)
+    if closed and (end := _skip(text, position + 1)) < len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+
+
+def _skip(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    return match.end() if match else position
+
+
+def _checked(value: object, in_list: bool) -> object:
+    """Refuse a file that is one text or one number."""
+    if in_list or isinstance(value, dict):
+        return value
+    return Unusable(f"it is no list and no object; the file must be {WANTED}")
+
+
+# CSV
+
+
+def _delimiter(first: str) -> str | None:
+    """Return what divides a line into the names of a known form."""
+    for delimiter in DELIMITERS:
+        names = _names(first, delimiter)
+        if len(names) > 1 and form_of({*names}):
+            return delimiter
+    return None
+
+
+def _names(line: str, delimiter: str) -> list[str]:
+    try:
+        return _lowered(next(csv.reader([line], delimiter=delimiter, strict=True), []))
+    except csv.Error:
+        return []
+
+
+def _lowered(fields: list[str]) -> list[str]:
+    return [field.strip().lower() for field in fields]
+
+
+def _table_records(content: Content, form: str, notes: list[str]) -> Iterator[Record]:
+    first = next(iter(content.lines()), "")
+    delimiter = _delimiter(first) or ("\t" if form == "tsv" else ",")
+    rows = _csv_rows(content, delimiter)
+    ahead = [*islice(rows, _LOOKED_AT)]
+    names = _lowered(ahead[0][2]) if ahead else []
+    known = form_of({*names})
+    if known and len({*names}) < len(names):
+        raise DataError(f"{content.name} has two columns of one name: {', '.join(names)}")
+    if not known and _is_header([fields for _, _, fields in ahead]):
+        notes.append(
+            f"its first record was taken for the names of columns, none of them known "
+            f"({', '.join(names):.80}), and the fields of each other one together for a text; name "
+            f"them {' or '.join(', '.join(form.needs) for form in FORMS.values())} to choose"
+        )
+        del ahead[0]
+    elif known:
+        del ahead[0]
+    for part in (ahead, rows):
+        for number, line, fields in part:
+            if not known:
+                yield Record(number, line, delimiter.join(fields))
+            elif len(fields) != len(names):
+                wrong = Unusable(f"it has {len(fields)} fields, and the header {len(names)}")
+                yield Record(number, line, wrong)
+            else:
+                yield Record(number, line, dict(zip(names, fields, strict=True)))
+
+
+def _csv_rows(content: Content, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:
+    """Yield number, line and fields of each record that is not blank."""
+    line = 1
+    try:
+        reader = csv.reader(content.lines(), delimiter=delimiter, strict=True)
+        for number, fields in enumerate(reader, 1):
+            if fields:
+                yield number, line, [field.replace("\r\n", "\n") for field in fields]
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f"{content.name}, record from line {line} on: {error}; close every quote, double those "
+            f"inside a field, and keep each field within {csv.field_size_limit()} characters"
+        ) from None
+
+
+def _is_header(rows: list[list[str]]) -> bool:
+    """Tell whether the first of these records names columns: words, unlike all others."""
+
+    def of_words(fields: list[str]) -> bool:
+        return len(fields) > 1 and all(_NAME.fullmatch(field.strip()) for field in fields)
+
+    widths = {len(fields) for fields in rows}
+    return (
+        len(rows) > 1
+        and len(widths) == 1
+        and of_words(rows[0])
+        and not any(map(of_words, rows[1:]))
+    )
