@@ -128,9 +128,9 @@ def _json_lines(content: Content) -> Iterator[Record]:
             continue
         value: object
         try:
-            value = _DECODER.decode(line)
+            value = _DECODER.decode(line.rstrip())
         except json.JSONDecodeError as error:
-            value = Unusable(f"column {error.colno}: {error.msg}")
+            value = Unusable(f"column {error.pos + 1}: {error.msg}")
         except RecursionError:
             value = Unusable("it is nested too deeply")
         yield Record(number, number, value)
@@ -173,7 +173,7 @@ def _values(text: str) -> Iterator[Record]:
         number += 1
         line += text.count("\n", after, position)
         after = position
-        yield Record(number, line, _checked(value, in_list))
+        yield Record(number, line, value)
         position = _skip(text, end)
         if in_list:
             closed = text.startswith("]", position)
@@ -188,13 +188,6 @@ def _values(text: str) -> Iterator[Record]:
 def _skip(text: str, position: int) -> int:
     match = _SPACE.match(text, position)
     return match.end() if match else position
-
-
-def _checked(value: object, in_list: bool) -> object:
-    """Refuse a file that is one text or one number."""
-    if in_list or isinstance(value, dict):
-        return value
-    return Unusable(f"it is no list and no object; the file must be {WANTED}")
 
 
 # CSV
@@ -259,9 +252,10 @@ def _csv_rows(content: Content, delimiter: str) -> Iterator[tuple[int, int, list
                 yield number, line, [field.replace("\r\n", "\n") for field in fields]
             line = reader.line_num + 1
     except csv.Error as error:
+        reason = str(error).replace("\t", "tab")
         raise DataError(
-            f"{content.name}, record from line {line} on: {error}; close every quote, double those "
-            f"inside a field, and keep each field within {csv.field_size_limit()} characters"
+            f"{content.name}, record from line {line} on: {reason}; close every quote, double "
+            f"those inside a field, and keep each field within {csv.field_size_limit()} characters"
         ) from None
 
 

@@ -13,6 +13,7 @@ _ANSWER: Final = re.compile(r"(?:^|\s)Assistant:", re.MULTILINE)
 _ONE_LINE: Final = re.compile(r"\s*(?:User|System):.*\sAssistant:")
 
 # A list is told from prose, verse and code by this.
+FEWEST_ENTRIES: Final = 3
 LONGEST_ENTRY: Final = 200  # characters
 SHARE: Final = 0.95  # of the lines that must be alike
 _MARKUP: Final = re.compile(r"(?:[#>|*+-]|\d+[.)])\s|```|---|\t| {4}")
@@ -90,7 +91,7 @@ def is_list(head: str) -> bool:
     entries = [line.strip() for line in lines]
     if any(line.endswith(END) for line in entries):
         return True
-    if len(entries) < 2 or not all(entries) or max(map(len, entries)) > LONGEST_ENTRY:
+    if len(entries) < FEWEST_ENTRIES or not all(entries) or max(map(len, entries)) > LONGEST_ENTRY:
         return False
     if any(map(_MARKUP.match, lines)):
         return False

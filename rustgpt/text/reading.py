@@ -171,7 +171,9 @@ def _nothing(sources: list[Source], files: list[FileReport], left_out: list[str]
     """Say why there is nothing to train on."""
     names = ", ".join(source.name for source in sources[:3])
     more = f" and {len(sources) - 3} more" if len(sources) > 3 else ""
-    why = [f"{file.name}, {reason}" for file in files for reason in file.reasons] + left_out
-    reason = f" ({why[0]})" if why else ""
-    holds = "holds" if len(sources) == 1 else "hold"
+    alone = len(sources) == 1
+    why = [(f"{file.name}, ", reason) for file in files for reason in file.reasons]
+    why += [("", reason) for reason in left_out]
+    reason = f" ({why[0][0] * (not alone)}{why[0][1]})" if why else ""
+    holds = "holds" if alone else "hold"
     return f"{names}{more} {holds} no text, so there is nothing to train on{reason}"

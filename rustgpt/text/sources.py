@@ -27,6 +27,7 @@ _MARKS: Final = {
     codecs.BOM_UTF16_BE: "utf-16",
     codecs.BOM_UTF8: "",
 }
+PIECE: Final = 2**22
 _SAMPLE: Final = 4096  # bytes from which an encoding is guessed
 
 
@@ -66,8 +67,9 @@ def find_sources(paths: Any) -> list[Source]:
         if not isinstance(path, (str, os.PathLike)):
             raise DataError(f"a file must be named by text, not by {type(path).__name__}")
         for source in _find(str(path)):
-            place = "" if source.path is None else os.path.realpath(source.path)
-            found.setdefault(place, source)
+            with readable(source.name):
+                place = "" if source.path is None else os.path.realpath(source.path)
+                found.setdefault(place, source)
     if not found:
         raise DataError("no data to load: name a file or a folder")
     return list(found.values())
@@ -78,6 +80,8 @@ def _find(name: str) -> Iterator[Source]:
         yield Source("standard input", None)
         return
     with readable(repr(name)):
+        if not name.strip():
+            raise DataError(f"cannot read {name!r}: name a file or a folder")
         path = Path(name)
         if path.is_dir():
             files = sorted(_files_below(path))
@@ -87,7 +91,7 @@ def _find(name: str) -> Iterator[Source]:
         elif glob.has_magic(name) and not path.exists():
             matches = sorted(glob.glob(name, recursive=True))
             if not matches:
-                raise DataError(f"no file matches {name!r}")
+                raise DataError(f"cannot read {name!r}: there is no such file, and no match for it")
             for match in matches:
                 yield from _find(match)
         else:
@@ -155,13 +159,13 @@ class Content:
         # Not a loop: its variables would keep the line, which may be as large as the file.
         yield from map(_decode, self._file, count(1), repeat(self.name))
 
-    def pieces(self, size: int = 2**22) -> Iterator[str]:
-        """Yield all of it in pieces of whole lines, each of so many characters or a few more."""
+    def pieces(self) -> Iterator[str]:
+        """Yield all of it in pieces of whole lines, each of `PIECE` characters or a few more."""
         lines, length = [], 0
         for line in self.lines():
             lines.append(line)
             length += len(line)
-            if length >= size:
+            if length >= PIECE:
                 del line  # it may be as large as the file
                 piece = "".join(lines)
                 lines, length = [], 0

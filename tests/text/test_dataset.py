@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rustgpt.errors import ConfigError, DataError
-from rustgpt.text.dataset import Dataset, chat_prompt, load_texts, split_chat
+from rustgpt.text.dataset import Dataset, split_chat
 
 
 @pytest.fixture
@@ -20,6 +20,11 @@ def save(tmp_path):
         return path
 
     return write
+
+
+def load_texts(path):
+    """Read a file as texts."""
+    return Dataset.load(pretraining=path).pretraining_data
 
 
 # --- what is read --------------------------------------------------------------------------------
@@ -33,7 +38,7 @@ GOOD = [
     ("a.json", '["sun</s>", "sun </s>  "]', ["sun</s>", "sun </s>"]),
     ("a.csv", "The sun rises </s>\nThe moon\n", ["The sun rises </s>", "The moon </s>"]),
     ("a.csv", '"Yes, it is",a,b\n\nno\n', ["Yes, it is,a,b </s>", "no </s>"]),
-    ("a.CSV", '\ufeff"say ""hi"""\r\n"two\r\nlines"\r\n', ['say "hi" </s>', "two\r\nlines </s>"]),
+    ("a.CSV", '\ufeff"say ""hi"""\r\n"two\r\nlines"\r\n', ['say "hi" </s>', "two\nlines </s>"]),
     (
         "a.csv",
         "one\ntwo,three\nfour,five,six",
@@ -41,10 +46,21 @@ GOOD = [
     ),
     ("a.csv", "山,水\u2028x\n", ["山,水\u2028x </s>"]),
     ("a.txt", "The sun </s>\n\n  \nThe moon", ["The sun </s>", "The moon </s>"]),
-    ("a.txt", "\ufeffsun\r\nmoon\r\n\r\n", ["sun </s>", "moon </s>"]),
+    ("a.txt", "\ufeffsun\r\nmoon\r\nstar\r\n\r\n", ["sun </s>", "moon </s>", "star </s>"]),
+    ("a.txt", "\ufeffsun,\r\nmoon\r\n\r\n", ["sun,\nmoon </s>"]),
     ("a.txt", "a\u2028b\x0bc\x0cd\x85e\rf\n", ["a\u2028b\x0bc\x0cd\x85e\rf </s>"]),
-    ("data", "  sun \nmoon", ["sun </s>", "moon </s>"]),
-    ("a.text", '["not JSON"]', ['["not JSON"] </s>']),
+    ("data", "  sun \nmoon", ["sun \nmoon </s>"]),
+    ("a.text", '["JSON"]', ["JSON </s>"]),
+    ("a.json", '"sun"', ["sun </s>"]),
+    ("a.json", '["sun", null, 5, true, ["a"], {"a": 1}, "a\\ud800b"]', ["sun </s>"]),
+    ("a.csv", "sun,moon\nstar,sky", ["sun,moon </s>", "star,sky </s>"]),
+    ("a.csv", 'id,saying\n1,"Moles dig."', ["1,Moles dig. </s>"]),
+    ("a.tsv", "sun\tmoon", ["sun\tmoon </s>"]),
+    ("a.json", '["sun"]'.encode("utf-16"), ["sun </s>"]),
+    ("a.csv", "sun".encode("utf-32"), ["sun </s>"]),
+    ("a.txt", b"\xfe\xff\x00s\x00u", ["su </s>"]),
+    ("a.txt", "User: a guide, no dialogue", ["User: a guide, no dialogue </s>"]),
+    ("a.json", '["User: Hi! Assistant: Ho!"]', ["User: Hi! Assistant: Ho! </s>"]),
 ]
 
 
@@ -56,7 +72,7 @@ def test_load_texts(save, name, content, texts):
 
 def test_load_takes_one_file_or_both(save):
     facts, chat = save("facts.txt", "sun"), save("chat.json", '["moon"]')
-    assert Dataset.load(facts, chat) == Dataset(["sun </s>"], ["moon </s>"])
+    assert Dataset.load(pretraining=facts, chat=chat) == Dataset(["sun </s>"], ["moon </s>"])
     assert Dataset.load(pretraining=facts) == Dataset(["sun </s>"], [])
     assert Dataset.load(chat=chat) == Dataset([], ["moon </s>"])
     with pytest.raises(DataError, match="no data to load"):
@@ -107,9 +123,6 @@ BAD = [
     ("a.txt", " \r\n\t\n\u3000\n".encode(), "nothing to train on"),
     ("a.csv", b"\n \n\t\n", "nothing to train on"),
     ("a.json", b" \n ", "line 2, column 2: Expecting value"),
-    ("a.json", '["sun"]'.encode("utf-16"), "is in UTF-16; save it as UTF-8"),
-    ("a.csv", "sun".encode("utf-16"), "is in UTF-16; save it as UTF-8"),
-    ("a.txt", b"\xfe\xff\x00s", "is in UTF-16; save it as UTF-8"),
     ("a.txt", "sun".encode("utf-16-le"), "line 1, column 2: a NUL byte"),
     ("a.json", b'["sun",\n"\xff"]', "line 2, column 2: byte 0xFF is not UTF-8"),
     ("a.csv", "sun\n山,\xff".encode("latin-1", "replace"), "line 2, column 3: byte 0xFF"),
@@ -127,23 +140,30 @@ BAD = [
     ("a.json", b'["sun"] x', "line 1, column 9: Extra data"),
     ("a.json", b'["s\nun"]', "line 1, column 4: Invalid control character"),
     ("a.json", b'["sun"]["moon"]', "Extra data"),
-    ("a.json", b'{"a": "sun", "a": "moon"}', "is an object; it must be a list of strings"),
-    ("a.json", b'"sun"', "is a single text; it must be a list of strings"),
-    ("a.json", b"null", "is null; it must be"),
-    ("a.json", b"NaN", "is a number; it must be"),
-    ("a.json", b"9" * 5_000, "is a number; it must be"),
     ("a.json", b"[]", "nothing to train on"),
     ("a.json", b'["", " \\n", "</s>"]', "nothing to train on"),
-    ("a.json", b'["sun", ' + b"9" * 5_000 + b"]", "line 1: item 1 is a number; it must be text"),
-    ("a.json", b'["sun",\n"a, [b",\n\nNaN]', "line 4: item 2 is a number"),
-    ("a.json", b'\n[\n-1e999,\n"sun"]', "line 3: item 0 is a number"),
-    ("a.json", b'["sun",\n["a",\n"b"],\n{"a":1,"a":2}]', "line 2: item 1 is a list"),
-    ("a.json", b'[\n"sun" ,\n{"a":\n1,"a":2}]', "line 3: item 1 is an object"),
-    ("a.json", b'["sun",\nnull]', "line 2: item 1 is null"),
-    ("a.json", b'["sun", true]', "line 1: item 1 is true or false"),
-    ("a.json", b'["sun",\n"a\\ud800b"]', "line 2: item 1 is text with half of a character"),
-    ("a.json", b'["\\udc00\\ud800"]', "line 1: item 0 is text with half of a character"),
+    ("a.json", b"null", "row 1: it is null, not text"),
+    ("a.json", b"NaN", "row 1: it is a number, not text"),
+    ("a.json", b"9" * 5_000, "row 1: it is a number, not text"),
+    ("a.json", b"[\n5]", "row 1 (line 2): it is a number, not text"),
+    ("a.json", b'["\\udc00\\ud800"]', "row 1: it is text with half of a character"),
+    ("a.json", b'{"a": "sun", "a": "moon"}', "row 1: a key stands twice in it"),
+    ("a.json", b'{"b": "sun"}', "row 1: its keys are 'b', but must be {messages} or "),
+    (
+        "a.json",
+        b'{"answer": "sun"}',
+        "row 1: its keys are 'answer', but must be {question, answer}",
+    ),
+    ("a.json", b'[{"text": "sun"}, {"text": ]', "line 1, column 28: Expecting value"),
+    ("a.jsonl", b'{"text": "sun"\n{"text": 5}', "row 1: column 15: Expecting ',' delimiter"),
+    ("a.jsonl", b'{"text": 5}\n' + b"[" * 100_000, "row 1: 'text' is a number, not text"),
+    # encodings
+    ("a.txt", b"\xff\xfea", "is in UTF-16 and damaged"),
+    ("a.txt", "caf\xe9s au lait".encode("latin-1"), "iconv -f WINDOWS-1252 -t UTF-8"),
+    ("a.txt", "夜里猫头鹰".encode("gb18030"), "iconv -f GB18030 -t UTF-8"),
     # CSV
+    ("a.csv", b"question,answer,question\nq,a,q", "has two columns of one name"),
+    ("a.csv", b"question,answer\nq", "row 2: it has 1 fields, and the header 2"),
     ("a.csv", b'sun\nmoon\n"star\nsky\n', "record from line 3 on: unexpected end of data"),
     ("a.csv", b'sun\n"a"b\n', "record from line 2 on: "),
     ("a.csv", b"sun\n" + b"x" * 131_073, "record from line 2 on: field larger than field limit"),
@@ -189,9 +209,9 @@ def test_missing_file(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["folder.json", "folder.csv", "folder"])
-def test_folder(tmp_path, name):
+def test_an_empty_folder(tmp_path, name):
     (tmp_path / name).mkdir()
-    with pytest.raises(DataError, match="cannot read "):
+    with pytest.raises(DataError, match="holds no file to read"):
         load_texts(tmp_path / name)
 
 
@@ -229,7 +249,7 @@ def test_strange_names_are_shown_harmlessly(path):
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("path", [None, 3, b"a.txt", 1.5, []])
+@pytest.mark.parametrize("path", [3, b"a.txt", 1.5, [None], [[]], True])
 def test_what_is_no_name(path):
     with pytest.raises(DataError, match="a file must be named by text, not by"):
         load_texts(path)
@@ -258,38 +278,3 @@ def check_any(path: Path, content: bytes) -> None:
     assert texts
     assert all(text.endswith("</s>") for text in texts)
     assert all(text.encode() for text in texts)  # no half of a character
-
-
-# --- dialogues -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("User: Hi! Assistant: Hello! </s>", ("Hi!", "Hello!")),
-        ("User: Hi! Assistant: Hello!", ("Hi!", "Hello!")),
-        (" User: a b  Assistant:  c d  </s>\n", ("a b", "c d")),
-        ("User: 山？ Assistant: 山。 </s>", ("山？", "山。")),
-        ("User: a Assistant: b User: c Assistant: d </s>", ("a", "b User: c Assistant: d")),
-    ],
-)
-def test_split_chat(text, expected):
-    assert split_chat(text) == expected
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", "The sun </s>", "User: Hi!", "Assistant: Hello!", "user: Hi! assistant: Hello!"),
-        *("User: Assistant: Hello!", "User: Hi! Assistant: </s>", "User: Hi!\nAssistant: x"),
-        *("Hi! Assistant: Hello!", "\n" * 1000 + "x"),
-    ],
-)
-def test_split_chat_refuses_other_text(text):
-    with pytest.raises(DataError, match=r"^a dialogue must be [^\n]{1,150}$"):
-        split_chat(text)
-
-
-def test_chat_prompt_is_the_beginning_of_a_dialogue():
-    assert chat_prompt("Hi!") == "User: Hi! Assistant:"
-    assert split_chat(chat_prompt("山？") + " 山。 </s>") == ("山？", "山。")
