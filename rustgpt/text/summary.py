@@ -87,11 +87,10 @@ class Summary:
                 f"{self.context:,} tokens and will be cut: a larger --max-seq-len keeps them whole"
             )
         if dialogues.masked:
-            which = "in no dialogue" if dialogues.masked == dialogues.rows else "not"
             found.append(
-                f"{dialogues.masked:,} of {dialogues.rows:,} dialogues have no answer within the "
-                f"context of {self.context:,} tokens, so {which} all of the loss counts: a larger "
-                "--max-seq-len takes them in"
+                f"in {dialogues.masked:,} of {dialogues.rows:,} dialogues the answer begins behind "
+                f"the context of {self.context:,} tokens: all labels within it are masked, and the "
+                "model does not see the question of what it learns; a larger --max-seq-len helps"
             )
         return found
 

@@ -1,0 +1,95 @@
+"""What data are to a tokenizer and a context."""
+
+import pytest
+
+from rustgpt.text.dataset import Dataset, tokenizer_for
+from rustgpt.text.summary import examples, summarize
+
+NAMES = ["anneke", "bjarne", "cosima"]
+CHATS = [
+    "User: What do moles dig? Assistant: Tunnels, mostly. </s>",
+    "System: Be brief. User: Is tar sticky? Assistant: Yes. </s> "
+    "User: And glass? Assistant: No. </s>",
+]
+
+
+def summary_of(texts, chats, context=80, **more):
+    data = Dataset([f"{text} </s>" for text in texts], chats)
+    return summarize(data, tokenizer_for(data), context, **more)
+
+
+def test_counts():
+    found = summary_of(["Moles dig.", "山水"], CHATS)
+    assert (found.texts.rows, found.dialogues.rows) == (2, 2)
+    assert found.texts.tokens == 4 + 3  # with the end token
+    assert found.bytes == 10 + 6 + sum(len(text) - 5 for text in CHATS)
+    assert found.tokens_per_byte == found.tokens / found.bytes
+    assert (found.longest, found.spelled, found.texts.cut) == (26, 0, 0)
+    assert found.whole
+
+
+def test_pieces_of_unknown_words_are_counted():
+    data = Dataset(["Moles dig. </s>"], [])
+    others = Dataset(["Voles dig! </s>"], [])
+    found = summarize(others, tokenizer_for(data), 80)
+    tokens = tokenizer_for(data).tokens("Voles dig!")
+    assert found.spelled == sum(token[:2] in ("##", "<0") for token in tokens) > 0
+
+
+def test_a_text_of_single_tokens_is_warned_of():
+    assert "each text is a single token" in summary_of(NAMES, []).warnings()[0]
+    assert not any("single" in text for text in summary_of([*NAMES, "Moles dig."], []).warnings())
+
+
+def test_small_data_are_warned_of():
+    assert any("too few to learn" in text for text in summary_of(["Moles dig."], []).warnings())
+    assert summary_of(["Moles dig. " * 400], []).warnings() == []
+    beginning = summary_of(["Moles dig."] * 3, [], most_bytes=15)
+    assert not beginning.whole
+    assert beginning.texts.rows == 2
+    assert beginning.warnings() == []
+
+
+def test_dialogues_that_do_not_fit_are_warned_of():
+    found = summary_of([], CHATS * 40, context=20)
+    assert (found.dialogues.cut, found.dialogues.masked) == (40, 0)
+    assert found.warnings() == [
+        "40 of 80 dialogues are longer than the context of 20 tokens and will be cut: a larger "
+        "--max-seq-len keeps them whole"
+    ]
+    assert summary_of([], CHATS, context=25).dialogues.cut == 0
+    assert summary_of([], CHATS, context=24).dialogues.cut == 1
+
+
+def test_dialogues_without_a_counted_token_are_warned_of():
+    found = summary_of([], CHATS * 40, context=7)
+    assert found.dialogues.masked == 80
+    assert "in 80 of 80 dialogues the answer begins behind the context" in found.warnings()[1]
+    assert summary_of([], CHATS, context=9).dialogues.masked == 1
+    assert summary_of([], CHATS, context=7, loss_on="all").dialogues.masked == 0
+
+
+def test_examples_are_marked_where_the_loss_counts():
+    data = Dataset(["Moles dig. </s>", "Tar </s>"], CHATS)
+    tokenizer = tokenizer_for(data)
+    assert examples(data, tokenizer, 80, 1) == [
+        [("Moles", False), (" dig.</s>", True)],
+        [("User: What do moles dig? Assistant:", False), (" Tunnels, mostly.</s>", True)],
+    ]
+    both = examples(data, tokenizer, 80, 2)
+    assert [counts for _, counts in both[3]] == [False, True, False, True]
+    assert examples(data, tokenizer, 80, 0) == []
+    short = examples(data, tokenizer, 2, 1)
+    assert short[0] == [("Moles", False), (" dig.", True)]
+    assert examples(data, tokenizer, 80, 1, "all")[1][0] == ("User", False)
+
+
+@pytest.mark.parametrize("context", [1, 5])
+def test_nothing_is_lost_by_the_marks(context):
+    data = Dataset(["Moles dig, don't they? </s>"], CHATS)
+    tokenizer = tokenizer_for(data)
+    for example, row in zip(
+        examples(data, tokenizer, context, 1), data.pretraining_rows(tokenizer), strict=False
+    ):
+        whole = tokenizer.decode(row.ids[: context + 1].tolist(), False)
+        assert "".join(text for text, _ in example) == whole
