@@ -9,7 +9,7 @@ import argparse
 import time
 
 import rustgpt
-from rustgpt.text.dataset import split_chat
+from rustgpt.text.dialogue import split_chat
 
 
 def wrong_answers(model: rustgpt.LLM, dialogues: list[str]) -> list[str]:

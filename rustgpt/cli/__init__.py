@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Final, NamedTuple, NoReturn
 
 from rustgpt import __version__
-from rustgpt.cli import bench, chat, generate, info, job, train
+from rustgpt.cli import bench, chat, data, generate, info, job, train
 from rustgpt.cli.options import likely_flags
 from rustgpt.cli.terminal import complain, is_terminal, note, say
 from rustgpt.errors import ConfigError, RustGPTError
@@ -33,8 +33,17 @@ COMMANDS: Final = {
     "train": Command(
         train,
         "Train on the bundled data or on your own, and save the model.",
-        "[options]",
-        ("rustgpt train --pretrain facts.json --chat chat.json --n-layers 2 --out my-model",),
+        "[PATH...] [options]",
+        (
+            "rustgpt train notes/ questions.jsonl --out my-model",
+            "rustgpt train --pretrain facts.json --chat chat.json --n-layers 2 --out my-model",
+        ),
+    ),
+    "data": Command(
+        data,
+        "Show what a training would read, and what not.",
+        "[PATH...] [options]",
+        ("rustgpt data notes/ questions.jsonl", "cat notes.md | rustgpt data - --json"),
     ),
     "chat": Command(
         chat,
@@ -107,7 +116,10 @@ def _run(argv: list[str]) -> int:
     name = argv[0] if argv and argv[0] in COMMANDS else ""
     command = COMMANDS.get(name, JOB)
     parser = _parser(name, command)
-    args, unknown = parser.parse_known_args(argv[1:] if name else argv)
+    # Paths may stand between the options too.
+    mixed = command.arguments.startswith("[PATH")
+    parse = parser.parse_known_intermixed_args if mixed else parser.parse_known_args
+    args, unknown = parse(argv[1:] if name else argv)
     if unknown and not name:
         for word in COMMANDS.keys() & unknown:
             parser.error(f"the command comes first: rustgpt {word} [options]")

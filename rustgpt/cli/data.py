@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from rustgpt.cli.options import path, within
+from rustgpt.cli.options import add_number, path
 from rustgpt.cli.terminal import say
 from rustgpt.config import ModelConfig
 from rustgpt.errors import ConfigError
@@ -73,20 +73,10 @@ def read_data(args: argparse.Namespace) -> Dataset:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `rustgpt data`."""
     add_data(parser)
-    parser.add_argument(
-        "--max-seq-len",
-        type=within(1, 10**6),
-        default=ModelConfig.max_seq_len,
-        metavar="N",
-        help="the context in tokens; what is longer is cut (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--examples",
-        type=within(0, 1000),
-        default=3,
-        metavar="N",
-        help="show so many texts and so many dialogues (default: %(default)s)",
-    )
+    text = "the context in tokens; what is longer is cut (default: %(default)s)"
+    add_number(parser, "--max-seq-len", (1, 10**6), text, ModelConfig.max_seq_len)
+    text = "show so many texts and so many dialogues (default: %(default)s)"
+    add_number(parser, "--examples", (0, 1000), text, 3)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 

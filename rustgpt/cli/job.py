@@ -18,7 +18,7 @@ OF_THE_CHAT: Final = {"out", "temperature", "max_new_tokens", "debug"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the whole job."""
     add_sampling(parser, seed=False)
-    train.add_arguments(parser)
+    train.add_arguments(parser, positional=False)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 from rustgpt.cli.chat import DEFAULT_MODEL
 from rustgpt.cli.checks import check_memory, check_space, own_folder
+from rustgpt.cli.data import add_data, read_data, short_report
 from rustgpt.cli.interrupts import Interrupts
 from rustgpt.cli.keeper import Keeper
 from rustgpt.cli.options import LONGEST_TIME, add_number, add_path, duration
 from rustgpt.cli.settings import add_settings, read_settings
 from rustgpt.cli.terminal import note, progress, say
-from rustgpt.errors import ConfigError, DataError, TrainingError
+from rustgpt.errors import DataError, TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,23 +22,19 @@ if TYPE_CHECKING:
     from rustgpt.config import TrainConfig
     from rustgpt.llm import LLM
     from rustgpt.text.dataset import Dataset
+    from rustgpt.text.tokenizer import Tokenizer
     from rustgpt.trainer import Trainer
     from rustgpt.training_state import Step
 
 SAVE_EVERY: Final = 300.0  # seconds
-LANGUAGES: Final = ("en", "zh", "all")
+LOOKED_AT: Final = 2**22  # bytes of text of which the report tells
 QUESTION: Final = "How do mountains form?"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `rustgpt train`."""
-    group = parser.add_argument_group("data and model")
-    group.add_argument(
-        "--language", choices=LANGUAGES, help="which of the bundled data to learn (default: all)"
-    )
-    for flag, what in (("--pretrain", "statements"), ("--chat", "dialogues")):
-        text = f"your own {what} instead: .json (a list of texts), .csv or plain text"
-        add_path(group, flag, "FILE", text)
+def add_arguments(parser: argparse.ArgumentParser, positional: bool = True) -> None:
+    """Add the arguments of `rustgpt train`; `positional` if data may be named without a flag."""
+    add_data(parser.add_argument_group("data"), positional)
+    group = parser.add_argument_group("model")
     text = "the folder for the model (default: %(default)s)"
     add_path(group, "--out", "DIR", text, DEFAULT_MODEL)
     group.add_argument(
@@ -63,14 +60,15 @@ def trained(args: argparse.Namespace) -> tuple[LLM, int]:
     """Return the model, trained and saved, and the exit status."""
     model_config, train_config = read_settings(args)
     with own_folder(args.out, args.overwrite) as folder:
-        dataset = _read_data(args)
-        question = _example(dataset.chat_training_data, args.chat)
+        dataset = read_data(args)
+        question = _example(dataset, args.chat)
 
         from rustgpt.llm import LLM
-        from rustgpt.text.tokenizer import WordTokenizer
+        from rustgpt.text.dataset import tokenizer_for
         from rustgpt.trainer import Trainer
 
-        tokenizer = WordTokenizer.train([*dataset.pretraining_data, *dataset.chat_training_data])
+        tokenizer = tokenizer_for(dataset)
+        _report(dataset, tokenizer, model_config.max_seq_len)
         check_memory(model_config, tokenizer.vocab_size)
         model = LLM(model_config, tokenizer)
         check_space(args.out, model.parameters.nbytes + len(tokenizer.to_json().encode()))
@@ -89,35 +87,29 @@ def trained(args: argparse.Namespace) -> tuple[LLM, int]:
     return model, 0
 
 
-def _read_data(args: argparse.Namespace) -> Dataset:
-    from rustgpt.text.dataset import Dataset
+def _report(dataset: Dataset, tokenizer: Tokenizer, context: int) -> None:
+    """Tell what was read of one's own data, and warn of what cannot work."""
+    from rustgpt.text.summary import summarize
 
-    if args.pretrain is None and args.chat is None:
-        return Dataset.bundled(args.language or "all")
-    if args.language:
-        raise ConfigError(
-            "--language chooses among the bundled data: leave it out with --pretrain and --chat"
-        )
-    return Dataset.load(args.pretrain, args.chat)
+    if not dataset.is_bundled:
+        summary = summarize(dataset, tokenizer, context, most_bytes=LOOKED_AT)
+        for line in short_report(dataset, summary):
+            note(f"rustgpt: {line}")
 
 
-def _example(dialogues: Sequence[str], file: str | None) -> str:
+def _example(dataset: Dataset, files: Sequence[str] | None) -> str:
     """Return a question to show what the model has learned; "" if there are no dialogues."""
-    from rustgpt.text.dataset import split_chat
-
-    questions = []
-    wrong: DataError | None = None
-    for text in dialogues:
-        try:
-            questions.append(split_chat(text)[0])
-        except DataError as error:
-            wrong = wrong or error
-    if dialogues and not questions:
-        raise DataError(f"{file!r} holds no dialogue: {wrong}")
-    if len(questions) < len(dialogues):
+    questions = [dialogue.question for dialogue in dataset.dialogues if dialogue]
+    others = len(dataset.dialogues) - len(questions)
+    if files and not questions:
+        raise DataError(
+            f"{', '.join(map(repr, files))} holds no dialogue: one must be "
+            "'User: ... Assistant: ...', or an object with question and answer"
+        )
+    if others:
         note(
-            f"rustgpt: {len(dialogues) - len(questions)} of {len(dialogues)} texts for the chat "
-            "are not of the form 'User: ... Assistant: ...'; they are learned as they are"
+            f"rustgpt: {others} of {len(dataset.dialogues)} texts for the chat are not of the form "
+            "'User: ... Assistant: ...'; they are learned as they are"
         )
     return QUESTION if QUESTION in questions else next(iter(questions), "")
 
@@ -142,7 +134,7 @@ def _show(model: LLM, question: str, dataset: Dataset) -> None:
         if question:
             prompt, answer = question, model.chat().send(question)
         else:
-            ids = model.tokenizer.encode(dataset.pretraining_data[0], allow_special=True)
+            ids = model.tokenizer.encode(dataset.pretraining_data[0][:1000], allow_special=True)
             words = takewhile(lambda i: i != model.tokenizer.end_id, ids)
             prompt = model.tokenizer.decode([*islice(words, 3)])
             answer = model.generate(prompt)

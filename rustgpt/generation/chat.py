@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from rustgpt.errors import DataError, TokenizerError
-from rustgpt.text.dataset import chat_prompt
+from rustgpt.text.dialogue import chat_prompt
 from rustgpt.text.tokenizer import Tokenizer
 
 

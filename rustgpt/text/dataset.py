@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
 
 from rustgpt.errors import ConfigError, DataError
-from rustgpt.text.dialogue import Dialogue, chat_prompt, encode_dialogue, split_chat
+from rustgpt.text.dialogue import Dialogue, encode_dialogue
 from rustgpt.text.reading import AUTO, Report, read
 from rustgpt.text.records import Kind
 from rustgpt.text.rows import Row
 from rustgpt.text.sources import StrPath
 from rustgpt.text.tokenizer import Tokenizer, WordTokenizer
-
-__all__ = ["Dataset", "chat_prompt", "split_chat", "tokenizer_for"]
 
 Paths = StrPath | Iterable[StrPath]
 
@@ -39,12 +37,15 @@ class Dataset:
         `chat_training_data` where it is not given.
     report : Report, optional
         What was read of which file, and what was not.
+    is_bundled : bool
+        Whether they are the data that come with rustgpt.
     """
 
     pretraining_data: list[str]
     chat_training_data: list[str]
     dialogues: list[Dialogue | None] = field(default_factory=list, compare=False, repr=False)
     report: Report | None = field(default=None, compare=False, repr=False)
+    is_bundled: bool = field(default=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.dialogues:
@@ -131,10 +132,11 @@ class Dataset:
         if not folder.is_dir():  # not installed but a checkout
             folder = package.parent / "data"
         endings = BUNDLED[language]
-        return cls.load(
+        data = cls.load(
             pretraining=[folder / f"pretraining_data{ending}.json" for ending in endings],
             chat=[folder / f"chat_training_data{ending}.json" for ending in endings],
         )
+        return replace(data, is_bundled=True)
 
     def pretraining_rows(self, tokenizer: Tokenizer) -> Iterator[Row]:
         """Yield the statements and documents as token ids."""

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rustgpt.errors import ConfigError, DataError
-from rustgpt.text.dataset import Dataset, split_chat
+from rustgpt.text.dataset import Dataset
+from rustgpt.text.dialogue import split_chat
 
 
 @pytest.fixture
