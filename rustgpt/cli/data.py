@@ -44,8 +44,9 @@ def add_data(group: argparse._ActionsContainer, positional: bool = True) -> None
     group.add_argument(
         "--format",
         choices=FORMATS,
-        help="the form of your files (text is a whole document), or of the records in them, where "
-        "their content shall not decide (default: auto)",
+        metavar="FORM",
+        help="the form of your files, or of the records in them, where their content shall not "
+        f"decide: {', '.join(FORMATS[1:])}; text is a whole document (default: {FORMATS[0]})",
     )
     group.add_argument(
         "--language",
@@ -183,11 +184,9 @@ def marked(example: list[Segment]) -> str:
 def _facts(
     dataset: Dataset, tokenizer: Tokenizer, summary: Summary, shown: list[list[Segment]]
 ) -> dict[str, Any]:
-    from dataclasses import asdict
-
     report = dataset.report
     return {
-        "files": [asdict(file) for file in report.files] if report else [],
+        "files": [vars(file) for file in report.files] if report else [],
         "left_out": report.left_out if report else [],
         "tokenizer": type(tokenizer).__name__,
         "vocabulary": tokenizer.vocab_size,

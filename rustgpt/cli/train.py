@@ -68,11 +68,11 @@ def trained(args: argparse.Namespace) -> tuple[LLM, int]:
         from rustgpt.trainer import Trainer
 
         tokenizer = tokenizer_for(dataset)
-        _report(dataset, tokenizer, model_config.max_seq_len)
         check_memory(model_config, tokenizer.vocab_size)
         model = LLM(model_config, tokenizer)
         check_space(args.out, model.parameters.nbytes + len(tokenizer.to_json().encode()))
         trainer = Trainer(model, train_config)
+        _report(dataset, tokenizer, model.max_seq_len)
         _describe(model, dataset, train_config)
         say("\n=== BEFORE TRAINING ===")
         _show(model, question, dataset)

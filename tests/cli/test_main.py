@@ -55,7 +55,6 @@ def test_help_is_quick_for_it_loads_no_arrays(tmp_path):
         (["--fly"], ["--fly"]),
         (["--n-lay", "2"], ["'--n-lay'"]),  # no abbreviations: they would break with new flags
         (["--n-layers", "2", "train"], ["rustgpt train [options]"]),
-        (["train", "more"], ["'more'", "rustgpt train --help"]),
         (["chat", "a", "b"], ["b"]),
         (["generate"], ["MODEL, TEXT"]),
         (["generate", "model"], ["TEXT"]),

@@ -13,7 +13,7 @@ import rustgpt.stepper
 from rustgpt.cli import train
 from rustgpt.text.dataset import Dataset
 
-from .conftest import DIALOGUES, STATEMENTS, one_line, replaced, start
+from .conftest import DIALOGUES, SMALL, STATEMENTS, one_line, replaced, start
 
 
 def test_the_whole_job(process, small, tmp_path):
@@ -116,8 +116,8 @@ def test_bfloat16_where_it_cannot_be_stops_before_any_work(process, small, tmp_p
 
 
 def test_the_bundled_question_is_there():
-    assert train._example(Dataset.bundled("all").chat_training_data, None) == train.QUESTION
-    assert train._example(Dataset.bundled("zh").chat_training_data, None)
+    assert train._example(Dataset.bundled("all"), None) == train.QUESTION
+    assert train._example(Dataset.bundled("zh"), None)
 
 
 GOOD = json.dumps(STATEMENTS).encode()
@@ -130,7 +130,7 @@ BAD = {
     "digits": b"[" + b"9" * 5000 + b"]",
     "nan": b"[NaN]",
     "object": b'{"a": 1}',
-    "number": b'["a", 1]',
+    "number": b"[1, 2]",
     "surrogate": rb'["\ud800"]',
     "no-texts": b"[]",
     "blank": b'[" ", "</s>"]',
@@ -146,7 +146,7 @@ def test_bad_data(inside, small, tmp_path, flag, case):
     assert not (tmp_path / "rustgpt-model").exists()
 
 
-@pytest.mark.parametrize("name", ["none.json", ".", "x" * 300, "facts.json/none", "a\nb"])
+@pytest.mark.parametrize("name", ["none.json", "x" * 300, "facts.json/none", "a\nb"])
 def test_data_that_cannot_be_read(inside, small, name):
     one_line(inside("train", *replaced(small, "--pretrain", name)), 1, "cannot read")
 
@@ -399,7 +399,58 @@ def test_a_first_text_of_one_word_is_shown_as_it_is(inside, tmp_path):
     assert done.out.count("Input: emma\nOutput: ") == 2
 
 
-@pytest.mark.parametrize("flag", ["--pretrain", "--chat", "--out", "--config"])
+@pytest.mark.parametrize("flag", ["--out", "--config"])
 def test_a_file_given_twice_is_refused(inside, small, flag):
-    flags = ("--pretrain", "facts.json", flag, "a", flag, "b")[2 if flag == "--pretrain" else 0 :]
-    one_line(inside("train", *flags), 2, f"{flag}: may be given once only")
+    one_line(inside("train", flag, "a", flag, "b"), 2, f"{flag}: may be given once only")
+
+
+# Data of one's own
+
+
+def test_paths_of_every_kind(process, tmp_path):
+    (tmp_path / "notes" / "deep").mkdir(parents=True)
+    (tmp_path / "notes" / "tar.md").write_text("# Tar\n\nTar is sticky,\nas all know.\n")
+    (tmp_path / "notes" / "deep" / "bees.jsonl").write_text(
+        '{"question": "Is tar sticky?", "answer": "Yes.", "source": null}\n'
+        '{"question": "Is glass soft?", "answer": null}\n'
+    )
+    (tmp_path / "more.csv").write_text("question,answer\nWho are you?,A model.\n")
+    settings = (*SMALL, "--pretrain-epochs", "1", "--tune-epochs", "1")
+    done = process("train", "notes", "--out", "a", *settings, "mo*.csv", "-", stdin=b"From a pipe.")
+    assert done.status == 0
+    assert "Texts: 2 for pre-training, 2 for instruction tuning" in done.out
+    lines = done.err.splitlines()
+    assert lines[0].startswith("rustgpt: 4 files, 2 texts, 2 dialogues; 43 tokens, ")
+    assert lines[1:5] == [
+        "rustgpt: 'notes/deep/bees.jsonl': JSON lines, 1 dialogue",
+        "rustgpt:   cannot be used: 1 row",
+        "rustgpt:     row 2: 'answer' is null, not text",
+        "rustgpt:   ignored keys: 'source' (1)",
+    ]
+    assert lines[5].startswith("rustgpt: warning: the data are 43 tokens, too few")
+    assert rustgpt.LLM.load(tmp_path / "a").config.embedding_dim == 16
+
+
+def test_names_are_lines_and_warned_of(inside, tmp_path):
+    (tmp_path / "names.txt").write_text("emma\nolivia\nava\n")
+    settings = (*SMALL, "--pretrain-epochs", "1")
+    done = inside("train", "names.txt", *settings)
+    assert done.status == 0
+    assert "warning: each text is a single token" in done.err
+    whole = inside("train", "names.txt", "--format", "text", "--overwrite", *settings)
+    assert "1 file, 1 text, 0 dialogues" in whole.err
+    assert "single token" not in whole.err
+
+
+def test_several_files_to_a_flag(inside, small):
+    flags = (*small[4:], "--pretrain", "facts.json", "chat.json", "--chat", "chat.json")
+    done = inside("train", *flags)
+    assert "Texts: 5 for pre-training, 2 for instruction tuning" in done.out
+
+
+def test_wrong_data_flags(inside, small):
+    one_line(inside("train", "--format", "xml", "facts.json"), 2, "--format", "jsonl")
+    one_line(inside("train", "--format", "csv"), 2, "--format is for data of your own")
+    one_line(inside("train", "facts.json", "--language", "en"), 2, "--language")
+    one_line(inside("facts.json"), 2, "there is no command 'facts.json'")
+    one_line(inside("train", "facts.json", "--wrong", "x"), 2, "--wrong")
