@@ -138,6 +138,12 @@ class Dataset:
         )
         return replace(data, is_bundled=True)
 
+    @property
+    def tuning_data(self) -> list[Dialogue | str]:
+        """The dialogues, and as they are the texts for the chat that are none."""
+        both = zip(self.dialogues, self.chat_training_data, strict=True)
+        return [dialogue or text for dialogue, text in both]
+
     def pretraining_rows(self, tokenizer: Tokenizer) -> Iterator[Row]:
         """Yield the statements and documents as token ids."""
         return (_row(tokenizer, text) for text in self.pretraining_data)
@@ -146,11 +152,11 @@ class Dataset:
         self, tokenizer: Tokenizer, loss_on: Literal["assistant", "all"] = "assistant"
     ) -> Iterator[Row]:
         """Yield the dialogues as token ids, with what is to be learned; see `encode_dialogue`."""
-        for text, dialogue in zip(self.chat_training_data, self.dialogues, strict=True):
-            if dialogue is None:
-                yield _row(tokenizer, text)
+        for item in self.tuning_data:
+            if isinstance(item, str):
+                yield _row(tokenizer, item)
             else:
-                yield encode_dialogue(tokenizer, dialogue, loss_on)
+                yield encode_dialogue(tokenizer, item, loss_on)
 
 
 def tokenizer_for(dataset: Dataset) -> Tokenizer:

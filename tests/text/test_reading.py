@@ -1,6 +1,7 @@
 """How sources become texts and dialogues, and what is told of it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,12 @@ def test_an_unknown_form(load):
     assert len({*FORM_NAMES}) == len(FORM_NAMES)
 
 
+def test_the_documentation_names_every_form():
+    page = Path(__file__).parents[2] / "docs" / "your-own-data.md"
+    text = page.read_text(encoding="utf-8")
+    assert [name for name in FORM_NAMES[1:] if f"`{name}`" not in text] == []
+
+
 def test_the_first_three_reasons(load):
     data = load(json.dumps([1, 2, "aa", None, 4, "b"]), form="json")
     (file,) = data.report.files
@@ -72,6 +79,7 @@ def test_the_kinds_together(tmp_path):
     chat = Dataset.load(chat=both)
     assert chat == Dataset([], ["Moles dig. </s>", *chats])
     assert [dialogue is None for dialogue in chat.dialogues] == [True, False, False]
+    assert chat.tuning_data == ["Moles dig. </s>", *chat.dialogues[1:]]
     assert Dataset([], chat.chat_training_data).dialogues == chat.dialogues
     with pytest.raises(DataError, match="3 texts for the chat, but 1 dialogues"):
         Dataset([], chat.chat_training_data, chat.dialogues[:1])
