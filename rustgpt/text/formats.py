@@ -220,13 +220,16 @@ def _table_records(content: Content, form: str, notes: list[str]) -> Iterator[Re
     ahead = [*islice(rows, _LOOKED_AT)]
     names = _lowered(ahead[0][2]) if ahead else []
     known = form_of({*names})
-    if known and len({*names}) < len(names):
-        raise DataError(f"{content.name} has two columns of one name: {', '.join(names)}")
+    if known:
+        read = (*FORMS[known].needs, *FORMS[known].may)
+        if twice := [name for name in read if names.count(name) > 1]:
+            raise DataError(f"{content.name} has two columns of the name {twice[0]!r}; remove one")
     if not known and _is_header([fields for _, _, fields in ahead]):
+        forms = " or ".join(", ".join(form.needs) for form in FORMS.values())
         notes.append(
-            f"its first record was taken for the names of columns, none of them known "
-            f"({', '.join(names):.80}), and the fields of each other one together for a text; name "
-            f"them {' or '.join(', '.join(form.needs) for form in FORMS.values())} to choose"
+            "its first record was taken for the names of columns, none of them known "
+            f"({', '.join(names)!r:.80}), and the fields of each other one together for a text; "
+            f"name them {forms} to choose"
         )
         del ahead[0]
     elif known:

@@ -56,6 +56,7 @@ GOOD = [
     ("a.json", '["sun", null, 5, true, ["a"], {"a": 1}, "a\\ud800b"]', ["sun </s>"]),
     ("a.csv", "sun,moon\nstar,sky", ["sun,moon </s>", "star,sky </s>"]),
     ("a.csv", 'id,saying\n1,"Moles dig."', ["1,Moles dig. </s>"]),
+    ("a.csv", "text,x,x\nMoles dig.,1,2", ["Moles dig. </s>"]),
     ("a.tsv", "sun\tmoon", ["sun\tmoon </s>"]),
     ("a.json", '["sun"]'.encode("utf-16"), ["sun </s>"]),
     ("a.csv", "sun".encode("utf-32"), ["sun </s>"]),
@@ -163,7 +164,7 @@ BAD = [
     ("a.txt", "caf\xe9s au lait".encode("latin-1"), "iconv -f WINDOWS-1252 -t UTF-8"),
     ("a.txt", "夜里猫头鹰".encode("gb18030"), "iconv -f GB18030 -t UTF-8"),
     # CSV
-    ("a.csv", b"question,answer,question\nq,a,q", "has two columns of one name"),
+    ("a.csv", b"question,answer,question\nq,a,q", "has two columns of the name 'question'"),
     ("a.csv", b"question,answer\nq", "row 2: it has 1 fields, and the header 2"),
     ("a.csv", b'sun\nmoon\n"star\nsky\n', "record from line 3 on: unexpected end of data"),
     ("a.csv", b'sun\n"a"b\n', "record from line 2 on: "),

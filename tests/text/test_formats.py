@@ -10,7 +10,7 @@ from rustgpt.text.dataset import Dataset
 from .generated import FORMS, expected, mutants
 
 FILES = 200
-MUTANTS = 1000
+MUTANTS = 500
 
 
 @pytest.fixture
