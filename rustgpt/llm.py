@@ -21,8 +21,8 @@ from rustgpt.layers.gpt import build_layers, describe
 from rustgpt.layers.layer import Layer, copy_into
 from rustgpt.layers.memory import Array, Indices, Workspace, aligned
 from rustgpt.layers.output_projection import OutputProjection
-from rustgpt.text.dataset import Dataset
-from rustgpt.text.tokenizer import Tokenizer, WordTokenizer, token_ids
+from rustgpt.text.dataset import Dataset, tokenizer_for
+from rustgpt.text.tokenizer import Tokenizer, token_ids
 from rustgpt.weights_lock import WeightsLock
 
 Result = TypeVar("Result")
@@ -93,8 +93,7 @@ class LLM(TextGenerator):
     @classmethod
     def from_dataset(cls, dataset: Dataset, config: ModelConfig | None = None) -> LLM:
         """Return an untrained model whose vocabulary is that of the data."""
-        texts = [*dataset.pretraining_data, *dataset.chat_training_data]
-        return cls(config or ModelConfig(), WordTokenizer.train(texts))
+        return cls(config or ModelConfig(), tokenizer_for(dataset))
 
     @property
     def parameters(self) -> Array:
