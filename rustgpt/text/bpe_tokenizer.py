@@ -12,16 +12,14 @@ from rustgpt.errors import RustGPTError, TokenizerError
 from rustgpt.text.chunks import blocks
 from rustgpt.text.tokenizer_json import read_object
 from rustgpt.text.tokens import BYTES, PieceTokenizer, check_limit, split_texts
-from rustgpt.text.vocab import END
-
-__all__ = ["BpeTokenizer"]
+from rustgpt.text.vocab import END, SURROGATE
 
 DEFAULT_SIZE: Final = 4096
 # What ends a text in the files of others, in the order in which they are looked for.
 ENDS: Final = (END, "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<eos>")
 HOLES: Final = 1 << 16  # numbers without a token that a file may have
 REMEMBERED: Final = 1 << 22  # characters of chunks, before the memory of them begins anew
-_SURROGATE: Final = re.compile(r"([\ud800-\udfff])")
+_SPLIT: Final = re.compile(rf"({SURROGATE.pattern})")
 # GPT-2's rule joins nothing across these edges, so that its pieces are those of the chunks. White
 # space is what the library takes for it, which is not quite what Python does.
 _WHITE: Final = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -95,17 +93,17 @@ class BpeTokenizer(PieceTokenizer):
             initial_alphabet=level.alphabet(),
             show_progress=False,
         )
-        parts = chain.from_iterable(map(_SURROGATE.split, split_texts(texts)))
-        sound = (part for part in parts if part and not _SURROGATE.match(part))
+        parts = chain.from_iterable(map(_SPLIT.split, split_texts(texts)))
+        sound = (part for part in parts if part and not SURROGATE.match(part))
         _guarded(lambda: trained.train_from_iterator(sound, trainer))
         return cls(json.loads(trained.to_str()))
 
     def _encode_part(self, text: str) -> list[int]:
-        if not _SURROGATE.search(text):
+        if not SURROGATE.search(text):
             return self._encode_sound(text)
         ids: list[int] = []
-        for part in _SURROGATE.split(text):
-            if _SURROGATE.match(part):
+        for part in _SPLIT.split(text):
+            if SURROGATE.match(part):
                 ids += [self._bytes[byte] for byte in part.encode("utf-8", "surrogatepass")]
             else:
                 ids += self._encode_sound(part)
@@ -157,7 +155,7 @@ def _library() -> Any:
         import tokenizers
     except ImportError:
         raise TokenizerError(
-            "byte-level BPE needs the package tokenizers: install it with pip install 'rustgpt[bpe]'"
+            "byte-level BPE needs the package tokenizers: install it by pip install 'rustgpt[bpe]'"
         ) from None
     return tokenizers
 
@@ -191,11 +189,11 @@ def _check_kind(content: dict[str, Any]) -> None:
 
 def _is_gpt2(content: dict[str, Any]) -> bool:
     """Whether text is cut as GPT-2 does, and nothing else happens to it."""
-    cut = content.get("pre_tokenizer")
-    plain = isinstance(cut, dict) and cut.get("type") == "ByteLevel"
-    whole = plain and cut.get("use_regex") is True and cut.get("add_prefix_space") is False
-    added = [token.get("special") for token in content.get("added_tokens") or []]
-    return whole and content.get("normalizer") is None and all(added)
+    cut = content.get("pre_tokenizer") or {}
+    settings = cut.get("type"), cut.get("use_regex", True), cut.get("add_prefix_space")
+    if settings != ("ByteLevel", True, False) or content.get("normalizer") is not None:
+        return False
+    return all(token["special"] for token in content.get("added_tokens") or [])
 
 
 def _end_token(library: Any, content: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Final
@@ -13,9 +12,7 @@ import numpy as np
 from rustgpt.errors import TokenizerError
 from rustgpt.text.tokenizer_json import read_content
 from rustgpt.text.tokens import BYTES, PieceTokenizer, check_limit, split_texts
-from rustgpt.text.vocab import END
-
-__all__ = ["ByteTokenizer", "CharTokenizer"]
+from rustgpt.text.vocab import END, SURROGATE
 
 CHARACTERS: Final = "rustgpt-char"
 BYTES_ONLY: Final = "rustgpt-byte"
@@ -23,8 +20,8 @@ VERSION: Final = 1
 END_ID: Final = 0
 FIRST_BYTE: Final = 1
 FIRST_CHARACTER: Final = FIRST_BYTE + 256
+_LIMITS: Final = (0x80, 0x800, 0x10000)  # from these codes on, UTF-8 takes a byte more
 BLOCK: Final = 1 << 16  # characters that are encoded at once, so that memory stays small
-_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 
 
 class CharTokenizer(PieceTokenizer):
@@ -50,7 +47,7 @@ class CharTokenizer(PieceTokenizer):
     """
 
     def __init__(self, characters: str) -> None:
-        if not isinstance(characters, str) or _SURROGATE.search(characters):
+        if not isinstance(characters, str) or SURROGATE.search(characters):
             raise TokenizerError(r"the characters must be text without halves (\ud800 to \udfff)")
         if len(set(characters)) < len(characters):
             twice = Counter(characters).most_common(1)[0][0]
@@ -77,7 +74,7 @@ class CharTokenizer(PieceTokenizer):
         counts: Counter[str] = Counter()
         for part in split_texts(texts):
             counts.update(part)
-        known = [c for c in counts if not _SURROGATE.match(c)]
+        known = [c for c in counts if not SURROGATE.match(c)]
         if max_vocab_size is not None:
             known.sort(key=lambda c: (-counts[c], c))
             del known[max_vocab_size - FIRST_CHARACTER :]
@@ -97,13 +94,12 @@ class CharTokenizer(PieceTokenizer):
             return ids.tolist()  # type: ignore[no-any-return]
         missing = codes[unknown].tobytes().decode("utf-32-le", "surrogatepass")
         utf8 = np.frombuffer(missing.encode("utf-8", "surrogatepass"), np.uint8)
-        lengths = 1 + sum((codes >= limit).astype(np.int64) for limit in (0x80, 0x800, 0x10000))
-        lengths[~unknown] = 1
+        lengths = np.where(unknown, 1 + np.searchsorted(_LIMITS, codes, "right"), 1)  # (n,)
         spelled = np.repeat(unknown, lengths)  # (m,) whether a token of the result is a byte
         result = np.empty(len(spelled), np.int32)
         result[spelled] = utf8.astype(np.int32) + FIRST_BYTE
         result[~spelled] = ids[~unknown]
-        return result.tolist()  # type: ignore[no-any-return]
+        return result.tolist()
 
     def spells(self, token_id: int) -> bool:
         """Say whether this token is part of a character that the vocabulary does not have."""
@@ -131,6 +127,12 @@ class ByteTokenizer(PieceTokenizer):
 
     def __init__(self) -> None:
         super().__init__([b"", *BYTES], {END_ID: END}, END_ID)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], max_vocab_size: int | None = None) -> ByteTokenizer:
+        """Make a tokenizer; whatever the texts are, it has 257 tokens."""
+        check_limit(max_vocab_size, FIRST_CHARACTER)
+        return cls()
 
     def _encode_part(self, text: str) -> list[int]:
         ids: list[int] = []

@@ -9,8 +9,6 @@ from typing import Final
 
 from rustgpt.text.vocab import END
 
-__all__ = ["SAMPLE", "choose"]
-
 SAMPLE: Final = 1 << 20  # characters that are looked at
 FEW: Final = 16  # texts below which a list cannot be told from prose
 SHORT: Final = 4  # words a text, on average, of a list of names

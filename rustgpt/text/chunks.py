@@ -6,8 +6,6 @@ import re
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Final
 
-__all__ = ["BLOCK", "ChunkMemo", "blocks", "word_chunks"]
-
 BLOCK: Final = 1 << 16  # characters, about, that are cut into chunks at once: memory stays small
 REMEMBERED: Final = 1 << 16  # chunks, before the memory of them begins anew
 LONGEST: Final = 64  # characters of a chunk that is remembered

@@ -7,8 +7,6 @@ from typing import Any
 
 from rustgpt.errors import TokenizerError
 
-__all__ = ["read_content", "read_object"]
-
 
 def read_object(text: str) -> dict[str, Any] | None:
     """Return the object that a JSON holds; None if it holds something else.
@@ -46,9 +44,14 @@ def read_content(text: str, form: str, version: int, part: str, kind: type) -> A
     TokenizerError
         If anything is otherwise.
     """
-    content = read_object(text)
-    if content is None or content.get("format") != form:
+    content = read_object(text) or {}
+    if (found := content.get("format")) is None:
         raise TokenizerError(f'this is no tokenizer of rustgpt: it lacks "format": "{form}"')
+    if found != form:
+        raise TokenizerError(
+            f"the tokenizer is of the format {found!r:.60}, not {form}: one of your own is read "
+            "with LLM.load(folder, tokenizer=Class)"
+        )
     found = content.get("version")
     if type(found) is not int or found < 1:
         raise TokenizerError('the "version" of the tokenizer must be a whole number from 1 on')

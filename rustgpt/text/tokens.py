@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, SupportsIndex
+from typing import Any, Final, Protocol, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,34 +14,21 @@ from rustgpt.errors import ConfigError, DataError, TokenizerError
 from rustgpt.text.utf8 import Utf8Stream
 from rustgpt.text.vocab import END
 
-__all__ = [
-    "BYTES",
-    "PieceStream",
-    "PieceTokenizer",
-    "check_id",
-    "check_limit",
-    "each_id",
-    "split_texts",
-    "split_with_ends",
-    "token_ids",
-]
+Ids = Sequence[SupportsIndex]
 
 # The space before the end token and the white space behind it belong to the notation.
 _END: Final = re.compile(rf" ?{END}\s*")
 BYTES: Final = tuple(bytes((byte,)) for byte in range(256))
 
 
-def split_with_ends(text: str, allow_special: bool) -> list[str]:
-    """Return the parts of a text between which it ends; one part unless special tokens may be.
+class Stream(Protocol):
+    """Turns tokens into text one by one."""
 
-    Raises
-    ------
-    TokenizerError
-        If it is no text.
-    """
-    if not isinstance(text, str):
-        raise TokenizerError(f"only text can be encoded, not {type(text).__name__}")
-    return _END.split(text) if allow_special else [text]
+    def push(self, token_id: SupportsIndex) -> str:
+        """Take one token and return the text that is now certain."""
+
+    def finish(self) -> str:
+        """Return the text that is left at the end."""
 
 
 def split_texts(texts: Iterable[str]) -> Iterator[str]:
@@ -61,7 +48,7 @@ def split_texts(texts: Iterable[str]) -> Iterator[str]:
 
 
 def check_limit(max_vocab_size: int | None, lowest: int) -> None:
-    """Raise ConfigError unless a limit of the vocabulary leaves room for the tokens it must have."""
+    """Raise ConfigError unless a vocabulary's limit leaves room for the tokens it must have."""
     if max_vocab_size is None:
         return
     whole = isinstance(max_vocab_size, int) and not isinstance(max_vocab_size, bool)
@@ -73,13 +60,7 @@ def check_limit(max_vocab_size: int | None, lowest: int) -> None:
 
 
 def token_ids(ids: Sequence[int] | NDArray[Any], size: int, lowest: int = 0) -> NDArray[np.int32]:
-    """Return token ids as an array (n,), all of them from `lowest` to `size` - 1.
-
-    Raises
-    ------
-    TokenizerError
-        If they are anything else.
-    """
+    """Return token ids as an array (n,); TokenizerError unless from `lowest` to `size` - 1."""
     try:
         found = np.asarray(ids)
     except (ValueError, TypeError, OverflowError):  # lists of unequal lengths
@@ -117,54 +98,36 @@ def check_id(token_id: SupportsIndex, size: int) -> int:
     return index
 
 
-class PieceTokenizer:
-    """A tokenizer each of whose tokens is some bytes of UTF-8; a text is all of them in a row.
-
-    Lone surrogates are encoded as Python's "surrogatepass" does, and so come back.
-
-    Parameters
-    ----------
-    pieces
-        The bytes of each token.
-    special
-        The names of tokens that no text is encoded to; among them the end token's.
-    end_id
-        The token that ends a text.
-    """
-
-    def __init__(self, pieces: Sequence[bytes], special: dict[int, str], end_id: int) -> None:
-        self._special = special
-        # Without and with special tokens.
-        self._pieces = [b"" if i in special else piece for i, piece in enumerate(pieces)]
-        self._shown = [*self._pieces]
-        for i, name in special.items():
-            self._shown[i] = name.encode("utf-8", "surrogatepass")
-        self._end_id = end_id
+class BaseTokenizer:
+    """What the tokenizers of rustgpt have in common; see `Tokenizer` for what each must be."""
 
     @property
     def vocab_size(self) -> int:
         """V, the number of tokens; ids are below it."""
-        return len(self._pieces)
+        raise NotImplementedError
 
     @property
     def end_id(self) -> int:
-        """The token that ends a text."""
-        return self._end_id
+        """The token that ends a text, ``</s>``."""
+        raise NotImplementedError
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Turn any text into token ids.
+        """Turn text into token ids.
 
         Parameters
         ----------
         text
             Any string.
         allow_special
-            Whether ``</s>`` means the end of a text, as in training data; otherwise it is text.
+            Whether ``</s>`` means the end of a text, as in training data. Otherwise, and for the
+            names of all other special tokens in either case, it is ordinary text.
         """
-        first, *others = split_with_ends(text, allow_special)
+        if not isinstance(text, str):
+            raise TokenizerError(f"only text can be encoded, not {type(text).__name__}")
+        first, *others = _END.split(text) if allow_special else [text]
         ids = self._encode_part(first)
         for part in others:
-            ids.append(self._end_id)
+            ids.append(self.end_id)
             ids += self._encode_part(part)
         return ids
 
@@ -173,11 +136,7 @@ class PieceTokenizer:
         raise NotImplementedError
 
     def decode(
-        self,
-        ids: Iterable[SupportsIndex],
-        skip_special: bool = True,
-        *,
-        after: Sequence[SupportsIndex] = (),
+        self, ids: Iterable[SupportsIndex], skip_special: bool = True, *, after: Ids = ()
     ) -> str:
         """Turn token ids, of whatever origin, into text.
 
@@ -193,28 +152,67 @@ class PieceTokenizer:
         Raises
         ------
         TokenizerError
-            If an id is not a whole number or not in the vocabulary.
+            An id is not a whole number or not in the vocabulary.
         """
         stream = self.stream(skip_special, after=after)
         return "".join([*map(stream.push, each_id(ids)), stream.finish()])
 
-    def stream(
-        self, skip_special: bool = True, *, after: Sequence[SupportsIndex] = ()
-    ) -> PieceStream:
+    def stream(self, skip_special: bool = True, *, after: Ids = ()) -> Stream:
         """Return what turns tokens into text one by one."""
+        raise NotImplementedError
+
+    def tokens(self, text: str, allow_special: bool = False) -> list[str]:
+        """Show the tokens that `encode` cuts a text into."""
+        return [self.name(i) for i in self.encode(text, allow_special)]
+
+    def name(self, token_id: SupportsIndex) -> str:
+        """Return a token as it is shown to people."""
+        raise NotImplementedError
+
+    def spells(self, token_id: int) -> bool:
+        """Say whether this token is a part of something that the vocabulary does not have."""
+        return False
+
+
+class PieceTokenizer(BaseTokenizer):
+    """A tokenizer each of whose tokens is some bytes of UTF-8; a text is all of them in a row.
+
+    Lone surrogates are encoded as Python's "surrogatepass" does, and so come back.
+
+    Parameters
+    ----------
+    pieces
+        The bytes of each token.
+    special
+        The names of tokens that no text is encoded to; among them the end token's.
+    end_id
+        The token that ends a text.
+    """
+
+    def __init__(self, pieces: Sequence[bytes], special: dict[int, str], end_id: int) -> None:
+        self._pieces = [b"" if i in special else piece for i, piece in enumerate(pieces)]
+        self._shown = [*self._pieces]  # with special tokens
+        for i, name in special.items():
+            self._shown[i] = name.encode("utf-8", "surrogatepass")
+        self._end_id = end_id
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._pieces)
+
+    @property
+    def end_id(self) -> int:
+        return self._end_id
+
+    def stream(self, skip_special: bool = True, *, after: Ids = ()) -> PieceStream:
         return PieceStream(self._pieces if skip_special else self._shown, after)
 
     def name(self, token_id: SupportsIndex) -> str:
-        """Return a token for people: its text, ``<0x41>`` of a byte that is no character."""
-        index = check_id(token_id, self.vocab_size)
+        piece = self._shown[check_id(token_id, self.vocab_size)]
         try:
-            return self._shown[index].decode("utf-8")
-        except UnicodeDecodeError:
-            return "".join(f"<0x{byte:02X}>" for byte in self._shown[index])
-
-    def spells(self, token_id: int) -> bool:
-        """Say whether this token is part of something that the vocabulary does not have."""
-        return False
+            return piece.decode("utf-8")
+        except UnicodeDecodeError:  # bytes that are no character
+            return "".join(f"<0x{byte:02X}>" for byte in piece)
 
 
 class PieceStream:
@@ -228,7 +226,7 @@ class PieceStream:
         Tokens that stand before the first one pushed; their text is not given out again.
     """
 
-    def __init__(self, pieces: Sequence[bytes], after: Sequence[SupportsIndex] = ()) -> None:
+    def __init__(self, pieces: Sequence[bytes], after: Ids = ()) -> None:
         self._pieces = pieces
         self._utf8 = Utf8Stream()
         for token_id in each_id(after):
