@@ -22,7 +22,7 @@ from rustgpt.layers.layer import Layer, copy_into
 from rustgpt.layers.memory import Array, Indices, Workspace, aligned
 from rustgpt.layers.output_projection import OutputProjection
 from rustgpt.text.dataset import Dataset
-from rustgpt.text.tokenizer import Tokenizer, WordTokenizer, token_ids
+from rustgpt.text.tokenizer import AUTO, Tokenizer, token_ids
 from rustgpt.weights_lock import WeightsLock
 
 Result = TypeVar("Result")
@@ -91,10 +91,15 @@ class LLM(TextGenerator):
             self._output.tie(self._embeddings.tokens)
 
     @classmethod
-    def from_dataset(cls, dataset: Dataset, config: ModelConfig | None = None) -> LLM:
-        """Return an untrained model whose vocabulary is that of the data."""
-        texts = [*dataset.pretraining_data, *dataset.chat_training_data]
-        return cls(config or ModelConfig(), WordTokenizer.train(texts))
+    def from_dataset(
+        cls,
+        dataset: Dataset,
+        config: ModelConfig | None = None,
+        tokenizer: str = AUTO,
+        vocab_size: int | None = None,
+    ) -> LLM:
+        """Return an untrained model whose vocabulary is that of the data; see `tokenizer_for`."""
+        return cls(config or ModelConfig(), dataset.tokenizer(tokenizer, vocab_size))
 
     @property
     def parameters(self) -> Array:

@@ -39,10 +39,9 @@ def choose(texts: Iterable[str], dialogues: Sequence[str] = ()) -> tuple[str, st
     tuple of str
         "word" or "char", and in one sentence why.
     """
-    if dialogues:
-        return "word", "words, for there are dialogues, which are made of words that recur"
-    sample = _sample(texts)
-    if sample and sum(bool(_DIALOGUE.match(text)) for text in sample) * 10 >= len(sample):
+    sample, asked = _sample(texts), _sample(dialogues)
+    talk = asked + [text for text in sample if _DIALOGUE.match(text)]
+    if talk and sum(map(len, talk)) * FEW >= sum(map(len, sample)):
         return "word", "words, for there are dialogues, which are made of words that recur"
     whole = "\n".join(sample)
     visible = sum(map(len, _VISIBLE.findall(whole)))

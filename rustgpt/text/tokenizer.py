@@ -128,19 +128,24 @@ def load_tokenizer(path: str | os.PathLike[str]) -> BaseTokenizer:
 
 
 def tokenizer_for(
-    texts: Iterable[str], name: str = AUTO, vocab_size: int | None = None
+    texts: Iterable[str],
+    name: str = AUTO,
+    vocab_size: int | None = None,
+    dialogues: Sequence[str] = (),
 ) -> BaseTokenizer:
     """Return the tokenizer with which a model is to learn texts.
 
     Parameters
     ----------
     texts
-        All that is to be learned, dialogues too; ``</s>`` in them is the end token.
+        What is to be learned; ``</s>`` in them is the end token.
     name
         "word", "char", "byte" or "bpe" for one trained on the texts; "auto" for what `choose`
         finds; anything else names a `tokenizer.json` or the folder of a model.
     vocab_size
         The most tokens to have; by default 32,768 of words or characters, and 4,096 of BPE.
+    dialogues
+        Dialogues to be learned too, where they are known apart.
 
     Raises
     ------
@@ -151,7 +156,7 @@ def tokenizer_for(
     """
     if name == AUTO:
         first, texts = _beginning(texts)
-        name, _ = choose(first)
+        name, _ = choose(first, dialogues)
     if name not in KINDS:
         if vocab_size is not None:
             raise ConfigError(
@@ -161,7 +166,7 @@ def tokenizer_for(
         return load_tokenizer(name)
     if vocab_size is None and name in ("word", "char"):
         vocab_size = MOST
-    return KINDS[name](texts, vocab_size)
+    return KINDS[name](chain(texts, dialogues), vocab_size)
 
 
 def _beginning(texts: Iterable[str]) -> tuple[Sequence[str], Iterable[str]]:

@@ -161,6 +161,10 @@ class BaseTokenizer:
         """Return what turns tokens into text one by one."""
         raise NotImplementedError
 
+    def to_json(self) -> str:
+        """Write the tokenizer as JSON."""
+        raise NotImplementedError
+
     def tokens(self, text: str, allow_special: bool = False) -> list[str]:
         """Show the tokens that `encode` cuts a text into."""
         return [self.name(i) for i in self.encode(text, allow_special)]
