@@ -22,7 +22,7 @@ from rustgpt.llm import LLM
 from rustgpt.parallel.data_parallel import thread_count
 from rustgpt.profiler import BYTES, FLOPS, Line, Profiler
 from rustgpt.stepper import Stepper
-from rustgpt.text.tokenizer import WordTokenizer
+from rustgpt.text.tokenizer import BaseTokenizer
 
 WARM_UP: Final = 2  # steps that do not count: they touch their memory for the first time
 BETWEEN: Final = 0.5  # seconds of steps from one measurement of the machine's limits to the next
@@ -31,7 +31,7 @@ COPY: Final = 2**27  # bytes of the copy that is the other; no cache holds them
 REPEATS: Final = 4  # products, or copies, in one measurement
 
 
-class Vocabulary(WordTokenizer):
+class Vocabulary(BaseTokenizer):
     """What a model that is only measured needs of a tokenizer: V, and what ends a text (or -1)."""
 
     vocab_size: int = 0

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from rustgpt import file_set
 from rustgpt.config import ModelConfig
-from rustgpt.errors import CheckpointError, ConfigError
+from rustgpt.errors import CheckpointError, ConfigError, TokenizerError
 from rustgpt.file_set import CONFIG, LARGEST_JSON, explained, locked, read_json, reason
-from rustgpt.text.tokenizer import Tokenizer, WordTokenizer
+from rustgpt.text.tokenizer import Tokenizer, read_tokenizer
 
 __all__ = ["Saved", "is_model", "load", "locked", "save"]
 
@@ -96,9 +96,14 @@ class Saved(file_set.OpenFiles):
 
     def tokenizer(self, kind: type[Any] | None = None) -> Tokenizer:
         """Return the tokenizer, as `kind.from_json` reads it, or raise CheckpointError."""
-        path, kind = self.folder / TOKENIZER, kind or WordTokenizer
+        path = self.folder / TOKENIZER
         with explained(f"cannot load a model from {self.folder}"):
             text = read_json(self.file(TOKENIZER), path)
+        if kind is None:
+            try:
+                return read_tokenizer(text.decode())
+            except (TokenizerError, UnicodeError) as error:
+                raise CheckpointError(f"{path} cannot be read: {error}") from error
         try:
             found: Tokenizer = kind.from_json(text.decode())
         except Exception as error:  # whatever somebody else's code raises

@@ -21,8 +21,8 @@ from rustgpt.layers.gpt import build_layers, describe
 from rustgpt.layers.layer import Layer, copy_into
 from rustgpt.layers.memory import Array, Indices, Workspace, aligned
 from rustgpt.layers.output_projection import OutputProjection
-from rustgpt.text.dataset import Dataset, tokenizer_for
-from rustgpt.text.tokenizer import Tokenizer, token_ids
+from rustgpt.text.dataset import Dataset
+from rustgpt.text.tokenizer import AUTO, Tokenizer, token_ids
 from rustgpt.weights_lock import WeightsLock
 
 Result = TypeVar("Result")
@@ -91,9 +91,15 @@ class LLM(TextGenerator):
             self._output.tie(self._embeddings.tokens)
 
     @classmethod
-    def from_dataset(cls, dataset: Dataset, config: ModelConfig | None = None) -> LLM:
-        """Return an untrained model whose vocabulary is that of the data."""
-        return cls(config or ModelConfig(), tokenizer_for(dataset))
+    def from_dataset(
+        cls,
+        dataset: Dataset,
+        config: ModelConfig | None = None,
+        tokenizer: str = AUTO,
+        vocab_size: int | None = None,
+    ) -> LLM:
+        """Return an untrained model whose vocabulary is that of the data; see `tokenizer_for`."""
+        return cls(config or ModelConfig(), dataset.tokenizer(tokenizer, vocab_size))
 
     @property
     def parameters(self) -> Array:

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Final, NamedTuple, NoReturn
 
 from rustgpt import __version__
-from rustgpt.cli import bench, chat, data, generate, info, job, train
+from rustgpt.cli import bench, chat, data, generate, info, job, tokenizer, train
 from rustgpt.cli.options import likely_flags
 from rustgpt.cli.terminal import complain, is_terminal, note, say
 from rustgpt.errors import ConfigError, RustGPTError
@@ -62,6 +62,16 @@ COMMANDS: Final = {
         "Show the machine and the kernels in use; or a model's layers and sizes.",
         "[MODEL] [options]",
         ("rustgpt info", "rustgpt info my-model --json"),
+    ),
+    "tokenizer": Command(
+        tokenizer,
+        "Train a tokenizer, turn text into token ids and back, count tokens.",
+        "train|encode|decode|stats ... [options]",
+        (
+            "rustgpt tokenizer train notes/ --tokenizer bpe --vocab-size 8000 --out tokenizer.json",
+            "rustgpt tokenizer encode my-model 'The sun rises' | rustgpt tokenizer decode my-model",
+            "rustgpt tokenizer stats my-model notes/",
+        ),
     ),
     "bench": Command(
         bench,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rustgpt.cli.options import add_number, path
 from rustgpt.cli.terminal import say
+from rustgpt.cli.tokenizer_flags import add_tokenizer, chosen_tokenizer
 from rustgpt.config import ModelConfig
 from rustgpt.errors import ConfigError
 
@@ -74,6 +75,7 @@ def read_data(args: argparse.Namespace) -> Dataset:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `rustgpt data`."""
     add_data(parser)
+    add_tokenizer(parser)
     text = "the context in tokens; what is longer is cut (default: %(default)s)"
     add_number(parser, "--max-seq-len", (1, 10**6), text, ModelConfig.max_seq_len)
     text = "show so many texts and so many dialogues (default: %(default)s)"
@@ -83,11 +85,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what a training would read."""
-    from rustgpt.text.dataset import tokenizer_for
     from rustgpt.text.summary import examples, summarize
 
     dataset = read_data(args)
-    tokenizer = tokenizer_for(dataset)
+    tokenizer = chosen_tokenizer(args, dataset)
     summary = summarize(dataset, tokenizer, args.max_seq_len)
     shown = examples(dataset, tokenizer, args.max_seq_len, args.examples)
     if args.json:

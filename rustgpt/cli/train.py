@@ -14,6 +14,7 @@ from rustgpt.cli.keeper import Keeper
 from rustgpt.cli.options import LONGEST_TIME, add_number, add_path, duration
 from rustgpt.cli.settings import add_settings, read_settings
 from rustgpt.cli.terminal import note, progress, say
+from rustgpt.cli.tokenizer_flags import add_tokenizer, chosen_tokenizer
 from rustgpt.errors import DataError, TrainingError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser, positional: bool = True) -> N
     group = parser.add_argument_group("model")
     text = "the folder for the model (default: %(default)s)"
     add_path(group, "--out", "DIR", text, DEFAULT_MODEL)
+    add_tokenizer(group)
     group.add_argument(
         "--overwrite",
         action="store_true",
@@ -64,10 +66,9 @@ def trained(args: argparse.Namespace) -> tuple[LLM, int]:
         question = _example(dataset, args.chat)
 
         from rustgpt.llm import LLM
-        from rustgpt.text.dataset import tokenizer_for
         from rustgpt.trainer import Trainer
 
-        tokenizer = tokenizer_for(dataset)
+        tokenizer = chosen_tokenizer(args, dataset)
         check_memory(model_config, tokenizer.vocab_size)
         model = LLM(model_config, tokenizer)
         check_space(args.out, model.parameters.nbytes + len(tokenizer.to_json().encode()))

@@ -15,7 +15,8 @@ from rustgpt.text.reading import AUTO, Report, read
 from rustgpt.text.records import Kind
 from rustgpt.text.rows import Row
 from rustgpt.text.sources import StrPath
-from rustgpt.text.tokenizer import Tokenizer, WordTokenizer
+from rustgpt.text.tokenizer import AUTO as AUTO_TOKENIZER
+from rustgpt.text.tokenizer import BaseTokenizer, Tokenizer, tokenizer_for
 
 Paths = StrPath | Iterable[StrPath]
 
@@ -144,6 +145,10 @@ class Dataset:
         both = zip(self.dialogues, self.chat_training_data, strict=True)
         return [dialogue or text for dialogue, text in both]
 
+    def tokenizer(self, name: str = AUTO_TOKENIZER, vocab_size: int | None = None) -> BaseTokenizer:
+        """Return the tokenizer with which a model is to learn these data; see `tokenizer_for`."""
+        return tokenizer_for(self.pretraining_data, name, vocab_size, self.chat_training_data)
+
     def pretraining_rows(self, tokenizer: Tokenizer) -> Iterator[Row]:
         """Yield the statements and documents as token ids."""
         return (_row(tokenizer, text) for text in self.pretraining_data)
@@ -157,11 +162,6 @@ class Dataset:
                 yield _row(tokenizer, item)
             else:
                 yield encode_dialogue(tokenizer, item, loss_on)
-
-
-def tokenizer_for(dataset: Dataset) -> Tokenizer:
-    """Return the tokenizer with which a model learns these data."""
-    return WordTokenizer.train([*dataset.pretraining_data, *dataset.chat_training_data])
 
 
 def _row(tokenizer: Tokenizer, text: str) -> Row:

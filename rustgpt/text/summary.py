@@ -11,8 +11,8 @@ import numpy as np
 
 from rustgpt.text.dataset import Dataset
 from rustgpt.text.rows import Row
-from rustgpt.text.tokenizer import Tokenizer, WordTokenizer
-from rustgpt.text.vocab import END, FIRST_BYTE, PIECE
+from rustgpt.text.tokenizer import BaseTokenizer, Tokenizer
+from rustgpt.text.vocab import END
 
 FEW_TOKENS: Final = 1000
 EXAMPLE_TOKENS: Final = 60
@@ -183,7 +183,6 @@ def _bytes(text: str) -> int:
 
 def _spelled_ids(tokenizer: Tokenizer) -> list[int]:
     """Return the tokens with which a word outside the vocabulary is spelled."""
-    if not isinstance(tokenizer, WordTokenizer):  # others know no words
+    if not isinstance(tokenizer, BaseTokenizer):  # somebody's own
         return []
-    pieces = (i for i, token in enumerate(tokenizer.vocab.tokens) if token.startswith(PIECE))
-    return [*range(FIRST_BYTE, FIRST_BYTE + 256), *pieces]
+    return [i for i in range(tokenizer.vocab_size) if tokenizer.spells(i)]

@@ -1,39 +1,43 @@
-"""Owns the word tokenizer: text to token ids and back, without loss, whole or as a stream."""
+"""Owns what a model needs of a tokenizer, and which one is made or read under which name."""
 
 from __future__ import annotations
 
-import operator
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, Protocol, SupportsIndex
+import os
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Final, Protocol, SupportsIndex
 
-import numpy as np
-from numpy.typing import NDArray
+from rustgpt.errors import ConfigError, TokenizerError
+from rustgpt.text.bpe_tokenizer import BpeTokenizer
+from rustgpt.text.char_tokenizer import ByteTokenizer, CharTokenizer
+from rustgpt.text.choose import SAMPLE, choose
+from rustgpt.text.tokenizer_json import read_object
+from rustgpt.text.tokens import BaseTokenizer, Ids, Stream, token_ids
+from rustgpt.text.word_tokenizer import TextStream, WordTokenizer
 
-from rustgpt.errors import DataError, TokenizerError
-from rustgpt.text.units import GLUED, NEWLINE, SPACE, Spacing, cut, kinds_of
-from rustgpt.text.utf8 import Utf8Stream
-from rustgpt.text.vocab import END, END_ID, FIRST_BYTE, JOIN, PIECE, SPACE_MARK, Vocab
+__all__ = [
+    "AUTO",
+    "KINDS",
+    "BaseTokenizer",
+    "Stream",
+    "TextStream",
+    "Tokenizer",
+    "WordTokenizer",
+    "load_tokenizer",
+    "read_tokenizer",
+    "token_ids",
+    "tokenizer_for",
+]
 
-Ids = Sequence[SupportsIndex]
-
-# The space before the end token and the white space behind it belong to the notation.
-_END: Final = re.compile(rf" ?{END}\s*")
-
-
-class Stream(Protocol):
-    """Turns tokens into text one by one."""
-
-    def push(self, token_id: SupportsIndex) -> str:
-        """Take one token and return the text that is now certain."""
-
-    def finish(self) -> str:
-        """Return the text that is left at the end."""
+AUTO: Final = "auto"
+FILE: Final = "tokenizer.json"
+MOST: Final = 32_768  # tokens of words or characters, unless somebody asks for more
+LARGEST_FILE: Final = 1 << 28  # bytes
 
 
 class Tokenizer(Protocol):
-    """What a model needs of its tokenizer: `WordTokenizer`, or one of your own.
+    """What a model needs of its tokenizer: one of rustgpt's, or one of your own.
 
     To be loaded with its model, one of your own also has a class method `from_json`, which reads
     what `to_json` wrote; see `LLM.load`.
@@ -62,249 +66,119 @@ class Tokenizer(Protocol):
         """Write the tokenizer as JSON with a "format"."""
 
 
-class WordTokenizer:
-    """Words, signs and white space as numbers.
+# What is trained on data, by the name that a user gives.
+KINDS: Final[dict[str, Callable[[Iterable[str], int | None], BaseTokenizer]]] = {
+    "word": WordTokenizer.train,
+    "char": CharTokenizer.train,
+    "byte": ByteTokenizer.train,
+    "bpe": BpeTokenizer.train,
+}
+# What reads a tokenizer.json, by the format that it names.
+READERS: Final[dict[str, Callable[[str], BaseTokenizer]]] = {
+    "rustgpt-word": WordTokenizer.from_json,
+    "rustgpt-char": CharTokenizer.from_json,
+    "rustgpt-byte": ByteTokenizer.from_json,
+}
 
-    One space between two units is stored only where it (or its absence) breaks the rules of
-    :mod:`rustgpt.text.units`. A word outside the vocabulary is spelled in pieces, a character
-    outside it as its UTF-8 bytes. So ``decode(encode(text)) == text`` for every text.
+
+def read_tokenizer(text: str) -> BaseTokenizer:
+    """Read a tokenizer of any format that is known here.
+
+    Raises
+    ------
+    TokenizerError
+        If the text is not in one of these formats, or damaged, or if the format needs a package
+        that is not installed.
+    """
+    content = read_object(text) or {}
+    if "format" not in content and "model" in content:
+        return BpeTokenizer(content)
+    found = content.get("format")
+    read = READERS.get(found, WordTokenizer.from_json) if isinstance(found, str) else None
+    return (read or WordTokenizer.from_json)(text)  # which says what is wrong
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> BaseTokenizer:
+    """Read a tokenizer from a `tokenizer.json`, or from the folder of a model.
+
+    Raises
+    ------
+    TokenizerError
+        If there is none, or see `read_tokenizer`.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file /= FILE
+    name = repr(str(file))
+    try:
+        if file.stat().st_size > LARGEST_FILE:
+            raise TokenizerError(f"{name} is too large for a tokenizer")
+        text = file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise TokenizerError(
+            f"cannot read the tokenizer {name}: {error.strerror or error}; name a tokenizer.json, "
+            f"a model's folder, or one of {', '.join(KINDS)}"
+        ) from None
+    except UnicodeError:
+        raise TokenizerError(f"{name} is no tokenizer: it is not in UTF-8") from None
+    try:
+        return read_tokenizer(text)
+    except TokenizerError as error:
+        raise TokenizerError(f"{name}: {error}") from None
+
+
+def tokenizer_for(
+    texts: Iterable[str],
+    name: str = AUTO,
+    vocab_size: int | None = None,
+    dialogues: Sequence[str] = (),
+) -> BaseTokenizer:
+    """Return the tokenizer with which a model is to learn texts.
 
     Parameters
     ----------
-    vocab : Vocab
-        The tokens to use; see :meth:`train` to find them in data.
+    texts
+        What is to be learned; ``</s>`` in them is the end token.
+    name
+        "word", "char", "byte" or "bpe" for one trained on the texts; "auto" for what `choose`
+        finds; anything else names a `tokenizer.json` or the folder of a model.
+    vocab_size
+        The most tokens to have; by default 32,768 of words or characters, and 4,096 of BPE.
+    dialogues
+        Dialogues to be learned too, where they are known apart.
 
-    Examples
-    --------
-    >>> tokenizer = WordTokenizer.train(["The sun rises </s>"])
-    >>> tokenizer.tokens("The sun rises!")
-    ['The', 'sun', 'rises', '<0x21>']
+    Raises
+    ------
+    ConfigError
+        If the limit is too low, or there is a limit for a tokenizer that is read.
+    TokenizerError
+        If the tokenizer cannot be read, or needs a package that is not installed.
     """
-
-    def __init__(self, vocab: Vocab) -> None:
-        self.vocab = vocab
-        pieces = [len(token) - len(PIECE) for token in vocab.tokens if token.startswith(PIECE)]
-        self._longest = {"": max(map(len, vocab.tokens)), PIECE: max(pieces, default=0)}
-        self._shapes = [_shape(token) for token in vocab.tokens]
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of tokens; ids are below it."""
-        return len(self.vocab)
-
-    @property
-    def end_id(self) -> int:
-        """The token that ends a text, ``</s>``."""
-        return END_ID
-
-    @classmethod
-    def train(cls, texts: Iterable[str], max_vocab_size: int | None = None) -> WordTokenizer:
-        """Make a tokenizer that knows the words of these texts.
-
-        Parameters
-        ----------
-        texts : iterable of str
-            The texts; ``</s>`` in them is the end token.
-        max_vocab_size : int, optional
-            The most tokens to have; see :meth:`Vocab.build`.
-        """
-        if isinstance(texts, str):
-            raise DataError("the texts to train a tokenizer on must be a list, not one string")
-        counts: Counter[str] = Counter()
-        for text in texts:
-            if not isinstance(text, str):
-                raise DataError(f"a text to train on must be a string, not {type(text).__name__}")
-            for part in _END.split(text):
-                counts.update(unit for _, unit, _, _ in cut(part))
-        return cls(Vocab.build(counts, max_vocab_size))
-
-    def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Turn text into token ids.
-
-        Parameters
-        ----------
-        text : str
-            Any string.
-        allow_special : bool
-            Whether ``</s>`` means the end of a text, as in training data. Otherwise, and for the
-            names of all other tokens in either case, it is four ordinary signs.
-        """
-        if not isinstance(text, str):
-            raise TokenizerError(f"only text can be encoded, not {type(text).__name__}")
-        known = self.vocab.ids
-        mark = {True: known[SPACE_MARK], False: known[JOIN]}
-        ids: list[int] = []
-        for i, part in enumerate(_END.split(text) if allow_special else [text]):
-            if i:
-                ids.append(END_ID)
-            spacing = Spacing()
-            for spaced, unit, first, last in cut(part):
-                spelled = [known[unit]] if unit in known else self._spell(unit)
-                if FIRST_BYTE <= spelled[0] < FIRST_BYTE + 256:
-                    first = GLUED  # a reader knows the kind only after the last byte
-                if spaced != spacing.space_before(first):
-                    ids.append(mark[spaced])
-                    spacing.advance(SPACE)
-                spacing.advance(last)
-                ids += spelled
-        return ids
-
-    def tokens(self, text: str, allow_special: bool = False) -> list[str]:
-        """Show the tokens that `encode` cuts a text into."""
-        return [self.vocab.tokens[i] for i in self.encode(text, allow_special)]
-
-    def decode(
-        self, ids: Iterable[SupportsIndex], skip_special: bool = True, *, after: Ids = ()
-    ) -> str:
-        """Turn token ids, of whatever origin, into text.
-
-        Parameters
-        ----------
-        ids : iterable of int
-            The tokens. Bytes that are not UTF-8 become U+FFFD.
-        skip_special : bool
-            Whether the end token is left out of the text or written as ``</s>``.
-        after : sequence of int
-            Tokens that stand before `ids`. The result is what `ids` append to their text.
-
-        Raises
-        ------
-        TokenizerError
-            An id is not a whole number or not in the vocabulary.
-        """
-        stream = self.stream(skip_special, after=after)
-        return "".join([*map(stream.push, _iterate(ids)), stream.finish()])
-
-    def stream(self, skip_special: bool = True, *, after: Ids = ()) -> TextStream:
-        """Return what turns tokens into text one by one; see `TextStream`."""
-        return TextStream(self, skip_special, after=after)
-
-    def to_json(self) -> str:
-        """Write the tokenizer as JSON, one token a line."""
-        return self.vocab.to_json()
-
-    @classmethod
-    def from_json(cls, text: str) -> WordTokenizer:
-        """Read what `to_json` has written.
-
-        Raises
-        ------
-        TokenizerError
-            The text is anything else.
-        """
-        return cls(Vocab.from_json(text))
-
-    def _spell(self, unit: str) -> list[int]:
-        """Write a unit outside the vocabulary as its longest known parts, from left to right."""
-        known = self.vocab.ids
-        if unit == " ":
-            return [known[SPACE_MARK]]
-        ids: list[int] = []
-        start, prefix = 0, ""
-        while start < len(unit):
-            for end in range(min(len(unit), start + self._longest[prefix]), start, -1):
-                if (token := known.get(prefix + unit[start:end])) is not None:
-                    ids.append(token)
-                    break
-            else:
-                end = start + 1
-                utf8 = unit[start].encode("utf-8", "surrogatepass")
-                ids += [FIRST_BYTE + byte for byte in utf8]
-            start, prefix = end, PIECE
-        return ids
+    if name == AUTO:
+        first, texts = _beginning(texts)
+        name, _ = choose(first, dialogues)
+    if name not in KINDS:
+        if vocab_size is not None:
+            raise ConfigError(
+                f"a vocabulary's size cannot be chosen for the tokenizer {name!r:.60}, which is "
+                "read: leave out one of the two"
+            )
+        return load_tokenizer(name)
+    if vocab_size is None and name in ("word", "char"):
+        vocab_size = MOST
+    return KINDS[name](chain(texts, dialogues), vocab_size)
 
 
-class TextStream:
-    """Turns tokens into text one by one, as a model writes them.
-
-    Parameters
-    ----------
-    tokenizer : WordTokenizer
-        What the ids mean.
-    skip_special : bool
-        Whether the end token is left out of the text or written as ``</s>``.
-    after : sequence of int
-        Tokens that stand before the first one pushed; their text is not given out again.
-    """
-
-    def __init__(
-        self, tokenizer: WordTokenizer, skip_special: bool = True, *, after: Ids = ()
-    ) -> None:
-        self._shapes = tokenizer._shapes
-        self._end = "" if skip_special else END
-        self._spacing = Spacing()
-        self._utf8 = Utf8Stream()
-        for token_id in _iterate(after):
-            self.push(token_id)
-
-    def push(self, token_id: SupportsIndex) -> str:
-        """Take one token and return the text that is now certain."""
-        index = _checked(token_id, len(self._shapes))
-        if FIRST_BYTE <= index < FIRST_BYTE + 256:
-            return self._write(self._utf8.push(index - FIRST_BYTE))
-        broken = self.finish() if self._utf8.begun else ""
-        text, first, last = self._shapes[index]
-        space = " " if self._spacing.space_before(first) else ""
-        self._spacing.advance(last)
-        return broken + space + (self._end if index == END_ID else text)
-
-    def finish(self) -> str:
-        """Return what is left: U+FFFD for a character that was begun and not completed."""
-        return self._write(self._utf8.finish())
-
-    def _write(self, text: str) -> str:
-        """Note and return text that came as bytes."""
-        for kind in kinds_of(text):
-            self._spacing.advance(kind)
-        return text
-
-
-def token_ids(ids: Sequence[int] | NDArray[Any], size: int, lowest: int = 0) -> NDArray[np.int32]:
-    """Return token ids as an array (n,); TokenizerError unless from `lowest` to `size` - 1."""
-    try:
-        found = np.asarray(ids)
-    except (ValueError, TypeError, OverflowError):  # lists of unequal lengths
-        found = np.empty(0, object)
-    if found.ndim == 1 and found.size == 0 and found.dtype != object:
-        return np.empty(0, np.int32)
-    if found.ndim != 1 or found.dtype.kind not in "iu":
-        raise TokenizerError("token ids must be a list of whole numbers of at most 64 bits")
-    for index in (found.min(), found.max()):
-        if not lowest <= index < size:
-            raise TokenizerError(f"a token id must be from {lowest} to {size - 1}, not {index}")
-    return found.astype(np.int32)
-
-
-def _shape(token: str) -> tuple[str, str, str]:
-    """Return the text of a token and the kinds of its first and last character."""
-    if token == END:
-        return "", GLUED, NEWLINE  # what follows begins a new line, outside of quotes
-    if token == JOIN:
-        return "", GLUED, SPACE
-    if token == SPACE_MARK:
-        return " ", SPACE, SPACE
-    if token.startswith(PIECE):
-        return token.removeprefix(PIECE), GLUED, kinds_of(token)[-1]
-    kinds = kinds_of(token)
-    return token, kinds[0], kinds[-1]
-
-
-def _iterate(ids: Iterable[SupportsIndex]) -> Iterator[SupportsIndex]:
-    try:
-        return iter(ids)
-    except TypeError:
-        raise TokenizerError(f"token ids must be a list, not {type(ids).__name__}") from None
-
-
-def _checked(token_id: SupportsIndex, size: int) -> int:
-    try:
-        # A bool is an int to Python, but nobody means a token by it.
-        index = operator.index(token_id) if not isinstance(token_id, bool) else None
-    except TypeError:
-        index = None
-    if index is None:
-        raise TokenizerError(f"a token id must be a whole number, not {type(token_id).__name__}")
-    if not 0 <= index < size:
-        shown = index if abs(index) < 2**63 else "one of more than 64 bits"
-        raise TokenizerError(f"a token id must be from 0 to {size - 1}, not {shown}")
-    return index
+def _beginning(texts: Iterable[str]) -> tuple[Sequence[str], Iterable[str]]:
+    """Return enough of the texts to choose by, and all of them."""
+    if isinstance(texts, Sequence):
+        return texts, texts
+    rest = iter(texts)
+    first: list[str] = []
+    size = 0
+    for text in rest:
+        first.append(text)
+        size += len(text)
+        if size > SAMPLE:
+            break
+    return first, chain(first, rest)

@@ -148,6 +148,9 @@ def default_space(left: str, right: str) -> bool:
     return (left, right) not in ((SYMBOL, SYMBOL), (MARK, SYMBOL), (NUMBER_POINT, DIGIT))
 
 
+State = tuple[str, bool]
+
+
 class Spacing:
     """Predicts spaces from left to right; reading and writing tokens share it.
 
@@ -157,9 +160,14 @@ class Spacing:
 
     __slots__ = ("_last", "_quoted")
 
-    def __init__(self) -> None:
-        self._last = NEWLINE
-        self._quoted = False
+    def __init__(self, last: str = NEWLINE, quoted: bool = False) -> None:
+        self._last = last
+        self._quoted = quoted
+
+    @property
+    def state(self) -> State:
+        """What it remembers."""
+        return self._last, self._quoted
 
     def space_before(self, first: str) -> bool:
         """Say whether a unit whose first character has this kind comes after a space."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from rustgpt.errors import ConfigError, TokenizerError
+from rustgpt.text.tokenizer_json import read_content
 from rustgpt.text.units import is_word
 
 END: Final = "</s>"  # the text ends here
@@ -130,7 +131,7 @@ class Vocab:
     @classmethod
     def from_json(cls, text: str) -> Vocab:
         """Read what `to_json` has written; anything else is a TokenizerError."""
-        return cls(_read_tokens(text))
+        return cls(tuple(read_content(text, FORMAT, VERSION, "tokens", list)))
 
 
 def _is_token(token: str) -> bool:
@@ -151,38 +152,3 @@ def _fragments(words: Iterable[str]) -> set[str]:
     # One token in place of `len(part)` saves all but one of them, in each of the words.
     frequent.sort(key=lambda part: (-seen[part] * (len(part) - 1), part))
     return set(frequent[:MOST_FRAGMENTS])
-
-
-def _read_tokens(text: str) -> tuple[str, ...]:
-    """Check the JSON of a tokenizer down to its list of tokens."""
-    if not isinstance(text, str):
-        raise TokenizerError(f"a tokenizer is read from text, not from {type(text).__name__}")
-    try:
-        content = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise TokenizerError(
-            f"the tokenizer cannot be read as JSON: {str(error) or type(error).__name__}"
-        ) from None
-    found = content.get("format") if isinstance(content, dict) else None
-    if found is None:
-        raise TokenizerError(f'this is no tokenizer of rustgpt: it lacks "format": "{FORMAT}"')
-    if found != FORMAT:
-        raise TokenizerError(
-            f"the tokenizer is of the format {found!r:.60}, not {FORMAT}: one of your own is read "
-            "with LLM.load(folder, tokenizer=Class)"
-        )
-    version = content.get("version")
-    if type(version) is not int or version < 1:
-        raise TokenizerError('the "version" of the tokenizer must be a whole number from 1 on')
-    if version > VERSION:
-        raise TokenizerError("the tokenizer was written by a newer rustgpt; please update rustgpt")
-    if content.keys() != {"format", "version", "tokens"} or type(content["tokens"]) is not list:
-        raise TokenizerError('a tokenizer consists of "format", "version" and a list "tokens"')
-    return tuple(content["tokens"])
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        raise TokenizerError("a name stands twice in one object of the tokenizer")
-    return content

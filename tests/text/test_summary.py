@@ -2,7 +2,7 @@
 
 import pytest
 
-from rustgpt.text.dataset import Dataset, tokenizer_for
+from rustgpt.text.dataset import Dataset
 from rustgpt.text.summary import examples, summarize
 
 NAMES = ["anneke", "bjarne", "cosima"]
@@ -15,7 +15,7 @@ CHATS = [
 
 def summary_of(texts, chats, context=80, **more):
     data = Dataset([f"{text} </s>" for text in texts], chats)
-    return summarize(data, tokenizer_for(data), context, **more)
+    return summarize(data, data.tokenizer(), context, **more)
 
 
 def test_counts():
@@ -31,8 +31,8 @@ def test_counts():
 def test_pieces_of_unknown_words_are_counted():
     data = Dataset(["Moles dig. </s>"], [])
     others = Dataset(["Voles dig! </s>"], [])
-    found = summarize(others, tokenizer_for(data), 80)
-    tokens = tokenizer_for(data).tokens("Voles dig!")
+    found = summarize(others, data.tokenizer(), 80)
+    tokens = data.tokenizer().tokens("Voles dig!")
     assert found.spelled == sum(token[:2] in ("##", "<0") for token in tokens) > 0
 
 
@@ -71,7 +71,7 @@ def test_dialogues_without_a_counted_token_are_warned_of():
 
 def test_examples_are_marked_where_the_loss_counts():
     data = Dataset(["Moles dig. </s>", "Tar </s>"], CHATS)
-    tokenizer = tokenizer_for(data)
+    tokenizer = data.tokenizer()
     assert examples(data, tokenizer, 80, 1) == [
         [("Moles", False), (" dig.</s>", True)],
         [("User: What do moles dig? Assistant:", False), (" Tunnels, mostly.</s>", True)],
@@ -87,7 +87,7 @@ def test_examples_are_marked_where_the_loss_counts():
 @pytest.mark.parametrize("context", [1, 5])
 def test_nothing_is_lost_by_the_marks(context):
     data = Dataset(["Moles dig, don't they? </s>"], CHATS)
-    tokenizer = tokenizer_for(data)
+    tokenizer = data.tokenizer()
     for example, row in zip(
         examples(data, tokenizer, context, 1), data.pretraining_rows(tokenizer), strict=False
     ):

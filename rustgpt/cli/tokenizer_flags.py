@@ -1,0 +1,43 @@
+"""Owns the flags with which a training chooses its tokenizer."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Final
+
+from rustgpt.cli.options import add_number, add_path
+from rustgpt.cli.terminal import note
+
+if TYPE_CHECKING:
+    from rustgpt.text.dataset import Dataset
+    from rustgpt.text.tokenizer import BaseTokenizer
+
+AUTO: Final = "auto"
+KINDS: Final = ("word", "char", "byte", "bpe")
+LARGEST: Final = 2**24  # tokens
+
+
+def add_tokenizer(group: argparse._ActionsContainer) -> None:
+    """Add the flags that choose a tokenizer."""
+    text = (
+        f"the tokens: {', '.join(KINDS)}, a tokenizer.json, or a model's folder; bpe needs the "
+        f"extra rustgpt[bpe] (default: {AUTO}, by a look at the data)"
+    )
+    add_path(group, "--tokenizer", "KIND|PATH", text)
+    text = (
+        "the most tokens to know, where they are found in the data (default: 32768 of words or "
+        "characters, 4096 of bpe)"
+    )
+    add_number(group, "--vocab-size", (1, LARGEST), text)
+
+
+def chosen_tokenizer(args: argparse.Namespace, dataset: Dataset) -> BaseTokenizer:
+    """Return the tokenizer that the flags name, or that suits the data, and say why it does."""
+    from rustgpt.text.choose import choose
+
+    name = args.tokenizer or AUTO
+    if name == AUTO:
+        name, why = choose(dataset.pretraining_data, dataset.chat_training_data)
+        if not dataset.is_bundled:
+            note(f"rustgpt: tokenizer: {why}; --tokenizer chooses another")
+    return dataset.tokenizer(name, args.vocab_size)

@@ -1,0 +1,251 @@
+"""Owns byte-level BPE, through the package `tokenizers`: trained here, or read from its files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any, Final
+
+from rustgpt.errors import RustGPTError, TokenizerError
+from rustgpt.text.chunks import blocks
+from rustgpt.text.tokenizer_json import read_object
+from rustgpt.text.tokens import BYTES, PieceTokenizer, check_limit, split_texts
+from rustgpt.text.vocab import END, SURROGATE
+
+DEFAULT_SIZE: Final = 4096
+# What ends a text in the files of others, in the order in which they are looked for.
+ENDS: Final = (END, "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<eos>")
+HOLES: Final = 1 << 16  # numbers without a token that a file may have
+REMEMBERED: Final = 1 << 22  # characters of chunks, before the memory of them begins anew
+_SPLIT: Final = re.compile(rf"({SURROGATE.pattern})")
+# GPT-2's rule joins nothing across these edges, so that its pieces are those of the chunks. White
+# space is what the library takes for it, which is not quite what Python does.
+_WHITE: Final = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_CHUNK: Final = re.compile(rf" ?[^{_WHITE}]+|[{_WHITE}]+(?![^{_WHITE}])|[{_WHITE}]")
+
+
+class BpeTokenizer(PieceTokenizer):
+    """Byte pair encoding over bytes, as in GPT-2; what is on disk is the library's own file.
+
+    Ids and text are those of the library (`tokenizers`), but for what it cannot take or would
+    mistake: the name of a special token in a text is text, and a lone surrogate is three bytes. A
+    file whose normalizer changes texts gives the changed text back.
+
+    Parameters
+    ----------
+    content
+        A `tokenizer.json` as a dictionary.
+
+    Raises
+    ------
+    TokenizerError
+        If it is no byte-level BPE, or one in which text could get lost; or if the package
+        `tokenizers` is not installed.
+    """
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        _check_kind(content)
+        # Nothing is cut off, filled up or left to chance.
+        model = {**content["model"], "dropout": None}
+        content = {**content, "truncation": None, "padding": None, "model": model}
+        self._library = _guarded(_library().Tokenizer.from_str, json.dumps(content))
+        end = _end_token(self._library, content)
+        self._library.encode_special_tokens = True  # as text: nothing that is typed is special
+        special = _special_tokens(self._library, content)
+        pieces = _pieces(self._library)
+        super().__init__(pieces, special, self._library.token_to_id(end))
+        spelled = {piece: i for i, piece in enumerate(pieces) if i not in special}
+        missing = [byte for byte in BYTES if byte not in spelled]
+        if missing:
+            raise TokenizerError(
+                f"the tokenizer lacks {len(missing)} of the 256 bytes, so that text would get "
+                "lost: train it with the whole alphabet (pre_tokenizers.ByteLevel.alphabet())"
+            )
+        self._bytes = [spelled[byte] for byte in BYTES]
+        self._memo: dict[str, list[int]] | None = {} if _is_gpt2(content) else None
+        self._remembered = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).from_json, (self.to_json(),)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], max_vocab_size: int | None = None) -> BpeTokenizer:
+        """Learn which pairs to merge from texts.
+
+        Parameters
+        ----------
+        texts
+            The texts; ``</s>`` in them is the end token.
+        max_vocab_size
+            The most tokens to have, from 257 on (default: 4,096).
+        """
+        check_limit(max_vocab_size, 1 + len(BYTES))
+        library = _library()
+        level = library.pre_tokenizers.ByteLevel
+        trained = library.Tokenizer(library.models.BPE())
+        trained.pre_tokenizer = level(add_prefix_space=False)
+        trained.decoder = library.decoders.ByteLevel()
+        trainer = library.trainers.BpeTrainer(
+            vocab_size=DEFAULT_SIZE if max_vocab_size is None else max_vocab_size,
+            special_tokens=[END],
+            initial_alphabet=level.alphabet(),
+            show_progress=False,
+        )
+        parts = chain.from_iterable(map(_SPLIT.split, split_texts(texts)))
+        sound = (part for part in parts if part and not SURROGATE.match(part))
+        _guarded(lambda: trained.train_from_iterator(sound, trainer))
+        return cls(json.loads(trained.to_str()))
+
+    def _encode_part(self, text: str) -> list[int]:
+        if not SURROGATE.search(text):
+            return self._encode_sound(text)
+        ids: list[int] = []
+        for part in _SPLIT.split(text):
+            if SURROGATE.match(part):
+                ids += [self._bytes[byte] for byte in part.encode("utf-8", "surrogatepass")]
+            else:
+                ids += self._encode_sound(part)
+        return ids
+
+    def _encode_sound(self, text: str) -> list[int]:
+        """Encode text that the library can take."""
+        if self._memo is None:
+            return self._asked([text])[0] if text else []
+        ids: list[int] = []
+        for start, end in blocks(text):
+            if self._remembered > REMEMBERED:  # whoever encodes meanwhile goes on with the old memo
+                self._memo, self._remembered = {}, 0
+            memo = self._memo
+            chunks = _CHUNK.findall(text, start, end)
+            missing = [*({*chunks} - memo.keys())]
+            memo.update(zip(missing, self._asked(missing), strict=True))
+            self._remembered += sum(map(len, missing))
+            ids += chain.from_iterable(map(memo.__getitem__, chunks))
+        return ids
+
+    def _asked(self, texts: list[str]) -> list[list[int]]:
+        """Return what the library makes of each text."""
+        made = self._library.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in made]
+
+    def to_json(self) -> str:
+        """Write the tokenizer as the library does."""
+        return str(self._library.to_str(pretty=True))
+
+    @classmethod
+    def from_json(cls, text: str) -> BpeTokenizer:
+        """Read a `tokenizer.json` of the library.
+
+        Raises
+        ------
+        TokenizerError
+            If it is anything else, or see the class.
+        """
+        content = read_object(text)
+        if content is None:
+            raise TokenizerError("this is no tokenizer.json: it must be an object")
+        return cls(content)
+
+
+def _library() -> Any:
+    """Return the package `tokenizers`; it is an extra."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise TokenizerError(
+            "byte-level BPE needs the package tokenizers: install it by pip install 'rustgpt[bpe]'"
+        ) from None
+    return tokenizers
+
+
+def _guarded(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Do what the library may refuse; its panics are no `Exception`."""
+    try:
+        return work(*arguments)
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        if isinstance(error, RustGPTError):
+            raise
+        raise TokenizerError(f"the package tokenizers refuses the tokenizer: {error}") from None
+
+
+def _check_kind(content: dict[str, Any]) -> None:
+    """Raise TokenizerError unless this describes a BPE over bytes."""
+    parts = {name: content.get(name) for name in ("model", "decoder")}
+    model, decoder = (part if isinstance(part, dict) else {} for part in parts.values())
+    kinds = model.get("type"), decoder.get("type")
+    affixes = model.get("continuing_subword_prefix"), model.get("end_of_word_suffix")
+    if kinds != ("BPE", "ByteLevel") or any(affixes):
+        raise TokenizerError(
+            "of the tokenizers of others, only byte-level BPE can be read: the model must be BPE "
+            f"and the decoder ByteLevel, but they are {kinds[0]!r:.40} and {kinds[1]!r:.40}"
+        )
+    if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
+        raise TokenizerError('the "model" of the tokenizer lacks an object "vocab" or "merges"')
+
+
+def _is_gpt2(content: dict[str, Any]) -> bool:
+    """Whether text is cut as GPT-2 does, and nothing else happens to it."""
+    cut = content.get("pre_tokenizer") or {}
+    settings = cut.get("type"), cut.get("use_regex", True), cut.get("add_prefix_space")
+    if settings != ("ByteLevel", True, False) or content.get("normalizer") is not None:
+        return False
+    return all(token["special"] for token in content.get("added_tokens") or [])
+
+
+def _end_token(library: Any, content: dict[str, Any]) -> str:
+    """Return the name of the token that ends a text; one is added where there is none."""
+    special = {t["content"] for t in content.get("added_tokens") or [] if t.get("special")}
+    for name in ENDS:
+        if name in special:
+            return name
+    if library.token_to_id(END) is not None:
+        raise TokenizerError(f"{END} must be a special token of the tokenizer, not an ordinary one")
+    library.add_special_tokens([END])
+    return END
+
+
+def _special_tokens(library: Any, content: dict[str, Any]) -> dict[int, str]:
+    """Return the special tokens by number; TokenizerError if text could become one."""
+    added = library.get_added_tokens_decoder()
+    special = {i: token.content for i, token in added.items() if token.special}
+    merges = content["model"]["merges"]
+    merged = {m.replace(" ", "", 1) if isinstance(m, str) else "".join(m) for m in merges}
+    for i, name in special.items():
+        if name in merged or i in library.encode(name, add_special_tokens=False).ids:
+            raise TokenizerError(
+                f"the special token {name!r:.60} of the tokenizer is also made of ordinary text; "
+                "it must be another"
+            )
+    return special
+
+
+def _pieces(library: Any) -> list[bytes]:
+    """Return the bytes of each token."""
+    ids = library.get_vocab(with_added_tokens=True)
+    size = max(ids.values()) + 1
+    if size > len(ids) + HOLES:
+        raise TokenizerError(f"the tokenizer has {len(ids):,} tokens, but one of number {size - 1}")
+    pieces = [b""] * size
+    for token, i in ids.items():
+        try:
+            pieces[i] = bytes([_BYTE_OF[character] for character in token])
+        except KeyError:  # an added token: the text itself
+            pieces[i] = token.encode()
+    return pieces
+
+
+def _alphabet() -> dict[str, int]:
+    """Return which byte each character of a token stands for, as GPT-2 has it."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in shown]
+    return {
+        **{chr(byte): byte for byte in shown},
+        **{chr(256 + i): byte for i, byte in enumerate(others)},
+    }
+
+
+_BYTE_OF: Final = _alphabet()

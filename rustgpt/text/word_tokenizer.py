@@ -1,0 +1,206 @@
+"""Owns the word tokenizer: text to token ids and back, without loss, whole or as a stream."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import SupportsIndex
+
+from rustgpt.text.chunks import ChunkMemo, word_chunks
+from rustgpt.text.tokens import BaseTokenizer, Ids, check_id, each_id, split_texts
+from rustgpt.text.units import GLUED, NEWLINE, SPACE, Spacing, State, cut, kinds_of
+from rustgpt.text.utf8 import Utf8Stream
+from rustgpt.text.vocab import END, END_ID, FIRST_BYTE, JOIN, PIECE, SPACE_MARK, Vocab
+
+
+class WordTokenizer(BaseTokenizer):
+    """Words, signs and white space as numbers.
+
+    One space between two units is stored only where it (or its absence) breaks the rules of
+    :mod:`rustgpt.text.units`. A word outside the vocabulary is spelled in pieces, a character
+    outside it as its UTF-8 bytes. So ``decode(encode(text)) == text`` for every text.
+
+    Parameters
+    ----------
+    vocab : Vocab
+        The tokens to use; see :meth:`train` to find them in data.
+
+    Examples
+    --------
+    >>> tokenizer = WordTokenizer.train(["The sun rises </s>"])
+    >>> tokenizer.tokens("The sun rises!")
+    ['The', 'sun', 'rises', '<0x21>']
+    """
+
+    def __init__(self, vocab: Vocab) -> None:
+        self.vocab = vocab
+        pieces = [len(token) - len(PIECE) for token in vocab.tokens if token.startswith(PIECE)]
+        self._longest = {"": max(map(len, vocab.tokens)), PIECE: max(pieces, default=0)}
+        self._shapes = [_shape(token) for token in vocab.tokens]
+        self._memo = ChunkMemo(self._encode_chunk, Spacing().state)
+
+    def __reduce__(self) -> tuple[type[WordTokenizer], tuple[Vocab]]:
+        return type(self), (self.vocab,)  # a copy remembers no chunks
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens; ids are below it."""
+        return len(self.vocab)
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends a text, ``</s>``."""
+        return END_ID
+
+    @classmethod
+    def train(cls, texts: Iterable[str], max_vocab_size: int | None = None) -> WordTokenizer:
+        """Make a tokenizer that knows the words of these texts.
+
+        Parameters
+        ----------
+        texts : iterable of str
+            The texts; ``</s>`` in them is the end token.
+        max_vocab_size : int, optional
+            The most tokens to have; see :meth:`Vocab.build`.
+        """
+        chunks: Counter[str] = Counter()
+        for part in split_texts(texts):
+            for block in word_chunks(part):
+                chunks.update(block)
+        counts: Counter[str] = Counter()
+        for chunk, times in chunks.items():
+            for _, unit, _, _ in _cut_chunk(chunk):
+                counts[unit] += times
+        return cls(Vocab.build(counts, max_vocab_size))
+
+    def name(self, token_id: SupportsIndex) -> str:
+        return self.vocab.tokens[check_id(token_id, self.vocab_size)]
+
+    def spells(self, token_id: int) -> bool:
+        is_byte = FIRST_BYTE <= token_id < FIRST_BYTE + 256
+        return is_byte or self.vocab.tokens[token_id].startswith(PIECE)
+
+    def _encode_part(self, text: str) -> list[int]:
+        return self._memo.encode(text)
+
+    def _encode_chunk(self, chunk: str, state: State) -> tuple[list[int], State]:
+        """Return the tokens of a chunk, and the state of the spacing behind it."""
+        known = self.vocab.ids
+        mark = {True: known[SPACE_MARK], False: known[JOIN]}
+        spacing = Spacing(*state)
+        ids: list[int] = []
+        for spaced, unit, first, last in _cut_chunk(chunk):
+            spelled = [known[unit]] if unit in known else self._spell(unit)
+            if FIRST_BYTE <= spelled[0] < FIRST_BYTE + 256:
+                first = GLUED  # a reader knows the kind only after the last byte
+            if spaced != spacing.space_before(first):
+                ids.append(mark[spaced])
+                spacing.advance(SPACE)
+            spacing.advance(last)
+            ids += spelled
+        return ids, spacing.state
+
+    def stream(self, skip_special: bool = True, *, after: Ids = ()) -> TextStream:
+        """Return what turns tokens into text one by one; see `TextStream`."""
+        return TextStream(self, skip_special, after=after)
+
+    def to_json(self) -> str:
+        """Write the tokenizer as JSON, one token a line."""
+        return self.vocab.to_json()
+
+    @classmethod
+    def from_json(cls, text: str) -> WordTokenizer:
+        """Read what `to_json` has written.
+
+        Raises
+        ------
+        TokenizerError
+            The text is anything else.
+        """
+        return cls(Vocab.from_json(text))
+
+    def _spell(self, unit: str) -> list[int]:
+        """Write a unit outside the vocabulary as its longest known parts, from left to right."""
+        known = self.vocab.ids
+        if unit == " ":
+            return [known[SPACE_MARK]]
+        ids: list[int] = []
+        start, prefix = 0, ""
+        while start < len(unit):
+            for end in range(min(len(unit), start + self._longest[prefix]), start, -1):
+                if (token := known.get(prefix + unit[start:end])) is not None:
+                    ids.append(token)
+                    break
+            else:
+                end = start + 1
+                utf8 = unit[start].encode("utf-8", "surrogatepass")
+                ids += [FIRST_BYTE + byte for byte in utf8]
+            start, prefix = end, PIECE
+        return ids
+
+
+class TextStream:
+    """Turns tokens into text one by one, as a model writes them.
+
+    Parameters
+    ----------
+    tokenizer : WordTokenizer
+        What the ids mean.
+    skip_special : bool
+        Whether the end token is left out of the text or written as ``</s>``.
+    after : sequence of int
+        Tokens that stand before the first one pushed; their text is not given out again.
+    """
+
+    def __init__(
+        self, tokenizer: WordTokenizer, skip_special: bool = True, *, after: Ids = ()
+    ) -> None:
+        self._shapes = tokenizer._shapes
+        self._end = "" if skip_special else END
+        self._spacing = Spacing()
+        self._utf8 = Utf8Stream()
+        for token_id in each_id(after):
+            self.push(token_id)
+
+    def push(self, token_id: SupportsIndex) -> str:
+        """Take one token and return the text that is now certain."""
+        index = check_id(token_id, len(self._shapes))
+        if FIRST_BYTE <= index < FIRST_BYTE + 256:
+            return self._write(self._utf8.push(index - FIRST_BYTE))
+        broken = self.finish() if self._utf8.begun else ""
+        text, first, last = self._shapes[index]
+        space = " " if self._spacing.space_before(first) else ""
+        self._spacing.advance(last)
+        return broken + space + (self._end if index == END_ID else text)
+
+    def finish(self) -> str:
+        """Return what is left: U+FFFD for a character that was begun and not completed."""
+        return self._write(self._utf8.finish())
+
+    def _write(self, text: str) -> str:
+        """Note and return text that came as bytes."""
+        for kind in kinds_of(text):
+            self._spacing.advance(kind)
+        return text
+
+
+def _cut_chunk(chunk: str) -> Iterator[tuple[bool, str, str, str]]:
+    """Cut a chunk into units like `cut`: a space at its beginning is one between two units."""
+    spaced = len(chunk) > 1 and chunk[0] == " "
+    for inside, unit, first, last in cut(chunk[1:] if spaced else chunk):
+        yield inside or spaced, unit, first, last
+        spaced = False
+
+
+def _shape(token: str) -> tuple[str, str, str]:
+    """Return the text of a token and the kinds of its first and last character."""
+    if token == END:
+        return "", GLUED, NEWLINE  # what follows begins a new line, outside of quotes
+    if token == JOIN:
+        return "", GLUED, SPACE
+    if token == SPACE_MARK:
+        return " ", SPACE, SPACE
+    if token.startswith(PIECE):
+        return token.removeprefix(PIECE), GLUED, kinds_of(token)[-1]
+    kinds = kinds_of(token)
+    return token, kinds[0], kinds[-1]
