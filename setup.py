@@ -24,6 +24,7 @@ KERNELS = [
     "attention",
     "block",
     "cross_entropy",
+    "dropout",
     "embeddings",
     "layer_norm",
     "linear",

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from rustgpt.gradient_check import gradcheck as gradcheck
     from rustgpt.layers.cache import Cache as Cache
     from rustgpt.layers.context import Context as Context
+    from rustgpt.layers.dropout import Dropout as Dropout
     from rustgpt.layers.embeddings import Embeddings as Embeddings
     from rustgpt.layers.feed_forward import FeedForward as FeedForward
     from rustgpt.layers.gpt import build_layers as build_layers
@@ -67,6 +68,7 @@ _HOMES = {
         "gradient_check": "gradcheck",
         "layers.cache": "Cache",
         "layers.context": "Context",
+        "layers.dropout": "Dropout",
         "layers.embeddings": "Embeddings",
         "layers.feed_forward": "FeedForward",
         "layers.gpt": "build_layers",

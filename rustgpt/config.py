@@ -167,6 +167,10 @@ class TrainConfig(_Config):
         Of Adam: keeps the division defined where no gradient was ever seen.
     weight_decay
         Of AdamW; applies to all matrices, embeddings too, not to biases and layer norms.
+    dropout
+        Share of the numbers that a step sets to zero, in the embeddings' sum and in what each
+        sub-layer gives (Srivastava et al. 2014). 0.1 to 0.2 where a model would learn its texts by
+        heart.
     max_grad_norm
         L2 norm to which the whole gradient is clipped.
     schedule
@@ -176,7 +180,7 @@ class TrainConfig(_Config):
     warmup_steps
         Steps over which the rate rises from 0.
     seed
-        Of the order in which the texts are seen.
+        Of the order in which the texts are seen, and of what dropout leaves out.
     threads
         Among which each batch is divided; 0 for one a processor.
     precision
@@ -198,6 +202,7 @@ class TrainConfig(_Config):
     beta2: float = _number(0.999, 0, 1, below=True)
     epsilon: float = _number(1e-8, 1e-30, 1)
     weight_decay: float = _number(0.0, 0, 1e3)
+    dropout: float = _number(0.0, 0, 1, below=True)
     max_grad_norm: float = _number(5.0, 1e-30)
     schedule: str = _choice("cosine", "constant")
     final_rate: float = _number(0.1, 0, 1)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rustgpt.errors import ConfigError, check_integer
 from rustgpt.layers.cache import Cache
 from rustgpt.layers.context import Context
+from rustgpt.layers.dropout import Dropout
 from rustgpt.layers.gradients import Gradients
 from rustgpt.layers.layer import Layer
 from rustgpt.layers.memory import Indices, Workspace
@@ -78,6 +79,7 @@ def gradcheck(
     x: NDArray[Any] | None = None,
     lengths: tuple[int, ...] = (3, 1, 4),
     seed: int = 0,
+    dropout: Dropout | None = None,
 ) -> GradientReport:
     """Hold a layer's `backward` against central differences of its `forward`, in float64.
 
@@ -95,6 +97,8 @@ def gradcheck(
         Rows of each text, whose sum is N.
     seed
         Of the input and of the weights of the sum that is differentiated.
+    dropout
+        Of a step of a training, in all passes but those with a cache.
 
     Returns
     -------
@@ -114,7 +118,7 @@ def gradcheck(
     True
     """
     rng, offsets, x = _checked(layer, x, lengths, seed)
-    check = _Check(layer, x, offsets)
+    check = _Check(layer, x, offsets, dropout)
     weights = rng.standard_normal(check.forward().shape)
     gradients, dx = check.differentiate(weights)
 
@@ -154,12 +158,17 @@ def _checked(
 class _Check:
     """The passes that `gradcheck` makes."""
 
-    def __init__(self, layer: Layer, x: NDArray[Any], offsets: Indices) -> None:
-        self.layer, self.x, self.offsets = layer, x, offsets
+    def __init__(
+        self, layer: Layer, x: NDArray[Any], offsets: Indices, dropout: Dropout | None
+    ) -> None:
+        self.layer, self.x, self.offsets, self.dropout = layer, x, offsets, dropout
         self.workspace = Workspace(np.float64)
 
-    def forward(self) -> NDArray[Any]:
-        ctx = Context(self.offsets, np.float64, workspace=self.workspace)
+    def context(self, **rest: Any) -> Context:
+        return Context(self.offsets, np.float64, **{"dropout": self.dropout} | rest)
+
+    def forward(self, **rest: Any) -> NDArray[Any]:
+        ctx = self.context(workspace=self.workspace, **rest)
         return self.layer.forward(self.x.copy(), ctx).copy()
 
     def differentiate(self, dout: NDArray[Any]) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
@@ -172,7 +181,7 @@ class _Check:
                 gradients.flat.fill(np.nan)
                 self.workspace.fill(np.nan)
                 gradients.begin()
-            ctx = Context(self.offsets, np.float64, gradients=gradients, workspace=self.workspace)
+            ctx = self.context(gradients=gradients, workspace=self.workspace)
             self.layer.forward(self.x.copy(), ctx)
             dx = self.layer.backward(dout.copy(), ctx).copy()
         gradients.finish()
@@ -188,7 +197,7 @@ class _Check:
         for x in (self.x, rng.permutation(self.x)):
             gradients = Gradients([self.layer])
             gradients.begin()
-            passes.append((x, gradients, Context(self.offsets, np.float64, gradients=gradients)))
+            passes.append((x, gradients, self.context(gradients=gradients)))
         for x, _, ctx in passes:
             self.layer.forward(x.copy(), ctx)
         found = [self.layer.backward(dout.copy(), ctx).copy() for _, _, ctx in passes]
@@ -201,7 +210,7 @@ class _Check:
 
     def with_cache(self) -> float:
         """Return the error of the outputs when each text goes on by one row at a time."""
-        whole, lengths = self.forward(), np.diff(self.offsets)
+        whole, lengths = self.forward(dropout=None), np.diff(self.offsets)
         cache = Cache(int(lengths.max(initial=0)), len(lengths))
         found = np.full_like(whole, np.nan)
         for t in range(cache.capacity):

@@ -18,7 +18,7 @@ from rustgpt.reference import kernels
 
 FLOPS: Final = "GFLOP/s"
 BYTES: Final = "GB/s"
-BOTH: Final = ("linear_cross_entropy",)  # forward and backward in one call
+BOTH: Final = ("linear_cross_entropy", "dropout")  # forward and backward in one kernel
 
 
 def _pairs(offsets: Indices) -> int:
@@ -55,6 +55,7 @@ OPERATIONS: Final[dict[str, Callable[[Any], int]]] = {
 TRAFFIC: Final[dict[str, Callable[[Any], int]]] = {
     **{f"{name}_forward": lambda a: 2 * a.x.nbytes for name in ("relu", "gelu", "layer_norm")},
     **{f"{name}_backward": lambda a: 3 * a.x.nbytes for name in ("relu", "gelu", "layer_norm")},
+    "dropout": lambda a: 2 * a.x.nbytes,
     "embedding_forward": lambda a: 3 * a.out.nbytes,
     "embedding_backward": lambda a: 5 * a.dout.nbytes,
     "sum_of_squares": lambda a: int(a.x.nbytes),

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from rustgpt.backend import single_threaded_blas
 from rustgpt.config import TrainConfig
 from rustgpt.errors import DataError, TrainingError
+from rustgpt.layers.dropout import Dropout
 from rustgpt.layers.memory import Indices
 from rustgpt.llm import LLM
 from rustgpt.optim.adam import Adam, matrices, stretches
@@ -38,7 +39,7 @@ class Stepper:
     model
         Changed in place.
     config
-        Threads, precision, batch size and the norm to which gradients are clipped.
+        Threads, precision, batch size, dropout and the norm to which gradients are clipped.
     optimizer
         Has the model's flat `parameters`; Adam by default.
     texts
@@ -53,7 +54,7 @@ class Stepper:
         texts: int | None = None,
     ) -> None:
         self.model = model
-        self.max_norm = config.max_grad_norm
+        self.config = config
         self.optimizer = adam(model, config) if optimizer is None else optimizer
         self.parallel = DataParallel(model, config, texts)
         self._entered = ExitStack()
@@ -70,8 +71,12 @@ class Stepper:
     def __exit__(self, *_: object) -> None:
         self._entered.close()
 
+    def _dropout(self, number: int) -> Dropout | None:
+        rate = self.config.dropout
+        return Dropout(rate, self.config.seed, number) if rate else None
+
     def step(
-        self, batch: Sequence[Indices], rate: float, where: str = "this step"
+        self, batch: Sequence[Indices], rate: float, where: str = "this step", number: int = 0
     ) -> tuple[float, float]:
         """Make one step.
 
@@ -83,6 +88,9 @@ class Stepper:
             Learning rate.
         where
             The step, for the error's message.
+        number
+            Of the step in the whole training, from 0: with the seed it says what dropout leaves
+            out.
 
         Returns
         -------
@@ -101,13 +109,13 @@ class Stepper:
         if not count_tokens(rows):
             raise DataError("a step needs a text of at least two tokens")
         scale = 1.0 / count_tokens(rows)
-        loss = self.parallel.differentiate(rows, scale)
+        loss = self.parallel.differentiate(rows, scale, self._dropout(number))
         # Here several processes would add up their gradients.
         before = self.optimizer.state()
         self.optimizer.begin_step()
 
         def update(part: slice, squares: float) -> None:
-            norm, factor = clip_factor(squares, self.max_norm)
+            norm, factor = clip_factor(squares, self.config.max_grad_norm)
             if math.isfinite(loss) and math.isfinite(norm):
                 self.optimizer.update(self.parallel.gradients, rate, factor, part)
 

@@ -221,7 +221,8 @@ class Trainer:
         now = learning_rate(
             state.step, steps, rate, config.schedule, config.warmup_steps, config.final_rate
         )
-        loss, norm = stepper.step(batch, now, f"{state.phase}, step {state.step + 1}")
+        where = f"{state.phase}, step {state.step + 1}"
+        loss, norm = stepper.step(batch, now, where, state.steps)
         state.count(loss, tokens, norm)
         state.optimizer = stepper.optimizer.state()
         if self.on_step:

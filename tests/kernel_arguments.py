@@ -26,6 +26,7 @@ TWINS = rustgpt.reference.kernels()
 # What is saved is laid out by each implementation in its own way; what is left in scratch is
 # nobody's business.
 OPAQUE = ("scratch", "saved")
+LARGEST_ROW, LARGEST_KEY = 2**31 - 1, 2**64 - 1
 
 
 # What the annotations say
@@ -69,7 +70,9 @@ VARIANTS = {
     "block_forward, cache, nothing saved": {
         "lengths": (2, 0, 1), "starts": (1, 4, 0), "save": False,
     },
+    "block_forward, dropout": {"rate": 0.3},
     "block_backward, overwriting": {"accumulate": False},
+    "block_backward, dropout": {"rate": 0.3},
     "linear_cross_entropy, overwriting": {"accumulate": False},
     "linear_cross_entropy, loss alone": {"gradient": False},
 }  # fmt: skip
@@ -315,7 +318,7 @@ class Maker:
     def block_forward(
         self, lengths: Sequence[int] = (3, 0, 1), H: int = 2, D: int = 3, F: int = 7,
         starts: Sequence[int] | None = None, capacity: int | None = None,
-        slots: Sequence[int] | None = None, save: bool = True, **options: Any,
+        slots: Sequence[int] | None = None, save: bool = True, rate: float = 0.0, **options: Any,
     ) -> Arguments:  # fmt: skip
         N, C, spec = sum(lengths), H * D, spec_of(H, D, F, **options)
         given: Arguments = {
@@ -332,12 +335,16 @@ class Maker:
         if starts is not None:
             given |= {"bfloat16": False, "shard": None}
             given |= self.cache(lengths, starts, C, capacity, slots)
+        if rate:  # the key is such that the next one is 0
+            numbers = self.indices(LARGEST_ROW, N)
+            given |= {"row_numbers": numbers, "key": LARGEST_KEY, "rate": rate}
         return exactly(block, "block_forward", given)
 
     def block_backward(self, accumulate: bool = True, **sizes: Any) -> Arguments:
         given = self.block_forward(**sizes)
         block.block_forward(**given)  # fills in what is saved
         out, saved, scratch = (given.pop(name) for name in ("out", "saved", "scratch"))
+        last = {name: given.pop(name) for name in ("row_numbers", "key", "rate") if name in given}
         P = given["spec"].size
         return {
             "dout": self.normal(*out.shape),
@@ -347,6 +354,7 @@ class Maker:
             "dparameters": self.normal(P) if accumulate else self.blank(P),
             "scratch": np.full_like(scratch, np.nan),
             "accumulate": accumulate,
+            **last,
         }
 
     def cross_entropy(
@@ -382,6 +390,15 @@ class Maker:
             "scratch": self.blank(R, V),
             "transposed": transposed,
             "accumulate": accumulate,
+        }
+
+    def dropout(self, N: int = 4, C: int = 3, rate: float = 0.3) -> Arguments:
+        return {
+            "x": self.normal(N, C),
+            "row_numbers": self.indices(LARGEST_ROW, N),
+            "key": LARGEST_KEY,
+            "rate": rate,
+            "out": self.blank(N, C),
         }
 
     def embedding_forward(self, N: int = 4, V: int = 5, S: int = 6, C: int = 3) -> Arguments:

@@ -73,7 +73,9 @@ WRONG += [
 WRONG += [(TrainConfig, "max_grad_norm", value) for value in (0, -1.0, math.nan)]
 WRONG += [(TrainConfig, "epsilon", value) for value in (0, -1e-8, 1.5, math.nan)]
 WRONG += [
-    (TrainConfig, name, value) for name in ("beta1", "beta2") for value in (1, 1.0, -0.1, math.nan)
+    (TrainConfig, name, value)
+    for name in ("beta1", "beta2", "dropout")
+    for value in (1, 1.0, -0.1, math.nan)
 ]
 WRONG += [(TrainConfig, "final_rate", value) for value in (-0.1, 1.1, math.nan)]
 WRONG += [(TrainConfig, "schedule", "linear"), (TrainConfig, "threads", -1)]

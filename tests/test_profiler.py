@@ -47,6 +47,7 @@ EXPECTED = {
     "gelu_backward": 3 * 12 * 4,
     "layer_norm_forward": 2 * 12 * 4,
     "layer_norm_backward": 3 * 12 * 4,
+    "dropout": 2 * 12 * 4,
     "embedding_forward": 3 * 12 * 4,
     "embedding_backward": 5 * 12 * 4,
     "sum_of_squares": 7 * 4,

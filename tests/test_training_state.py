@@ -112,7 +112,7 @@ def config(request, monkeypatch):
     """The settings of a training, of which each step depends on the steps before."""
     threads, shared_from = request.param
     monkeypatch.setattr("rustgpt.parallel.data_parallel.SHARED_FROM", shared_from)
-    return config_of(threads=threads)
+    return config_of(threads=threads, dropout=0.2)
 
 
 # The first step, mid-epoch, the end of an epoch and of a phase, and the same of the second phase.
@@ -364,7 +364,7 @@ def orders_seen(model_of, monkeypatch, stop=STEPS, state=None, texts=16):
     """Return which texts each step of two epochs of both phases has, in their order."""
     orders, found = [], state
 
-    def step(self, batch, rate, where):
+    def step(self, batch, rate, where, number):
         orders.append([int(row[1]) for row in batch])
         return 1.0, 1.0
 

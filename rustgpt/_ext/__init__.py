@@ -19,7 +19,7 @@ __path__ = pkgutil.extend_path(__path__, __name__)
 
 MODULES = (
     "blas", "linear", "activations", "layer_norm", "attention", "block", "cross_entropy",
-    "embeddings", "optimizer",
+    "dropout", "embeddings", "optimizer",
 )  # fmt: skip
 
 

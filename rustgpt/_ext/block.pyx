@@ -14,6 +14,7 @@ threads, and each thread goes through its own, but makes its part of the weights
 all rows. They meet once a pass back, and around attention where its heads are divided.
 """
 from cython cimport floating
+from libc.stdint cimport uint64_t
 
 from rustgpt._ext.attention cimport (
     BLOCK, Cache, attend_all, attend_all_backward, attend_cached, check_cache,
@@ -21,6 +22,7 @@ from rustgpt._ext.attention cimport (
 from rustgpt._ext.checks cimport (
     check_matrix, check_offsets, check_scratch, check_size, check_total, check_vector,
 )
+from rustgpt._ext.dropout cimport drop, dropout_of
 from rustgpt._ext.layer_norm cimport normalise_again, normalise_rows_backward
 from rustgpt._ext.linear cimport affine, check_bfloat16
 from rustgpt._ext.shard cimport Shard, alone, meet, shard_of
@@ -28,8 +30,9 @@ from rustgpt._ext.spec cimport (
     Norm, Saved, Scratch, Spec, read_spec, saved_of, scratch_of, whole_lines,
 )
 from rustgpt._ext.steps cimport (
-    at, back, clear_norms, copy, feed_forward, feed_forward_gradients, gradients_of, norm_gradients,
-    normalise, part_of, project, through_activation,
+    ATTENTION, FEED_FORWARD, at, back, clear_norms, copy, dropped, feed_forward,
+    feed_forward_gradients, gradients_of, norm_gradients, normalise, part_of, project,
+    through_activation,
 )
 
 
@@ -73,7 +76,7 @@ def block_scratch_size(
     check_size("N", N)
     check_size("longest", longest)
     check_size("threads", threads, 1)
-    check_total(N, 8.0 * b.C + 2.0 * b.F)
+    check_total(N, 10.0 * b.C + 2.0 * b.F)
     check_total(threads, 4.0 * BLOCK * (<double> longest + b.C))
     s.n = threads
     return scratch_of(&b, &s, N, longest).size + (0 if saved else saved_of(&b, N, False).size)
@@ -102,10 +105,14 @@ def block_forward(
     floating[:, :, ::1] kv=None,              # IN/OUT (slots, S, 2 C): see attention_decode
     const int[::1] slots=None,                # IN (B,)
     const int[::1] starts=None,               # IN (B,)
+    const int[::1] row_numbers=None,          # IN (N,): with key, key + 1 and rate as in `dropout`
+    uint64_t key=0,                           # IN
+    double rate=0.0,                          # IN
 ):
     """out = norm2(h + feed_forward(h)), h = norm1(x + attention(x)); or with the norms before.
 
-    With a cache the texts go on, and see the rows before; there is no way back then.
+    With a cache the texts go on, and see the rows before; there is no way back then, and no
+    dropout.
     """
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], longest = check_offsets(offsets, N)
     cdef object barrier = getattr(shard, "barrier", None)
@@ -116,9 +123,11 @@ def block_forward(
     cdef Cache cache
     if cached and s.n > 1:
         raise ValueError("shard must be None where there is a cache")
+    if cached and rate > 0:
+        raise ValueError("rate must be 0 where there is a cache")
     if cached:
         longest = check_cache(offsets, kv, slots, starts, C, &cache)
-    b.bfloat16 = bfloat16
+    b.bfloat16, b.dropout = bfloat16, dropout_of(row_numbers, N, key, rate)
     check_bfloat16(bfloat16, sizeof(floating))
     check_texts(&s, offsets)
     if saved is None and s.n > 1:
@@ -153,6 +162,9 @@ cdef int forward(
     cdef floating* sum1 = saved + k.sum1 + r * C
     cdef floating* sum2 = out + r * C if b.pre_norm else saved + k.sum2 + r * C
     cdef const floating* inner = x + r * C
+    # With dropout a sub-layer's output is first in the scratch, and then added.
+    cdef bint add = b.dropout.rows == NULL
+    cdef floating* f = scratch + w.before1 + r * C                        # (n, C)
     if b.pre_norm:
         normalise(&b.norm1, p, x + r * C, n, C, normal, saved + k.mean1 + r, saved + k.rstd1 + r)
         inner = normal
@@ -170,7 +182,9 @@ cdef int forward(
         attend_cached(saved + k.qkv, offsets, B, C, b.H, cache, heads,
                       scratch + w.attention)                              # (n, C)
     copy(b, x + r * C, n, sum1)
-    project(b, p, heads + r * C, n, sum1)
+    project(b, p, heads + r * C, n, add, sum1 if add else f)
+    if not add:
+        drop(&b.dropout, ATTENTION, f, r, n, C, True, sum1)
     # sum2 = h + feed_forward(normal), where h is sum1, or normal if the norms come after
     if b.pre_norm:
         normalise(&b.norm2, p, sum1, n, C, normal, saved + k.mean2 + r, saved + k.rstd2 + r)
@@ -178,7 +192,9 @@ cdef int forward(
     else:
         normalise(&b.norm1, p, sum1, n, C, normal, saved + k.mean1 + r, saved + k.rstd1 + r)
         copy(b, <const floating*> normal, n, sum2)
-    feed_forward(b, p, normal, n, saved + k.hidden + r * b.F, activated, sum2)
+    feed_forward(b, p, normal, n, saved + k.hidden + r * b.F, activated, add, sum2 if add else f)
+    if not add:
+        drop(&b.dropout, FEED_FORWARD, f, r, n, C, True, sum2)
     if not b.pre_norm:
         normalise(&b.norm2, p, sum2, n, C, out + r * C, saved + k.mean2 + r, saved + k.rstd2 + r)
     return 0
@@ -197,6 +213,9 @@ def block_backward(
     bint accumulate=True,                     # IN: or else dparameters is overwritten
     bint bfloat16=False,                      # IN: whether the linear products round to it
     object shard=None,                        # IN: this thread's, of several
+    const int[::1] row_numbers=None,          # IN (N,): with key, key + 1 and rate as in `dropout`
+    uint64_t key=0,                           # IN
+    double rate=0.0,                          # IN
 ):
     """The gradients of the input and of the parameters, from the gradient of the output."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], longest = check_offsets(offsets, N)
@@ -206,6 +225,7 @@ def block_backward(
     cdef Saved k = saved_of(&b, N, s.n > 1)
     cdef Scratch w = scratch_of(&b, &s, N, longest)
     b.accumulate, b.bfloat16 = accumulate, bfloat16
+    b.dropout = dropout_of(row_numbers, N, key, rate)
     check_bfloat16(bfloat16, sizeof(floating))
     check_texts(&s, offsets)
     cdef floating* dout0 = check_matrix("dout", dout, N, C)
@@ -232,7 +252,7 @@ cdef int backward(
     cdef Py_ssize_t C = b.C, r = s.first, n = s.stop - s.first  # this thread's rows
     # One thread adds up the gradients of the norms where they belong, several each in its own
     # place; and one makes those of the weights at once, several when all have made their rows.
-    cdef bint one = s.n == 1
+    cdef bint one = s.n == 1, dropping = b.dropout.rows != NULL
     cdef floating* dnorms = dp if one else scratch + w.dnorms + s.index * whole_lines(4 * C)
     # The gradients of both residual sums: alone, they take turns in dx.
     cdef floating* dsum1 = dx if one else scratch + w.dsum1 + r * C
@@ -249,9 +269,10 @@ cdef int backward(
     # What was made last comes first: it is still in the cache.
     gradients_of(b, s, scratch + w.dqkv, scratch + w.normal1 if b.pre_norm else x, N, C, 3 * C, dp,
                  b.qkv_weight, b.qkv_bias)
-    gradients_of(b, s, scratch + w.dsum1, saved + k.heads, N, C, C, dp, b.projection_weight,
-                 b.projection_bias)
-    feed_forward_gradients(b, k, w, s, dp, scratch + w.dsum2, saved, scratch, N)
+    gradients_of(b, s, scratch + (w.before1 if dropping else w.dsum1), saved + k.heads, N, C, C,
+                 dp, b.projection_weight, b.projection_bias)
+    feed_forward_gradients(b, k, w, s, dp, scratch + (w.before2 if dropping else w.dsum2), saved,
+                           scratch, N)
     if s.index == 0:
         norm_gradients(b, s, dp, scratch + w.dnorms)
     return 0
@@ -273,6 +294,7 @@ cdef void backward_feed_forward(
     cdef const floating* rstd = saved + (k.rstd2 if b.pre_norm else k.rstd1) + r
     cdef floating* dhidden = scratch + w.dhidden + r * b.F    # (n, F)
     cdef floating* dnormal = scratch + w.dnormal + r * C if b.pre_norm else dx
+    cdef const floating* df
     if b.pre_norm:
         copy(b, dout, n, dsum2)
     else:
@@ -282,11 +304,12 @@ cdef void backward_feed_forward(
                                 n, C, dsum2, dnorms + w.dweight2, dnorms + w.dbias2)
     normalise_again(sum1, p + inner.weight, p + inner.bias, mean, rstd, n, C,
                     scratch + w.normal2 + r * C)
-    # forward: sum2 = h + activation(normal2 @ weight1 + bias1) @ weight2 + bias2
-    through_activation(b, p, dsum2, saved + k.hidden + r * b.F, n, dhidden,
+    # forward: sum2 = h + dropout(activation(normal2 @ weight1 + bias1) @ weight2 + bias2)
+    df = dropped(b, FEED_FORWARD, <const floating*> dsum2, r, n, scratch + w.before2 + r * C)
+    through_activation(b, p, df, saved + k.hidden + r * b.F, n, dhidden,
                        scratch + w.activated + r * b.F)      # (n, F)
     if s.n == 1:
-        feed_forward_gradients(b, k, w, s, dp, dsum2, saved, scratch, n)
+        feed_forward_gradients(b, k, w, s, dp, df, saved, scratch, n)
     # forward: normal2 = inner(sum1), and h is sum1, or normal2 if the norms come after
     if not b.pre_norm:
         copy(b, dsum2, n, dnormal)
@@ -312,14 +335,15 @@ cdef int backward_attention(
     if b.pre_norm:
         normalise_again(x + r * C, p + b.norm1.weight, p + b.norm1.bias, saved + k.mean1 + r,
                         saved + k.rstd1 + r, n, C, scratch + w.normal1 + r * C)
-    # forward: sum1 = x + heads @ projection_weight + projection_bias
+    # forward: sum1 = x + dropout(heads @ projection_weight + projection_bias)
+    cdef const floating* df = dropped(b, ATTENTION, dsum1, r, n, scratch + w.before1 + r * C)
     if b.projection_weight >= 0:
-        back(b, p + b.projection_weight, dsum1, n, C, C, False, dheads + r * C)
+        back(b, p + b.projection_weight, df, n, C, C, False, dheads + r * C)
         if s.n == 1:
-            gradients_of(b, s, dsum1, saved + k.heads, n, C, C, dp, b.projection_weight,
+            gradients_of(b, s, df, saved + k.heads, n, C, C, dp, b.projection_weight,
                          b.projection_bias)
     else:
-        dheads = dx if s.n == 1 else scratch + w.dsum1
+        dheads = <floating*> df - r * C
     # forward: heads = softmax(mask(q @ k.T / sqrt(D))) @ v
     if s.heads:
         meet(s)

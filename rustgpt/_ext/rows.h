@@ -2,6 +2,7 @@
 #ifndef RUSTGPT_ROWS
 #define RUSTGPT_ROWS
 #include <math.h>
+#include <stdint.h>
 #include <string.h>
 
 #if defined(_MSC_VER) && !defined(__clang__)
@@ -205,6 +206,21 @@ static inline double row_exp_##NAME(const T* x, T scale, T shift, T* y, Py_ssize
         sum += y[i];                                                                          \
     }                                                                                         \
     return sum;                                                                               \
+}                                                                                             \
+/* out = (out if add) + scale x, or 0 for x where the column's 32 random bits, which follow   \
+   from the row's 64, are below the threshold: see random_bits in reference/dropout.py. */    \
+static inline void row_dropout_##NAME(const T* x, uint64_t row, uint32_t threshold, T scale,  \
+                                      int add, Py_ssize_t n, T* out) {                        \
+    uint32_t low = (uint32_t)row, high = (uint32_t)(row >> 32);                               \
+    RUSTGPT_SIMD()                                                                            \
+    for (Py_ssize_t i = 0; i < n; i++) {                                                      \
+        uint32_t h = low + (uint32_t)i;                                                       \
+        h = (h ^ (h >> 16)) * 0x7feb352du ^ high;                                             \
+        h = (h ^ (h >> 15)) * 0x846ca68bu;                                                    \
+        h ^= h >> 16;                                                                         \
+        T y = x[i] * (h < threshold ? (T)0 : scale);                                          \
+        out[i] = add ? out[i] + y : y;                                                        \
+    }                                                                                         \
 }
 RUSTGPT_ROW_FUNCTIONS(float, f32)
 RUSTGPT_ROW_FUNCTIONS(double, f64)

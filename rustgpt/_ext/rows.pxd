@@ -4,6 +4,8 @@ Cython cannot write `#pragma omp simd` (it needs no OpenMP runtime, only permiss
 sum), so these few loops are C. Sums run in double: a float32 sum of squares overflows at 1e20.
 Which of two functions a name stands for says the type of its arguments.
 """
+from libc.stdint cimport uint32_t, uint64_t
+
 cdef extern from "rows.h" nogil:
     float row_max "row_max_f32"(const float* x, Py_ssize_t n)
     double row_max "row_max_f64"(const double* x, Py_ssize_t n)
@@ -46,3 +48,9 @@ cdef extern from "rows.h" nogil:
     double row_exp "row_exp_f32"(const float* x, float scale, float shift, float* y, Py_ssize_t n)
     double row_exp "row_exp_f64"(const double* x, double scale, double shift, double* y,
                                  Py_ssize_t n)
+    void row_dropout "row_dropout_f32"(
+        const float* x, uint64_t row, uint32_t threshold, float scale, bint add, Py_ssize_t n,
+        float* out)
+    void row_dropout "row_dropout_f64"(
+        const double* x, uint64_t row, uint32_t threshold, double scale, bint add, Py_ssize_t n,
+        double* out)

@@ -1,5 +1,6 @@
 """Owns where a block's arrays lie: its parameters, what it saves of its rows, and its scratch."""
 from rustgpt._ext.attention cimport BLOCK
+from rustgpt._ext.dropout cimport Dropout
 from rustgpt._ext.shard cimport Shard
 
 cdef enum:
@@ -26,6 +27,7 @@ cdef struct Spec:
     Py_ssize_t qkv_weight, qkv_bias, projection_weight, projection_bias
     Py_ssize_t weight1, bias1, weight2, bias2
     Norm norm1, norm2
+    Dropout dropout  # of this call: of attention's output and, one place on, of feed-forward's
 
 
 cdef inline Py_ssize_t whole(double number) except -2:
@@ -80,7 +82,7 @@ cdef inline Spec read_spec(object spec) except *:
         raise ValueError("spec must say whether the norms come first, and epsilons from 0 on")
     b.activation, b.pre_norm = GELU if n[6] == GELU else RELU, n[7] != 0
     b.norm1.epsilon, b.norm2.epsilon = n[8], n[9]
-    b.bfloat16, b.accumulate = False, True
+    b.bfloat16, b.accumulate, b.dropout.rows = False, True, NULL
     b.qkv_weight = parameter("qkv_weight", n[11], C, 3.0 * C, P)
     b.qkv_bias = parameter("qkv_bias", n[12], 1, 3.0 * C, P, False)
     b.projection_weight = parameter("projection_weight", n[13], C, C, P, False)
@@ -130,8 +132,9 @@ cdef inline Py_ssize_t attention_size(Py_ssize_t longest, Py_ssize_t C) noexcept
 cdef struct Scratch:
     # Where each array begins in the scratch. What need not hold at the same time shares a place;
     # but what the other threads see holds until they have made the gradients of the weights.
+    # before1 and before2, with dropout alone: what each sub-layer gives, and its gradient.
     Py_ssize_t dhidden, activated, dqkv, dheads, normal1, normal2, dsum1, dsum2, dnormal
-    Py_ssize_t attention, dnorms, size
+    Py_ssize_t before1, before2, attention, dnorms, size
     # And where the gradients of the norms begin in the array in which a thread adds them up: with
     # those of the other parameters, or, of several threads, beside each other.
     Py_ssize_t dweight1, dbias1, dweight2, dbias2
@@ -149,6 +152,7 @@ cdef inline Scratch scratch_of(
         w.dnormal = w.normal1 + rows                           # (N, C)
         w.attention = w.dnormal + rows
         w.dqkv, w.dheads = w.dhidden, w.activated              # (N, 3 C), (N, C)
+        w.before1 = w.before2 = w.dnormal                      # (N, C)
         w.dsum1 = w.dsum2 = w.dnorms = 0                       # are in dx, and in the gradients
         w.dweight1, w.dbias1 = b.norm1.weight, b.norm1.bias
         w.dweight2, w.dbias2 = b.norm2.weight, b.norm2.bias
@@ -162,7 +166,9 @@ cdef inline Scratch scratch_of(
     w.normal2 = w.normal1 + rows                               # (N, C)
     w.dsum1 = w.normal2 + rows                                 # (N, C)
     w.dsum2 = w.dsum1 + rows                                   # (N, C)
-    w.dnorms = w.dsum2 + rows                                  # (n, 4 C): each thread's own
+    w.before1 = w.dsum2 + rows                                 # (N, C)
+    w.before2 = w.before1 + rows                               # (N, C)
+    w.dnorms = w.before2 + rows                                # (n, 4 C): each thread's own
     w.dweight1, w.dbias1, w.dweight2, w.dbias2 = 0, C, 2 * C, 3 * C
     w.attention = w.dnorms + s.n * whole_lines(4 * C) + s.index * attention_size(longest, C)
     w.size = w.dnorms + s.n * (whole_lines(4 * C) + attention_size(longest, C))

@@ -4,11 +4,18 @@ from libc.string cimport memcpy, memset
 
 from rustgpt._ext.activations cimport relu, relu_gradient
 from rustgpt._ext.attention cimport Part
+from rustgpt._ext.dropout cimport drop
 from rustgpt._ext.layer_norm cimport normalise_rows
 from rustgpt._ext.spec cimport GELU, Norm, Saved, Scratch, Spec, whole_lines
 from rustgpt._ext.linear cimport add_gradients, affine
 from rustgpt._ext.rows cimport row_gelu, row_gelu_backward
 from rustgpt._ext.shard cimport Shard, edge_of
+
+
+cdef enum:
+    # The sub-layers, each with a mask of its own.
+    ATTENTION = 0
+    FEED_FORWARD = 1
 
 
 cdef inline floating* at(const floating* array, Py_ssize_t offset) noexcept nogil:
@@ -20,9 +27,9 @@ cdef inline void feed_forward(
     const Spec* b, const floating* p,
     const floating* x, Py_ssize_t n,        # IN (n, C)
     floating* hidden, floating* activated,  # OUT (n, F); scratch
-    floating* out,                          # IN/OUT (n, C): added to
+    bint add, floating* out,                # IN/OUT (n, C)
 ) noexcept nogil:
-    """out += activation(x @ weight1 + bias1) @ weight2 + bias2."""
+    """out = (out if add) + activation(x @ weight1 + bias1) @ weight2 + bias2."""
     affine(x, p + b.weight1, p + b.bias1, n, b.C, b.F, False, False, b.bfloat16,
            hidden)                                                                    # (n, F)
     if b.activation == GELU:
@@ -30,21 +37,35 @@ cdef inline void feed_forward(
     else:
         relu(hidden, n * b.F, hidden)
     affine(activated if b.activation == GELU else hidden, p + b.weight2, p + b.bias2, n, b.F, b.C,
-           False, True, b.bfloat16, out)                                              # (n, C)
+           False, add, b.bfloat16, out)                                               # (n, C)
 
 
 cdef inline void project(
     const Spec* b, const floating* p, const floating* heads, Py_ssize_t n,
-    floating* out,
+    bint add, floating* out,
 ) noexcept nogil:
-    """out += heads @ projection_weight + projection_bias, or heads as they are."""
+    """out = (out if add) + heads @ projection_weight + projection_bias, or heads as they are."""
     cdef Py_ssize_t i
     if b.projection_weight >= 0:
         affine(heads, p + b.projection_weight, at(p, b.projection_bias),
-               n, b.C, b.C, False, True, b.bfloat16, out)  # (n, C)
-        return
-    for i in range(n * b.C):
-        out[i] += heads[i]
+               n, b.C, b.C, False, add, b.bfloat16, out)  # (n, C)
+    elif not add:
+        copy(b, heads, n, out)
+    else:
+        for i in range(n * b.C):
+            out[i] += heads[i]
+
+
+cdef inline const floating* dropped(
+    const Spec* b, Py_ssize_t sub_layer, const floating* dsum, Py_ssize_t first, Py_ssize_t n,
+    floating* before,
+) noexcept nogil:
+    """From sum = x + dropout(f), the gradient of f: in `before`, or without dropout `dsum` itself.
+    """
+    if b.dropout.rows == NULL:
+        return dsum
+    drop(&b.dropout, sub_layer, dsum, first, n, b.C, False, before)
+    return before
 
 
 cdef inline void copy(

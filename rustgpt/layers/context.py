@@ -9,8 +9,10 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
+from rustgpt.backend import ops
 from rustgpt.errors import ConfigError
 from rustgpt.layers.cache import Cache
+from rustgpt.layers.dropout import Dropout
 from rustgpt.layers.gradients import Gradients
 from rustgpt.layers.memory import Array, Indices, Workspace
 from rustgpt.reference.arrays import Shard
@@ -58,6 +60,10 @@ class Context:
         Whether the linear layers' products round their factors to bfloat16.
     shard
         This thread's part of the rows, if several take them through the layers together.
+    dropout
+        What this step of a training leaves out; nothing by default.
+    row_numbers
+        (N,) of each row in the batch of the whole step, for dropout; by default it is this one.
     workspace
         Memory of an earlier pass that has ended, to be used again.
     observer
@@ -72,7 +78,7 @@ class Context:
     """
 
     _positions: Indices | None = None
-    _taken = _temporaries = _layers = _depth = 0
+    _taken = _temporaries = _layers = _depth = _sites = 0
     _same = False  # whether the last layer has returned its input, or a view of it
 
     def __init__(
@@ -85,6 +91,8 @@ class Context:
         slots: Indices | None = None,
         bfloat16: bool = False,
         shard: Shard | None = None,
+        dropout: Dropout | None = None,
+        row_numbers: Indices | None = None,
         workspace: Workspace | None = None,
         observer: Observer | None = None,
     ) -> None:
@@ -95,6 +103,8 @@ class Context:
         self.cache = cache
         self.bfloat16 = bfloat16
         self.shard = shard
+        self.dropout = dropout if dropout is not None and dropout.rate else None
+        self._row_numbers = row_numbers
         self.observer = observer
         self._gradients = gradients
         self._saved: list[tuple[Layer, tuple[Any, ...]]] = []
@@ -103,6 +113,8 @@ class Context:
         if cache is not None:
             if gradients is not None:
                 raise ConfigError("a pass with a cache has no way back: leave out its `gradients`")
+            if self.dropout is not None:
+                raise ConfigError("a pass with a cache has no dropout: leave out its `dropout`")
             n = len(offsets) - 1
             if slots is None:
                 slots = FIRST if n == 1 else np.arange(n, dtype=np.int32)
@@ -171,6 +183,44 @@ class Context:
                 "forward saves once, with ctx.save, and layers go back in the opposite order"
             )
         return self._saved.pop()[1]
+
+    # Dropout
+
+    def masks(self, n: int) -> dict[str, Any]:
+        """Return what a kernel is told of dropout in the next n places of the model, if any.
+
+        Places are counted in the order in which a pass comes to them, so that each has masks of its
+        own. The same arguments give the same masks on the way back.
+        """
+        if self.dropout is None:
+            return {}
+        key, self._sites = self.dropout.key(self._sites), self._sites + n
+        if self._row_numbers is None:
+            self._row_numbers = np.arange(self.offsets[-1], dtype=np.int32)
+        return {"row_numbers": self._row_numbers, "key": key, "rate": self.dropout.rate}
+
+    def dropped(self, layer: Layer, x: Array) -> Array:  # (N, C) -> (N, C)
+        """Return x after dropout, and save what the way back needs; x itself without dropout.
+
+        There `layer` calls `dropped_back`, in its place among what else it saved.
+        """
+        if self.dropout is None:
+            return x
+        mask = self.masks(1)
+        self.save(layer, mask)
+        return self._masked(x, mask)
+
+    def dropped_back(self, layer: Layer, dout: Array) -> Array:  # (N, C) -> (N, C)
+        """Return the gradient of what `layer` gave to `dropped`, from that of what it got."""
+        if self.dropout is None:
+            return dout
+        (mask,) = self.saved(layer)
+        return self._masked(dout, mask)
+
+    def _masked(self, x: Array, mask: dict[str, Any]) -> Array:
+        out = self.empty(*x.shape)
+        ops.dropout(x, out=out, shard=self.shard, **mask)
+        return out
 
     # Memory
 

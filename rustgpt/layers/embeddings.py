@@ -45,9 +45,10 @@ class Embeddings(Layer):
         out = ctx.empty(len(x), self.tokens.shape[1])
         ops.embedding_forward(x, ctx.positions, self.tokens, self.places, out, ctx.shard)
         ctx.save(self, x)
-        return out
+        return ctx.dropped(self, out)
 
     def backward(self, dout: Array, ctx: Context) -> Array:
+        dout = ctx.dropped_back(self, dout)
         # forward: out = tokens[ids] + places[positions]; ids have no gradient
         (ids,) = ctx.saved(self)
         dtokens, dplaces = ctx.gradients.of(self.tokens), ctx.gradients.of(self.places)

@@ -126,13 +126,17 @@ class TransformerBlock(Layer):
             return self._forward_fused(x, ctx)
         if self.pre_norm:
             f = self._part(self.attention, self._part(self.norm1, x, ctx), ctx)
-            h = _sum(x, f, ctx)
+            h = self._sum(x, f, ctx)
             f = self._part(self.feed_forward, self._part(self.norm2, h, ctx), ctx)
-            return _sum(h, f, ctx)
+            return self._sum(h, f, ctx)
         f = self._part(self.attention, x, ctx)
-        h = self._part(self.norm1, _sum(x, f, ctx), ctx)
+        h = self._part(self.norm1, self._sum(x, f, ctx), ctx)
         f = self._part(self.feed_forward, h, ctx)
-        return self._part(self.norm2, _sum(h, f, ctx), ctx)
+        return self._part(self.norm2, self._sum(h, f, ctx), ctx)
+
+    def _sum(self, x: Array, f: Array, ctx: Context) -> Array:  # (N, C), (N, C) -> (N, C)
+        """Return a residual sum, with dropout of what the sub-layer gives."""
+        return _added(x, ctx.dropped(self, f), ctx)
 
     def _part(self, layer: Layer, x: Array, ctx: Context) -> Array:
         out = layer.forward(x, ctx)
@@ -143,14 +147,16 @@ class TransformerBlock(Layer):
     def _forward_fused(self, x: Array, ctx: Context) -> Array:  # (N, C) -> (N, C)
         N, out = len(x), ctx.empty(*x.shape)
         scratch, saved = ctx.temporary(self._scratch_size(N, ctx)), None
+        masks = ctx.masks(2)  # of attention and of the feed-forward layer
         if ctx.training:
             sharded = ctx.shard is not None and ctx.shard.n > 1
             saved = ctx.empty(block_size("saved", self.spec, N, sharded, ops.backend))
-            ctx.save(self, x, saved)
+            ctx.save(self, x, saved, masks)
         if ctx.cache is None:
             ops.block_forward(
-                x, ctx.offsets, self.flat, self.spec, out, saved, scratch, ctx.bfloat16, ctx.shard
-            )
+                x, ctx.offsets, self.flat, self.spec, out, saved, scratch, ctx.bfloat16, ctx.shard,
+                **masks,
+            )  # fmt: skip
         else:
             kv = ctx.cached(self.attention, "kv", 2 * self.dim)
             ops.block_forward(
@@ -171,14 +177,18 @@ class TransformerBlock(Layer):
             return self._backward_fused(dout, ctx)
         # A residual sum hands its gradient to both of its terms.
         if self.pre_norm:
-            df = self._part_back(self.norm2, self._part_back(self.feed_forward, dout, ctx), ctx)
-            dh = _sum(dout, df, ctx)
-            df = self._part_back(self.norm1, self._part_back(self.attention, dh, ctx), ctx)
-            return _sum(dh, df, ctx)
+            df = self._sub_layer_back(self.feed_forward, dout, ctx)
+            dh = _added(dout, self._part_back(self.norm2, df, ctx), ctx)
+            df = self._sub_layer_back(self.attention, dh, ctx)
+            return _added(dh, self._part_back(self.norm1, df, ctx), ctx)
         dsum = self._part_back(self.norm2, dout, ctx)
-        dh = _sum(dsum, self._part_back(self.feed_forward, dsum, ctx), ctx)
+        dh = _added(dsum, self._sub_layer_back(self.feed_forward, dsum, ctx), ctx)
         dsum = self._part_back(self.norm1, dh, ctx)
-        return _sum(dsum, self._part_back(self.attention, dsum, ctx), ctx)
+        return _added(dsum, self._sub_layer_back(self.attention, dsum, ctx), ctx)
+
+    def _sub_layer_back(self, layer: Layer, dsum: Array, ctx: Context) -> Array:
+        # forward: sum = x + dropout(layer(...))
+        return self._part_back(layer, ctx.dropped_back(self, dsum), ctx)
 
     def _part_back(self, layer: Layer, dout: Array, ctx: Context) -> Array:
         dx = layer.backward(dout, ctx)
@@ -187,7 +197,7 @@ class TransformerBlock(Layer):
         return dx
 
     def _backward_fused(self, dout: Array, ctx: Context) -> Array:  # (N, C) -> (N, C)
-        x, saved = ctx.saved(self)
+        x, saved, masks = ctx.saved(self)
         dx = ctx.empty(*x.shape)
         # What several threads show each other must hold until all have seen it.
         memory = ctx.empty if ctx.shard else ctx.temporary
@@ -196,7 +206,7 @@ class TransformerBlock(Layer):
         dparameters, accumulate = ctx.gradients.claim(self.flat)
         ops.block_backward(
             dout, x, ctx.offsets, self.flat, self.spec, saved, dx, dparameters, scratch,
-            accumulate, ctx.bfloat16, ctx.shard,
+            accumulate, ctx.bfloat16, ctx.shard, **masks,
         )  # fmt: skip
         return dx
 
@@ -204,8 +214,8 @@ class TransformerBlock(Layer):
         return f"TransformerBlock({'pre' if self.pre_norm else 'post'}-norm)"
 
 
-def _sum(x: Array, f: Array, ctx: Context) -> Array:  # (N, C), (N, C) -> (N, C)
-    """Return a residual sum, in memory of its own: a part may need its output again."""
+def _added(x: Array, f: Array, ctx: Context) -> Array:  # (N, C), (N, C) -> (N, C)
+    """Return a sum, in memory of its own: a part may need its output again."""
     out = ctx.empty(*x.shape)
     np.add(x, f, out=out)
     return out

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import accumulate, chain
 
 import numpy as np
 
@@ -32,6 +32,8 @@ class Piece:
         (N,) each token and the one that follows it.
     offsets
         (B + 1,) where each text begins and ends.
+    firsts
+        (B,) the number of each text's first row in the batch.
     shard
         A thread's part of the rows, if it does not have them all.
     """
@@ -39,10 +41,30 @@ class Piece:
     ids: Indices
     targets: Indices
     offsets: Indices
+    firsts: tuple[int, ...]
     shard: Shard | None = None
 
+    @property
+    def row_numbers(self) -> Indices:
+        """The number of each row in the batch, (N,), whoever has it."""
+        before = np.subtract(self.firsts, self.offsets[:-1], dtype=np.int32)  # (B,)
+        rows = np.arange(self.offsets[-1], dtype=np.int32)
+        rows += np.repeat(before, np.diff(self.offsets))
+        return rows
 
-def count_tokens(rows: list[Indices]) -> int:
+
+@dataclass(slots=True)
+class Text:
+    """A text of a batch, and the number of its first row there."""
+
+    ids: Indices
+    first: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def count_tokens(rows: Sequence[Indices | Text]) -> int:
     """Return how many tokens of some texts have one that follows."""
     return sum(len(row) - 1 for row in rows)
 
@@ -50,19 +72,25 @@ def count_tokens(rows: list[Indices]) -> int:
 def divided(batch: list[Indices], n: int) -> list[list[Piece]]:
     """Return each of n threads' pieces: whole texts."""
     each = max(TOKENS_A_PIECE // n, TOKENS_OF_A_THREAD)
-    return [[_joined(rows) for rows in _pieces(texts, each)] for texts in _divided(batch, n)]
+    texts = _divided(_numbered(batch), n)
+    return [[_joined(some) for some in _pieces(own, each)] for own in texts]
 
 
 def sharded(batch: list[Indices], n: int, barrier: Barrier) -> list[list[Piece]]:
     """Return each of n threads' pieces: the same for all, each with its shard of the rows."""
     each = max(TOKENS_A_PIECE // n, TOKENS_OF_A_THREAD)
-    pieces = [_shards(rows, n, barrier) for rows in _pieces(batch, n * each)]
+    pieces = [_shards(some, n, barrier) for some in _pieces(_numbered(batch), n * each)]
     return [[piece[i] for piece in pieces] for i in range(n)]
 
 
-def _divided(batch: list[Indices], n: int) -> list[list[Indices]]:
+def _numbered(batch: list[Indices]) -> list[Text]:
+    firsts = accumulate((len(row) - 1 for row in batch), initial=0)
+    return [Text(row, first) for row, first in zip(batch, firsts, strict=False)]
+
+
+def _divided(batch: list[Text], n: int) -> list[list[Text]]:
     """Divide texts among n threads, the longest first to whoever has least."""
-    texts: list[list[Indices]] = [[] for _ in range(n)]
+    texts: list[list[Text]] = [[] for _ in range(n)]
     loads = [0] * n
     for row in sorted(batch, key=len, reverse=True):
         least = loads.index(min(loads))
@@ -71,11 +99,11 @@ def _divided(batch: list[Indices], n: int) -> list[list[Indices]]:
     return texts
 
 
-def _pieces(rows: list[Indices], at_least: int) -> Iterator[list[Indices]]:
+def _pieces(rows: list[Text], at_least: int) -> Iterator[list[Text]]:
     """Yield texts in order, in pieces of about the same number of tokens."""
     tokens = count_tokens(rows)
     limit = tokens / max(1, tokens // at_least)
-    piece: list[Indices] = []
+    piece: list[Text] = []
     taken, full = 0, limit
     for row in rows:
         piece.append(row)
@@ -87,15 +115,16 @@ def _pieces(rows: list[Indices], at_least: int) -> Iterator[list[Indices]]:
         yield piece
 
 
-def _joined(rows: list[Indices]) -> Piece:
-    ids, targets = [row[:-1] for row in rows], [row[1:] for row in rows]
+def _joined(rows: list[Text]) -> Piece:
+    ids, targets = [row.ids[:-1] for row in rows], [row.ids[1:] for row in rows]
     offsets = offsets_of(*map(len, ids))  # (B + 1,)
+    firsts = tuple([row.first for row in rows])
     if len(rows) == 1:  # of which a copy would take long, if a step is short
-        return Piece(ids[0], targets[0], offsets)
-    return Piece(np.concatenate(ids), np.concatenate(targets), offsets)
+        return Piece(ids[0], targets[0], offsets, firsts)
+    return Piece(np.concatenate(ids), np.concatenate(targets), offsets, firsts)
 
 
-def _shards(rows: list[Indices], n: int, barrier: Barrier) -> list[Piece]:
+def _shards(rows: list[Text], n: int, barrier: Barrier) -> list[Piece]:
     """Divide the rows of some texts among n threads, by whole texts if that comes out even."""
     tokens, texts = count_tokens(rows), _divided(rows, n)
     edges = np.zeros(n + 1, np.int32)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rustgpt.backend import backend_name, ops
 from rustgpt.layers.context import Context
+from rustgpt.layers.dropout import Dropout
 from rustgpt.layers.gradients import Gradients
 from rustgpt.layers.layer import divides_rows
 from rustgpt.layers.memory import Array, Indices, Workspace
@@ -97,7 +98,9 @@ class DataParallel:
     def __exit__(self, *_: object) -> None:
         self._pool.close()
 
-    def differentiate(self, batch: list[Indices], scale: float) -> float:
+    def differentiate(
+        self, batch: list[Indices], scale: float, dropout: Dropout | None = None
+    ) -> float:
         """Return the sum of a batch's losses; `gradients` is that of `scale` times it.
 
         Parameters
@@ -106,6 +109,8 @@ class DataParallel:
             Texts as token ids.
         scale
             What each token's loss is worth: 1 / the tokens of the whole step, whoever has them.
+        dropout
+            Of this step.
         """
         n = max(1, min(self.threads, count_tokens(batch) // TOKENS_AT_LEAST))
         if not self.shared:
@@ -116,7 +121,7 @@ class DataParallel:
         losses = [0.0] * n
 
         def differentiate(i: int) -> None:
-            losses[i] = self._differentiate(i, work[i], scale)
+            losses[i] = self._differentiate(i, work[i], scale, dropout)
             if n > 1:
                 barrier.wait()
             if not together:
@@ -147,7 +152,9 @@ class DataParallel:
         self._pool.run(n, do)
         return sum(squares)
 
-    def _differentiate(self, i: int, pieces: list[Piece], scale: float) -> float:
+    def _differentiate(
+        self, i: int, pieces: list[Piece], scale: float, dropout: Dropout | None
+    ) -> float:
         """Fill in thread i's gradients, or its part of all; return the sum of its losses."""
         gradients, loss = self._gradients[i], 0.0
         gradients.begin()
@@ -156,7 +163,8 @@ class DataParallel:
                 piece.shard.barrier.wait()  # what the threads saw of each other is written over
             ctx = Context(
                 piece.offsets, self.model.config.dtype, gradients=gradients,
-                bfloat16=self.bfloat16, shard=piece.shard, workspace=self._spaces[i],
+                bfloat16=self.bfloat16, shard=piece.shard, dropout=dropout,
+                row_numbers=piece.row_numbers if dropout else None, workspace=self._spaces[i],
             )  # fmt: skip
             loss += self.model.loss_and_gradients(piece.ids, piece.targets, scale, ctx)
         gradients.finish()

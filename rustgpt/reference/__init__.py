@@ -13,7 +13,7 @@ from typing import Any
 
 MODULES = (
     "blas", "linear", "activations", "layer_norm", "attention", "block", "cross_entropy",
-    "embeddings", "optimizer",
+    "dropout", "embeddings", "optimizer",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from rustgpt.reference.arrays import (
     check_whole,
 )  # fmt: skip
 from rustgpt.reference.attention import attention_backward, attention_decode, attention_forward
+from rustgpt.reference.dropout import check_rate, dropout
 from rustgpt.reference.layer_norm import layer_norm_backward, layer_norm_forward
 from rustgpt.reference.linear import linear_backward, linear_forward
 from rustgpt.reference.spec import BlockSpec
@@ -23,6 +24,7 @@ ACTIVATIONS = {
     "relu": (relu_forward, relu_backward),
     "gelu": (gelu_forward, gelu_backward),
 }
+ATTENTION, FEED_FORWARD = 0, 1  # the sub-layers, each with masks of its own
 
 
 def block_saved_size(spec: BlockSpec, N: int, sharded: bool = False) -> int:
@@ -101,6 +103,23 @@ class Parts:
         return self.linear_backward(dhidden, x, "feed_forward.weight1", "feed_forward.bias1")
 
 
+class Masks:
+    """Dropout of what the two sub-layers give, and of its gradient; or nothing, at rate 0."""
+
+    def __init__(self, row_numbers: Indices | None, key: int, rate: float) -> None:
+        check_rate(rate)
+        if rate and row_numbers is None:
+            raise ValueError("row_numbers must be given where rate is above 0")
+        self.row_numbers, self.key, self.rate = row_numbers, key, rate
+
+    def dropped(self, x: Array, sub_layer: int) -> Array:  # (N, C) -> (N, C)
+        if not self.rate or self.row_numbers is None:
+            return x
+        out = np.empty_like(x)
+        dropout(x, self.row_numbers, (self.key + sub_layer) % 2**64, self.rate, out)
+        return out
+
+
 def saved_rows(spec: BlockSpec, saved: Array, N: int) -> dict[str, Array]:
     """Cut what is saved of N rows into its arrays."""
     C, H, F = spec.dim, spec.n_heads, spec.hidden_dim
@@ -125,10 +144,14 @@ def block_forward(
     kv: OutCache | None = None,  # (slots, S, 2 C): see attention_decode
     slots: Indices | None = None,  # (B,)
     starts: Indices | None = None,  # (B,)
+    row_numbers: Indices | None = None,  # (N,): with `key`, `key` + 1 and `rate` as in `dropout`
+    key: int = 0,
+    rate: float = 0.0,
 ) -> None:
     """out = norm2(h + feed_forward(h)), h = norm1(x + attention(x)); or with the norms before.
 
-    With a cache the texts go on, and see the rows before; there is no way back then.
+    With a cache the texts go on, and see the rows before; there is no way back then, and no
+    dropout.
     """
     check_whole(shard)
     cache = (kv, slots, starts)
@@ -136,7 +159,10 @@ def block_forward(
         raise ValueError("kv, slots and starts must all be given, or none")
     if saved is None:
         saved = np.empty(block_saved_size(spec, len(x)), x.dtype)
+    if rate and kv is not None:
+        raise ValueError("rate must be 0 where there is a cache")
     block, s = Parts(spec, parameters, bfloat16), saved_rows(spec, saved, len(x))
+    masks = Masks(row_numbers, key, rate)
 
     def attention(rows: Array) -> Array:  # (N, C) -> (N, C)
         s["qkv"][...] = block.linear(rows, "attention.qkv_weight", "attention.qkv_bias")  # (N, 3 C)
@@ -146,15 +172,18 @@ def block_forward(
             attention_decode(
                 s["qkv"], offsets, spec.n_heads, kv, slots, starts, s["heads"], scratch
             )
-        return block.project(s["heads"])
+        return masks.dropped(block.project(s["heads"]), ATTENTION)
+
+    def feed_forward(rows: Array) -> Array:  # (N, C) -> (N, C)
+        return masks.dropped(block.feed_forward(rows, s["hidden"]), FEED_FORWARD)
 
     if spec.pre_norm:
         s["sum1"][...] = x + attention(block.norm(x, "norm1"))
-        out[...] = s["sum1"] + block.feed_forward(block.norm(s["sum1"], "norm2"), s["hidden"])
+        out[...] = s["sum1"] + feed_forward(block.norm(s["sum1"], "norm2"))
     else:
         s["sum1"][...] = x + attention(x)
         h = block.norm(s["sum1"], "norm1")
-        s["sum2"][...] = h + block.feed_forward(h, s["hidden"])
+        s["sum2"][...] = h + feed_forward(h)
         out[...] = block.norm(s["sum2"], "norm2")
 
 
@@ -171,28 +200,36 @@ def block_backward(
     accumulate: bool = True,  # or else dparameters is overwritten
     bfloat16: bool = False,
     shard: Shard | None = None,  # this thread's, of several
+    row_numbers: Indices | None = None,  # (N,): with `key`, `key` + 1 and `rate` as in `dropout`
+    key: int = 0,
+    rate: float = 0.0,
 ) -> None:
     """The gradients of the input and of the parameters, from the gradient of the output."""
     check_whole(shard)
     if not accumulate:
         dparameters[...] = 0
     block, s = Parts(spec, parameters, bfloat16, dparameters), saved_rows(spec, saved, len(x))
+    masks = Masks(row_numbers, key, rate)
 
     def attention_back(dsum: Array, rows: Array) -> Array:  # (N, C) -> (N, C)
-        dheads = dsum
+        dheads = masks.dropped(dsum, ATTENTION)
         if "attention.projection_weight" in block.p:
             dheads = block.linear_backward(
-                dsum, s["heads"], "attention.projection_weight", "attention.projection_bias"
+                dheads, s["heads"], "attention.projection_weight", "attention.projection_bias"
             )  # (N, C)
         dqkv = np.empty_like(s["qkv"])
         attention_backward(dheads, s["qkv"], s["lse"], offsets, spec.n_heads, dqkv, scratch)
         return block.linear_backward(dqkv, rows, "attention.qkv_weight", "attention.qkv_bias")
 
+    def feed_forward_back(dsum: Array, rows: Array) -> Array:  # (N, C) -> (N, C)
+        dout = masks.dropped(dsum, FEED_FORWARD)
+        return block.feed_forward_backward(dout, rows, s["hidden"])
+
     # A residual sum hands its gradient to both of its terms.
     if spec.pre_norm:
         # forward: out = sum1 + feed_forward(norm2(sum1)), sum1 = x + attention(norm1(x))
         h = block.norm(s["sum1"], "norm2")
-        dh = block.feed_forward_backward(dout, h, s["hidden"])
+        dh = feed_forward_back(dout, h)
         dsum1: Array = dout + block.norm_backward(dh, s["sum1"], "norm2")
         dh = attention_back(dsum1, block.norm(x, "norm1"))
         dx[...] = dsum1 + block.norm_backward(dh, x, "norm1")
@@ -200,7 +237,7 @@ def block_backward(
         # forward: out = norm2(h + feed_forward(h)), h = norm1(x + attention(x))
         h = block.norm(s["sum1"], "norm1")
         dsum2 = block.norm_backward(dout, s["sum2"], "norm2")
-        dh = dsum2 + block.feed_forward_backward(dsum2, h, s["hidden"])
+        dh = dsum2 + feed_forward_back(dsum2, h)
         dsum1 = block.norm_backward(dh, s["sum1"], "norm1")
         dx[...] = dsum1 + attention_back(dsum1, x)
 

@@ -24,6 +24,7 @@ LARGER = {
     "block_backward": {"lengths": (0, 67, 1), "H": 3, "D": 7, "F": 33},
     "cross_entropy": {"N": 7, "V": 131},
     "linear_cross_entropy": {"N": 67, "C": 5, "V": 131, "R": 33},
+    "dropout": {"N": 33, "C": 67},
     "embedding_forward": {"N": 33, "C": 67},
     "embedding_backward": {"N": 33, "C": 67},
     "relu_forward": {"N": 13, "F": 31},

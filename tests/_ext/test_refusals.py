@@ -8,7 +8,17 @@ from typing import get_type_hints
 import numpy as np
 import pytest
 
-from ..kernel_arguments import ARRAYS, KERNELS, TWINS, array_arguments, exactly, kernel_of, spec_of
+from ..kernel_arguments import (
+    ARRAYS,
+    CALLS,
+    KERNELS,
+    TWINS,
+    array_arguments,
+    exactly,
+    kernel_of,
+    make,
+    spec_of,
+)  # fmt: skip
 
 
 def error_of(compiled, kernel, given, change):
@@ -145,10 +155,10 @@ def test_scratch_must_be_large_enough(compiled, arguments, kernel):
 @pytest.mark.parametrize(
     ("call", "argument"),
     [
-        (kernel, name)
-        for kernel in KERNELS
-        for name, kind in get_type_hints(TWINS[kernel]).items()
-        if kind in (int, float) and name != "return"
+        (call, name)
+        for call in CALLS
+        for name, kind in get_type_hints(TWINS[kernel_of(call)]).items()
+        if kind in (int, float) and name in make(call, "float32")
     ],
 )
 def test_a_scalar_that_is_no_number_is_refused(refuses):

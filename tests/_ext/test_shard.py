@@ -20,7 +20,7 @@ pytestmark = pytest.mark.grid  # every case of what may go wrong, or be divided
 LENGTHS = (3, 0, 5, 4)
 EDGES = {"texts": [0, 8, 12], "heads": [0, 5, 12], "one has all": [0, 12, 12]}
 SHARDED = [
-    "block_forward", "block_backward", "linear_cross_entropy", "embedding_forward",
+    "block_forward", "block_backward", "linear_cross_entropy", "dropout", "embedding_forward",
     "embedding_backward",
 ]  # fmt: skip
 NO_SHARD = r"shard must be a rustgpt\.reference\.\w+\.Shard"
@@ -120,12 +120,13 @@ def through_block(reference, guarded_all, close):
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("options", [{"norm": "pre", "activation": "gelu"}, {"norm": "post"}])
 @pytest.mark.parametrize("projection", [True, False])
+@pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_threads_do_of_a_block_what_one_does(
-    compiled, arguments, through_block, dtype, shards, accumulate, options, projection
+    compiled, arguments, through_block, dtype, shards, accumulate, options, projection, rate
 ):
     given = arguments(
         "block_forward", dtype, lengths=LENGTHS, F=13, attention_projection=projection,
-        attention_bias=projection, **options,
+        attention_bias=projection, rate=rate, **options,
     )  # fmt: skip
     through_block(compiled, given, shards, accumulate)
 
@@ -144,10 +145,11 @@ def test_long_texts_need_no_more_scratch_than_the_threads_ask_for(
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @pytest.mark.parametrize("kind", EDGES)
+@pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_threads_round_a_block_to_bfloat16_as_one_does(
-    bfloat16, arguments, through_block, shards_of, norm, kind
+    bfloat16, arguments, through_block, shards_of, norm, kind, rate
 ):
-    given = arguments("block_forward", "float32", lengths=LENGTHS, F=13, norm=norm)
+    given = arguments("block_forward", "float32", lengths=LENGTHS, F=13, norm=norm, rate=rate)
     shards = shards_of(EDGES[kind], kind == "heads")
     through_block(bfloat16, given, shards, False, BFLOAT16, bfloat16=True)
 
@@ -227,6 +229,17 @@ def test_rows_are_divided_whichever_thread_made_them(
     close(np.asarray(sum(losses), dtype), wide["losses"].sum())
     for name in ("losses", "dx", "dweight", "dbias"):
         close(given[name], wide[name])
+
+
+# Dropout
+
+
+def test_a_thread_drops_of_its_own_rows_alone(compiled, reference, arguments, shards_of):
+    given = arguments("dropout", "float64", N=12)
+    wide = whole(reference, "dropout", given)
+    compiled.dropout(**given, shard=shards_of([0, 3, 7, 12])[1])
+    np.testing.assert_array_equal(given["out"][3:7], wide["out"][3:7])
+    assert np.isnan(given["out"][[0, 1, 2, 7, 8, 9, 10, 11]]).all()
 
 
 # Embeddings

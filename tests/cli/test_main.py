@@ -192,7 +192,7 @@ def test_a_full_disk_that_shows_only_at_the_end(monkeypatch):
         (["train", "--epochs", "3"], ["did you mean --pretrain-epochs or --tune-epochs?"]),
         (["train", "--n-layer", "2"], ["did you mean --n-layers?"]),
         (["train", "--n_layers", "2"], ["did you mean --n-layers?"]),
-        (["train", "--dropout", "0.1"], ["did you mean --weight-decay?"]),
+        (["train", "--dropout-rate", "0.1"], ["did you mean --dropout?"]),
         (["generate", "m", "t", "--temprature", "1"], ["did you mean --temperature?"]),
         (["chat", "m", "--max-tokens", "1"], ["did you mean --max-new-tokens?"]),
     ],

@@ -127,6 +127,7 @@ def test_a_flag_is_not_blamed_on_the_file(tmp_path):
         *(["--epsilon", bad] for bad in ("0", "-1", "1e9", "nan", "inf")),
         *(["--max-grad-norm", bad] for bad in ("0", "-1", "nan")),
         *(["--weight-decay", bad] for bad in ("-1", "1e9", "nan", "inf")),
+        *(["--dropout", bad] for bad in ("-0.1", "1", "1.5", "nan", "x", "")),
         *(["--final-rate", bad] for bad in ("-1", "2", "nan")),
         *(["--warmup-steps", bad] for bad in ("-1", "1e9", "nan")),
         *(["--threads", bad] for bad in ("-1", "1e9", "1000000000", "nan")),

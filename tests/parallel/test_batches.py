@@ -117,6 +117,24 @@ def test_a_single_text_is_not_copied():
     assert piece.shard is None
 
 
+def test_rows_keep_the_numbers_that_they_have_in_the_batch(limits):
+    limits(piece=1, each=1)
+    rows = rows_of([2, 5, 1, 4])
+    rows.append(rows[1])  # one text twice: each has numbers of its own
+    firsts = [0, 2, 7, 8, 12]
+    expected = sorted(
+        (first + i, int(token))
+        for row, first in zip(rows, firsts, strict=True)
+        for i, token in enumerate(row[:-1])
+    )
+    for pieces in (*[divided(rows, n) for n in (1, 2, 3)], sharded(rows, 2, barrier(2))[:1]):
+        found = [piece for own in pieces for piece in own]
+        assert all(piece.row_numbers.dtype == np.int32 for piece in found)
+        numbers = np.concatenate([piece.row_numbers for piece in found]).tolist()
+        ids = np.concatenate([piece.ids for piece in found]).tolist()
+        assert sorted(zip(numbers, ids, strict=True)) == expected
+
+
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=20)
 every_batch = given(LENGTHS, st.integers(1, 6), st.integers(1, 50), st.integers(1, 50))
 several = settings(
