@@ -7,10 +7,26 @@ from typing import Any, Self
 
 from rustgpt.errors import ConfigError
 
+UNLIMITED = 10**9  # epochs that end nothing
+LONGEST = 31 * 86_400  # seconds of a training
 
-def _number(default: float, lowest: float, highest: float = math.inf, below: bool = False) -> Any:
+
+def _number(
+    default: float, lowest: float, highest: float = math.inf, below: bool = False, **more: Any
+) -> Any:
     """A field for a number of the default's type, from lowest to highest, or below highest."""
-    return field(default=default, metadata={"limits": (lowest, highest, below)})
+    return field(default=default, metadata={"limits": (lowest, highest, below), **more})
+
+
+def _follows(kind: type, lowest: float, highest: float) -> Any:
+    """A field for a number that follows from other fields unless it is given."""
+    return field(default=None, metadata={"limits": (lowest, highest, False), "kind": kind})
+
+
+def kind_of(setting: Field[Any]) -> type:
+    """Return the type of a field's values."""
+    kind: type = setting.metadata.get("kind", type(setting.default))
+    return kind
 
 
 def _choice(*choices: str) -> Any:
@@ -51,7 +67,7 @@ class _Config:
 
 def _checked(setting: Field[Any], value: Any) -> Any:
     """Return a field's value, NumPy's as Python's, or raise ConfigError."""
-    kind: Any = type(setting.default)
+    kind: Any = kind_of(setting)
     if kind is str:
         choices = setting.metadata["choices"]
         if not isinstance(value, str) or value not in choices:
@@ -150,15 +166,28 @@ class TrainConfig(_Config):
     Parameters
     ----------
     pretrain_epochs
-        Passes over the statements.
+        Passes over the statements; by default 20, or as many as it takes if there is one of
+        `max_steps`, `max_tokens` and `max_time`.
     pretrain_rate
         Highest learning rate of the pre-training.
     tune_epochs
-        Passes over the dialogues.
+        Passes over the dialogues; by default 30, or as many as it takes if there is one of
+        `max_steps`, `max_tokens` and `max_time`.
     tune_rate
         Highest learning rate of the instruction tuning.
+    max_steps
+        Steps of the optimizer after which a training ends; 0 for no limit.
+    max_tokens
+        Tokens read, after which a training ends; 0 for no limit.
+    max_time
+        Seconds (or such as 90s, 10m, 1.5h) after which a training ends, and its schedule too; 0 for
+        no limit.
+    loss_on
+        What counts in the loss of instruction tuning: the words of the "assistant", or "all".
     batch_size
         Texts in one step of the optimizer.
+    batch_tokens
+        The most tokens in one step, instead of a number of texts; 0 to count texts.
     beta1
         Of Adam: how much of the gradient's running mean a step keeps.
     beta2
@@ -174,11 +203,21 @@ class TrainConfig(_Config):
     max_grad_norm
         L2 norm to which the whole gradient is clipped.
     schedule
-        "constant", or "cosine": from the rate down to `final_rate` times the rate.
+        "constant", or from the rate down to `final_rate` times the rate: "linear", or "cosine".
     final_rate
-        Where a cosine schedule ends, as a share of the rate.
+        Where a linear or cosine schedule ends, as a share of the rate.
     warmup_steps
         Steps over which the rate rises from 0.
+    validation_share
+        Share of the texts that is not learned but evaluated; of fewer than ten, of the end of each.
+        On the command line, by default a tenth of texts of your own.
+    tune_validation_share
+        The same of the dialogues; by default as `validation_share`. On the command line, by default
+        a tenth of dialogues of your own, if there are 1,000 of them.
+    eval_every
+        Steps from one evaluation to the next; 0 for one an epoch.
+    patience
+        Evaluations in a row without a lower loss after which a phase ends; 0 for no such end.
     seed
         Of the order in which the texts are seen, and of what dropout leaves out.
     threads
@@ -193,20 +232,40 @@ class TrainConfig(_Config):
         If a value is out of range.
     """
 
-    pretrain_epochs: int = _number(20, 0, 10**9)
+    pretrain_epochs: int = _follows(int, 0, UNLIMITED)
     pretrain_rate: float = _number(1e-3, 0, 1e3)
-    tune_epochs: int = _number(30, 0, 10**9)
+    tune_epochs: int = _follows(int, 0, UNLIMITED)
     tune_rate: float = _number(1e-3, 0, 1e3)
+    max_steps: int = _number(0, 0, 10**15)
+    max_tokens: int = _number(0, 0, 10**15)
+    max_time: float = _number(0.0, 0, LONGEST, time=True)
+    loss_on: str = _choice("assistant", "all")
     batch_size: int = _number(16, 1, 10**6)
+    batch_tokens: int = _number(0, 0, 10**9)
     beta1: float = _number(0.9, 0, 1, below=True)
     beta2: float = _number(0.999, 0, 1, below=True)
     epsilon: float = _number(1e-8, 1e-30, 1)
     weight_decay: float = _number(0.0, 0, 1e3)
     dropout: float = _number(0.0, 0, 1, below=True)
     max_grad_norm: float = _number(5.0, 1e-30)
-    schedule: str = _choice("cosine", "constant")
+    schedule: str = _choice("cosine", "linear", "constant")
     final_rate: float = _number(0.1, 0, 1)
     warmup_steps: int = _number(0, 0, 10**9)
+    validation_share: float = _number(0.0, 0, 0.5)
+    tune_validation_share: float = _follows(float, 0, 0.5)
+    eval_every: int = _number(0, 0, 10**9)
+    patience: int = _number(0, 0, 10**9)
     seed: int = _number(0, 0, 2**63 - 1)
     threads: int = _number(0, 0, 1024)
     precision: str = _choice("float32", "bfloat16")
+
+    def __post_init__(self) -> None:
+        limited = self.max_steps or self.max_tokens or self.max_time
+        for name, value in (
+            ("pretrain_epochs", UNLIMITED if limited else 20),
+            ("tune_epochs", UNLIMITED if limited else 30),
+            ("tune_validation_share", self.validation_share),
+        ):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        super().__post_init__()

@@ -10,13 +10,13 @@ from rustgpt.backend import single_threaded_blas
 from rustgpt.config import TrainConfig
 from rustgpt.errors import DataError, TrainingError
 from rustgpt.layers.dropout import Dropout
-from rustgpt.layers.memory import Indices
 from rustgpt.llm import LLM
 from rustgpt.optim.adam import Adam, matrices, stretches
 from rustgpt.optim.clipping import clip_factor
 from rustgpt.optim.optimizer import Optimizer
 from rustgpt.parallel.batches import count_tokens
 from rustgpt.parallel.data_parallel import DataParallel
+from rustgpt.text.rows import AnyRow, count_targets
 
 
 def adam(model: LLM, config: TrainConfig) -> Adam:
@@ -43,7 +43,7 @@ class Stepper:
     optimizer
         Has the model's flat `parameters`; Adam by default.
     texts
-        Of a step, if there are fewer than `config.batch_size`.
+        The most of a step, if that is not `config.batch_size`.
     """
 
     def __init__(
@@ -76,14 +76,15 @@ class Stepper:
         return Dropout(rate, self.config.seed, number) if rate else None
 
     def step(
-        self, batch: Sequence[Indices], rate: float, where: str = "this step", number: int = 0
+        self, batch: Sequence[AnyRow], rate: float, where: str = "this step", number: int = 0
     ) -> tuple[float, float]:
         """Make one step.
 
         Parameters
         ----------
         batch
-            Texts as token ids, each of 2 to the context and one more.
+            Texts as token ids, each of 2 to the context and one more; or as rows. Where no
+            prediction counts, nothing is changed.
         rate
             Learning rate.
         where
@@ -95,7 +96,7 @@ class Stepper:
         Returns
         -------
         tuple of float
-            The sum of the losses (in nats) of all tokens, and the L2 norm of the gradient of their
+            The sum of the losses (in nats) that count, and the L2 norm of the gradient of their
             mean.
 
         Raises
@@ -108,7 +109,10 @@ class Stepper:
         rows = list(batch)
         if not count_tokens(rows):
             raise DataError("a step needs a text of at least two tokens")
-        scale = 1.0 / count_tokens(rows)
+        counted = count_targets(rows)
+        if not counted:
+            return 0.0, 0.0
+        scale = 1.0 / counted
         loss = self.parallel.differentiate(rows, scale, self._dropout(number))
         # Here several processes would add up their gradients.
         before = self.optimizer.state()
@@ -129,3 +133,7 @@ class Stepper:
                 "model as it is now is of no use: try a smaller learning rate"
             )
         return loss, norm
+
+    def evaluate(self, rows: Sequence[AnyRow]) -> float:
+        """Return the sum of the losses (in nats) that count in some texts, without a step."""
+        return self.parallel.evaluate(list(rows))

@@ -12,15 +12,19 @@ import numpy as np
 
 from rustgpt.backend import check_bfloat16
 from rustgpt.config import TrainConfig
+from rustgpt.ends import End
 from rustgpt.errors import ConfigError, DataError, check_integer
-from rustgpt.layers.memory import Indices
 from rustgpt.llm import LLM
 from rustgpt.optim.optimizer import Optimizer
 from rustgpt.optim.schedules import learning_rate
 from rustgpt.parallel.batches import count_tokens
+from rustgpt.phase import Phase
 from rustgpt.stepper import Stepper, adam
-from rustgpt.text.tokenizer import token_ids
+from rustgpt.text.dialogue import Dialogue
+from rustgpt.text.pieces import Text, checked, cut, encode_text, hold_out
+from rustgpt.text.rows import AnyRow, count_targets
 from rustgpt.training_state import Epoch, Step, TrainingState
+from rustgpt.validation import Evaluation, Validation
 
 
 class Trainer:
@@ -33,13 +37,18 @@ class Trainer:
     config
         Rates, epochs, batch size, threads, seed.
     on_epoch, on_step
-        Called after each epoch, to show progress, and after each step. The model is then as the
-        step has left it, and may be used and saved.
+        Called after each complete epoch, and after each step. The model is then as the step has
+        left it, and may be used and saved.
     optimizer
         Makes the optimizer of each phase, from the model and the configuration; Adam by default.
     state
         Of a training that was stopped, with a model as it was then: `fit`, called for the phase in
         which it was stopped, with the same data, goes on from there.
+    validation
+        Texts (or dialogues, ids, rows) that are not learned but evaluated, every epoch or every
+        `config.eval_every` steps; by default `config.validation_share` of each phase's own.
+    before_evaluation, on_evaluation
+        Called before each evaluation, so that the model can be saved first, and after it.
 
     Attributes
     ----------
@@ -47,6 +56,12 @@ class Trainer:
         What was trained so far.
     state : TrainingState
         How far the training has come. What changes with the next step is in it: `state.copy()`.
+    evaluations : list of Evaluation
+        What was evaluated so far.
+    held_out_texts : int
+        Texts of the last phase that were evaluated and not learned.
+    too_small_to_split : bool
+        Whether it had too little text for a share to be held out.
     split_texts, skipped_texts : int
         Texts of the last phase that were longer than the context and so cut in pieces, and texts of
         less than two tokens, which teach nothing.
@@ -68,12 +83,21 @@ class Trainer:
         on_step: Callable[[Step], None] | None = None,
         optimizer: Callable[[LLM, TrainConfig], Optimizer] = adam,
         state: TrainingState | None = None,
+        validation: Sequence[Text] | None = None,
+        before_evaluation: Callable[[], None] | None = None,
+        on_evaluation: Callable[[Evaluation], None] | None = None,
     ) -> None:
         self.model = model
         self.config = config or TrainConfig()
         self.on_epoch = on_epoch
         self.on_step = on_step
+        self.validation = validation
+        self.before_evaluation = before_evaluation
+        self.on_evaluation = on_evaluation
         self.epochs: list[Epoch] = []
+        self.evaluations: list[Evaluation] = []
+        self.held_out_texts = 0
+        self.too_small_to_split = False
         self.state = TrainingState(self.config.seed) if state is None else state.copy()
         self.split_texts = 0
         self.skipped_texts = 0
@@ -92,15 +116,23 @@ class Trainer:
         """How many steps were made so far."""
         return self.state.steps
 
-    def pretrain(self, texts: Sequence[str]) -> list[Epoch]:
+    def pretrain(self, texts: Sequence[str], part: float = 1.0) -> list[Epoch]:
         """Learn statements; return its epochs."""
         config = self.config
-        return self.fit(texts, config.pretrain_epochs, config.pretrain_rate, "pre-training")
+        return self.fit(texts, config.pretrain_epochs, config.pretrain_rate, "pre-training", part)
 
-    def instruction_tune(self, texts: Sequence[str]) -> list[Epoch]:
-        """Learn dialogues; return its epochs."""
+    def instruction_tune(self, texts: Sequence[str | Dialogue], part: float = 1.0) -> list[Epoch]:
+        """Learn dialogues, of which the answers count (see `TrainConfig.loss_on`).
+
+        Texts that are not of the form "User: ... Assistant: ..." are learned as they are.
+        """
         config = self.config
-        return self.fit(texts, config.tune_epochs, config.tune_rate, "instruction tuning")
+        _check_list(texts)
+        rows = (encode_text(text, self.model.tokenizer, config.loss_on) for text in texts)
+        return self._fit(
+            rows, config.tune_epochs, config.tune_rate, "instruction tuning", part,
+            config.tune_validation_share, config.loss_on,
+        )  # fmt: skip
 
     def stop(self) -> None:
         """Let the training that runs end after its present step; later ones are not concerned.
@@ -109,7 +141,9 @@ class Trainer:
         """
         self.stopped = True
 
-    def fit(self, texts: Sequence[str], epochs: int, rate: float, phase: str) -> list[Epoch]:
+    def fit(
+        self, texts: Sequence[str], epochs: int, rate: float, phase: str, part: float = 1.0
+    ) -> list[Epoch]:
         """Train on texts, with an optimizer that starts afresh.
 
         Raises
@@ -119,130 +153,220 @@ class Trainer:
         ConfigError, DataError, TrainingError
             As `fit_ids`.
         """
-        if isinstance(texts, (str, bytes)):
-            raise DataError("the texts to learn must be a list of strings, not one string")
-        encode = self.model.tokenizer.encode
-        return self.fit_ids((encode(text, True) for text in texts), epochs, rate, phase)
+        _check_list(texts)
+        rows = (self.model.tokenizer.encode(text, True) for text in texts)
+        return self._fit(rows, epochs, rate, phase, part, self.config.validation_share)
 
     def fit_ids(
-        self, texts: Iterable[Sequence[int] | Indices], epochs: int, rate: float, phase: str
+        self,
+        texts: Iterable[Sequence[int] | AnyRow],
+        epochs: int,
+        rate: float,
+        phase: str,
+        part: float = 1.0,
     ) -> list[Epoch]:
         """Train on texts that are token ids, with an optimizer that starts afresh.
+
+        Parameters
+        ----------
+        texts
+            Ids; or a `Row` where not every prediction counts.
+        epochs
+            Passes over them, unless one of the configuration's limits ends the training before.
+        rate
+            The highest learning rate.
+        phase
+            Its name.
+        part
+            Share of `max_steps`, `max_tokens` and `max_time` that this phase has of the training.
 
         Returns
         -------
         list of Epoch
-            The last is not complete if the training was stopped in it.
+            The last is not complete if the training ended in it.
 
         Raises
         ------
         ConfigError
-            If `epochs` or `rate` is out of range, or the layers were changed behind the model's
-            back; or if this is not the phase that shall go on.
+            If a number is out of range, or the layers were changed behind the model's back; or if
+            this is not the phase that shall go on.
         DataError
-            If no text has two tokens.
+            If no text has two tokens, or no prediction counts.
         TokenizerError
             If an id is not in the vocabulary.
         TrainingError
             If the loss or the gradient is not finite; the step that gave it is not applied, but
             those before it have led there. Or if the model is being trained already.
         """
-        _check_run(epochs, rate)
+        return self._fit(texts, epochs, rate, phase, part, self.config.validation_share)
+
+    def _fit(
+        self,
+        texts: Iterable[Sequence[int] | AnyRow],
+        epochs: int,
+        rate: float,
+        name: str,
+        part: float,
+        share: float,
+        loss_on: str = "",
+    ) -> list[Epoch]:
+        """`fit_ids`, with a share held out; `loss_on` says what counts of dialogues to evaluate."""
+        _check_run(epochs, rate, part)
         self.model.check_parameters()
         self.model.weights_lock.check_untrained()
         self.stopped = False
-        rows = self._rows(texts)
-        optimizer = self._make_optimizer(self.model, self.config)
-        with Stepper(self.model, self.config, optimizer, len(rows)) as stepper:
-            self._begin(phase, epochs, optimizer, math.ceil(len(rows) / self.config.batch_size))
-            done: list[Epoch] = []
-            began, first = time.perf_counter(), self.state.epoch
-            while not self.state.complete and not self.stopped:
-                epoch = self._epoch(rows, rate, stepper, began, first)
-                if epoch is None:
-                    break
-                done.append(epoch)
-                self.epochs.append(epoch)
-                if self.on_epoch and epoch.complete:
-                    self.on_epoch(epoch)
+        tokenizer, config = self.model.tokenizer, self.config
+        rows, held_out = self._rows(texts, share if self.validation is None else 0.0)
+        given = (encode_text(text, tokenizer, loss_on) for text in self.validation or [])
+        held_out += map(self._checked, given)
+        self.held_out_texts = len(held_out)
+        validation = Validation(held_out, tokenizer, self.model.max_seq_len)
+        end = End.of(config, epochs, part)
+        phase = Phase(rows, validation if validation.targets else None, rate, end)
+        optimizer = self._make_optimizer(self.model, config)
+        with Stepper(self.model, config, optimizer, phase.most_texts(config)) as stepper:
+            self._begin(name, optimizer, phase)
+            return self._epochs(phase, stepper)
+
+    def _epochs(self, phase: Phase, stepper: Stepper) -> list[Epoch]:
+        """Make the epochs of a phase, or those that are left, until the training is stopped."""
+        done: list[Epoch] = []
+        phase.begin(self.state)
+        while not self.state.complete and not self.stopped:
+            epoch = self._epoch(phase, stepper)
+            if epoch is None:
+                break
+            done.append(epoch)
+            self.epochs.append(epoch)
+            if self.on_epoch and epoch.complete:
+                self.on_epoch(epoch)
         return done
 
-    def _begin(self, phase: str, epochs: int, optimizer: Optimizer, steps: int) -> None:
-        """Begin a phase, or go on with the one that was stopped; an epoch has so many steps."""
-        state = self.state
+    def _begin(self, name: str, optimizer: Optimizer, phase: Phase) -> None:
+        """Begin a phase, or go on with the one that was stopped."""
+        state, epochs = self.state, phase.end.epochs
         if self._goes_on:
-            if (phase, epochs) != (state.phase, state.epochs):
+            if (name, epochs) != (state.phase, state.epochs):
                 raise ConfigError(
                     f"the training that shall go on was stopped in {state.phase} of {state.epochs} "
-                    f"epochs, not in {phase} of {epochs}"
+                    f"epochs, not in {name} of {epochs}"
                 )
-            if state.position > steps:
+            self._plan(phase)
+            if state.position > len(phase.steps):
                 raise ConfigError(
                     f"the training that shall go on was stopped after step {state.position} of an "
-                    f"epoch, but one of these texts and this batch size has {steps}"
+                    f"epoch, but one of these texts and this batch size has {len(phase.steps)}"
                 )
             optimizer.take_up(state.optimizer)
             self._goes_on = False
         else:
-            state.begin_phase(phase, epochs)
+            state.begin_phase(name, epochs)
         state.optimizer = optimizer.state()
 
-    def _epoch(
-        self, rows: list[Indices], rate: float, stepper: Stepper, began: float, first: int
-    ) -> Epoch | None:
-        """Go through the data once, or until the training is stopped; None if at once.
-
-        Parameters
-        ----------
-        began, first
-            When the training began, and with which epoch.
-        """
-        state, size = self.state, self.config.batch_size
-        order = data_order(len(rows), state.seed, state.phase_number, state.epoch)
-        steps = math.ceil(len(rows) / size)  # of an epoch
-        epoch_began, seen = time.perf_counter(), state.tokens
-        while state.position < steps and not self.stopped:
-            here = order[state.position * size : (state.position + 1) * size]
-            self._step([rows[i] for i in here], rate, stepper, steps * state.epochs)
-        if state.tokens == seen and state.position < steps:
+    def _epoch(self, phase: Phase, stepper: Stepper) -> Epoch | None:
+        """Go through the data once, or until the training ends; None if at once."""
+        state = self.state
+        self._plan(phase)
+        began, step, read = time.perf_counter(), state.step, state.read
+        self._evaluate(phase, stepper)  # if it was stopped before it could
+        while state.position < len(phase.steps) and not (self.stopped or phase.is_over(state)):
+            self._step(phase, stepper)
+            self._evaluate(phase, stepper)
+        complete = state.position == len(phase.steps)
+        if state.step == step and not complete:
             return None
-        ended, complete, number = time.perf_counter(), state.position == steps, state.epoch + 1
-        pace = (state.tokens - seen) / max(ended - epoch_began, 1e-9)
-        left = (ended - began) / (number - first) * (state.epochs - number)
-        loss, norm = state.loss / state.tokens, state.largest_norm
-        epoch = Epoch(state.phase, number, state.epochs, loss, norm, pace, left, complete)
+        evaluated = state.evaluated == state.step and bool(self.evaluations)
+        epoch = Epoch(
+            state.phase, state.epoch + 1, phase.total_epochs(state), state.mean_loss,
+            state.largest_norm, (state.read - read) / max(time.perf_counter() - began, 1e-9),
+            phase.pace(state)[1], complete, self.evaluations[-1] if evaluated else None,
+        )  # fmt: skip
         if complete:
-            state.epoch = number
+            state.epoch += 1
             state.begin_epoch()
         return epoch
 
-    def _step(self, batch: list[Indices], rate: float, stepper: Stepper, steps: int) -> None:
-        state, config, tokens = self.state, self.config, count_tokens(batch)
-        now = learning_rate(
-            state.step, steps, rate, config.schedule, config.warmup_steps, config.final_rate
-        )
+    def _step(self, phase: Phase, stepper: Stepper) -> None:
+        state, config = self.state, self.config
+        batch = [phase.rows[i] for i in phase.steps[state.position]]
+        rate = learning_rate(
+            state.step, phase.total_steps(state), phase.rate, config.schedule,
+            config.warmup_steps, config.final_rate,
+        )  # fmt: skip
         where = f"{state.phase}, step {state.step + 1}"
-        loss, norm = stepper.step(batch, now, where, state.steps)
-        state.count(loss, tokens, norm)
+        loss, norm = stepper.step(batch, rate, where, state.steps)
+        counted, read = count_targets(batch), count_tokens(batch)
+        state.count(loss, counted, norm, read)
         state.optimizer = stepper.optimizer.state()
+        phase.is_over(state)
         if self.on_step:
-            self.on_step(Step(state.phase, state.step, steps, loss / tokens, norm))
+            step = Step(
+                state.phase, state.step, math.ceil(phase.total_steps(state)),
+                loss / max(1, counted), norm, rate, read, state.epoch + 1,
+                phase.total_epochs(state), *phase.pace(state),
+            )  # fmt: skip
+            self.on_step(step)
 
-    def _rows(self, texts: Iterable[Sequence[int] | Indices]) -> list[Indices]:
-        """Return the texts' ids, cut so that each fits the context and its next token."""
-        longest, vocab_size = self.model.max_seq_len, self.model.tokenizer.vocab_size
-        self.split_texts = self.skipped_texts = 0
-        rows = []
-        for text in texts:
-            ids = token_ids(text, vocab_size)
-            self.split_texts += len(ids) > longest + 1
-            self.skipped_texts += len(ids) < 2
-            # The last token of a piece is the first of the next: every token but the first is
-            # predicted once.
-            rows += [ids[i : i + longest + 1] for i in range(0, len(ids) - 1, longest)]
+    def _plan(self, phase: Phase) -> None:
+        """Plan the present epoch."""
+        state = self.state
+        order = data_order(len(phase.rows), state.seed, state.phase_number, state.epoch)
+        phase.plan(order, self.config)
+
+    def _evaluate(self, phase: Phase, stepper: Stepper) -> None:
+        """Evaluate the model, if it is time and was not done."""
+        state, every = self.state, self.config.eval_every
+        over = state.ended or (
+            state.position == len(phase.steps) and state.epoch + 1 >= state.epochs
+        )
+        ends = state.step % every == 0 if every else state.position in (0, len(phase.steps))
+        due = (over or ends) and state.evaluated < state.step
+        if phase.validation is None or not due or (self.stopped and not over):
+            return
+        if self.before_evaluation:
+            self.before_evaluation()
+        loss = phase.validation.loss(stepper, lambda: self.stopped and not over)
+        if loss is None:
+            return
+        best = state.count_evaluation(loss)
+        if self.config.patience and state.waited >= self.config.patience:
+            state.ended = True
+        evaluation = Evaluation(
+            state.phase, state.step, loss, phase.validation.bits_per_byte(loss), state.mean_loss,
+            best,
+        )  # fmt: skip
+        self.evaluations.append(evaluation)
+        if self.on_evaluation:
+            self.on_evaluation(evaluation)
+
+    def _rows(
+        self, texts: Iterable[Sequence[int] | AnyRow], share: float
+    ) -> tuple[list[AnyRow], list[AnyRow]]:
+        """Return the texts' ids, cut so that each fits the context; and whole ones to validate on.
+
+        A row has one token more than the context: the last is predicted, not read.
+        """
+        longest = self.model.max_seq_len
+        whole = [self._checked(text) for text in texts]
+        held_out: list[AnyRow] = []
+        self.too_small_to_split = False
+        if share:
+            whole, held_out = hold_out(whole, share, self.config.seed)
+            self.too_small_to_split = not held_out
+        self.split_texts = sum(len(row) > longest + 1 for row in whole)
+        self.skipped_texts = sum(len(row) < 2 for row in whole)
+        rows = cut(whole, longest)
         if not rows:
             raise DataError("there is nothing to train on: no text has two tokens; add some text")
-        return rows
+        if not count_targets(rows):
+            raise DataError(
+                "there is nothing to train on: of no text there is a token that counts in the "
+                'loss; add answers, or count all words with loss_on="all"'
+            )
+        return rows, held_out
+
+    def _checked(self, text: Sequence[int] | AnyRow) -> AnyRow:
+        return checked(text, self.model.tokenizer.vocab_size)
 
 
 def data_order(n: int, seed: int, phase: int, epoch: int) -> Any:  # -> (n,)
@@ -250,9 +374,20 @@ def data_order(n: int, seed: int, phase: int, epoch: int) -> Any:  # -> (n,)
     return np.random.default_rng((seed, phase, epoch)).permutation(n)
 
 
-def _check_run(epochs: Any, rate: Any) -> None:
-    """Raise ConfigError unless epochs is a whole number, and rate a finite one, from 0 on."""
+def _check_run(epochs: Any, rate: Any, part: Any) -> None:
+    """Raise ConfigError unless each number is in its range."""
     check_integer("epochs", epochs)
-    number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
-    if not number or not 0 <= rate < math.inf:
+    if not _is_number(rate) or not 0 <= rate < math.inf:
         raise ConfigError(f"the learning rate must be a number from 0 on, got {rate!r:.60}")
+    if not _is_number(part) or not 0 < part <= 1:
+        raise ConfigError(f"the part must be a number above 0 and at most 1, got {part!r:.60}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _check_list(texts: Any) -> None:
+    """Raise DataError if there is one text and no list of texts."""
+    if isinstance(texts, (str, bytes)):
+        raise DataError("the texts to learn must be a list of strings, not one string")

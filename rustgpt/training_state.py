@@ -12,6 +12,7 @@ import numpy as np
 
 from rustgpt.errors import ConfigError
 from rustgpt.layers.memory import Array
+from rustgpt.validation import Evaluation
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Epoch:
         Of this phase, at the pace so far.
     complete
         Whether all of the data was seen; False if the training was stopped in mid-epoch.
+    validation
+        The evaluation at its end, if there was one.
     """
 
     phase: str
@@ -44,6 +47,7 @@ class Epoch:
     tokens_per_second: float
     seconds_left: float
     complete: bool = True
+    validation: Evaluation | None = None
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,19 @@ class Step:
     phase
         "pre-training" or "instruction tuning".
     number, total
-        Of the step in this phase, from 1, and how many there will be.
+        Of the step in this phase, from 1, and how many there will be, as far as can be told.
     loss
-        Mean cross-entropy a token before the step, in nats.
+        Mean cross-entropy a token before the step, in nats; 0 where no token counts.
     gradient_norm
         Before clipping.
+    rate
+        The learning rate.
+    tokens
+        How many were read in it.
+    epoch, epochs
+        In which pass over the data it is, from 1, and how many there will be.
+    tokens_per_second, seconds_left
+        Of this phase so far, and at this pace.
     """
 
     phase: str
@@ -67,6 +79,12 @@ class Step:
     total: int
     loss: float
     gradient_norm: float
+    rate: float = 0.0
+    tokens: int = 0
+    epoch: int = 1
+    epochs: int = 1
+    tokens_per_second: float = field(default=0.0, compare=False)
+    seconds_left: float = field(default=0.0, compare=False)
 
 
 @dataclass
@@ -88,9 +106,16 @@ class TrainingState:
         Passes that are complete, and steps of the present one.
     step, steps
         Steps of this phase so far, and of all phases.
+    read, seconds
+        Tokens that were read in this phase, and how long it took: counted where time ends it.
+    ended
+        Whether the phase is over before its last pass is.
     loss, tokens, largest_norm
-        Of the present pass so far: the sum of the losses, of how many tokens, and the largest norm
-        of a gradient.
+        Of the present pass so far: the sum of the losses, of how many tokens that count, and the
+        largest norm of a gradient.
+    evaluated, best_step, best_loss, waited
+        The step of this phase after which it was last evaluated, and with the lowest loss (0 for
+        none); this loss; how many evaluations there were since.
     optimizer
         What the optimizer's `state` has returned.
     """
@@ -103,20 +128,30 @@ class TrainingState:
     position: int = 0
     step: int = 0
     steps: int = 0
+    read: int = 0
+    seconds: float = 0.0
+    ended: bool = False
     loss: float = 0.0
     tokens: int = 0
     largest_norm: float = 0.0
+    evaluated: int = 0
+    best_step: int = 0
+    best_loss: float = 0.0
+    waited: int = 0
     optimizer: dict[str, Any] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
         """Whether the phase has come to its end."""
-        return self.epoch >= self.epochs
+        return self.ended or self.epoch >= self.epochs
 
     def begin_phase(self, phase: str, epochs: int) -> None:
         """Begin the next phase."""
         self.phase, self.phase_number, self.epochs = phase, self.phase_number + 1, epochs
-        self.epoch = self.step = 0
+        self.epoch = self.step = self.read = 0
+        self.seconds, self.ended = 0.0, False
+        self.evaluated = self.best_step = self.waited = 0
+        self.best_loss = 0.0
         self.optimizer = {}
         self.begin_epoch()
 
@@ -124,11 +159,25 @@ class TrainingState:
         """Begin a pass over the data."""
         self.position, self.loss, self.tokens, self.largest_norm = 0, 0.0, 0, 0.0
 
-    def count(self, loss: float, tokens: int, norm: float) -> None:
+    def count(self, loss: float, tokens: int, norm: float, read: int) -> None:
         """Count a step."""
         self.position, self.step, self.steps = self.position + 1, self.step + 1, self.steps + 1
         self.loss, self.tokens = self.loss + loss, self.tokens + tokens
         self.largest_norm = max(self.largest_norm, norm)
+        self.read += read
+
+    def count_evaluation(self, loss: float) -> bool:
+        """Count an evaluation; return whether its loss is the lowest of the phase."""
+        best = not self.best_step or loss < self.best_loss
+        if best:
+            self.best_step, self.best_loss = self.step, loss
+        self.evaluated, self.waited = self.step, 0 if best else self.waited + 1
+        return best
+
+    @property
+    def mean_loss(self) -> float:
+        """Of the present pass so far; 0 where no token has counted."""
+        return self.loss / max(1, self.tokens)
 
     def copy(self) -> TrainingState:
         """Return the state as it is now, with arrays of its own."""
@@ -159,7 +208,7 @@ class TrainingState:
         for name, value in values.items():
             kind = type(getattr(empty, name))
             fits = isinstance(value, (int, float) if kind is float else kind)
-            if not fits or isinstance(value, bool):
+            if not fits or isinstance(value, bool) != (kind is bool):
                 raise ConfigError(
                     f"{name} of a training's state must be of type {kind.__name__}, got "
                     f"{value!r:.60}"

@@ -61,7 +61,7 @@ WRONG += [
 WRONG += [(kind, "seed", value) for kind in BOTH for value in (-1, 2**63, 0.5)]
 WRONG += [
     (TrainConfig, name, value)
-    for name in ("pretrain_epochs", "tune_epochs", "warmup_steps")
+    for name in ("pretrain_epochs", "tune_epochs", "warmup_steps", "eval_every", "patience")
     for value in (-1, 10**9 + 1, 1.0)
 ]
 WRONG += [(TrainConfig, "batch_size", value) for value in (0, -1, 10**6 + 1, True)]
@@ -78,9 +78,17 @@ WRONG += [
     for value in (1, 1.0, -0.1, math.nan)
 ]
 WRONG += [(TrainConfig, "final_rate", value) for value in (-0.1, 1.1, math.nan)]
-WRONG += [(TrainConfig, "schedule", "linear"), (TrainConfig, "threads", -1)]
+WRONG += [(TrainConfig, "schedule", "step"), (TrainConfig, "threads", -1)]
 WRONG += [(TrainConfig, "precision", value) for value in ("float16", "bf16", "", None, True)]
 WRONG += [(TrainConfig, "threads", 1025)]
+WRONG += [(TrainConfig, "loss_on", value) for value in ("user", "", None, True)]
+WRONG += [
+    (TrainConfig, name, value)
+    for name in ("max_steps", "max_tokens", "batch_tokens")
+    for value in (-1, 10**16, 1.5, True, "10")
+]
+WRONG += [(TrainConfig, "max_time", value) for value in (-1, math.nan, math.inf, "10m", True)]
+WRONG += [(TrainConfig, "validation_share", value) for value in (-0.1, 0.6, math.nan, "0.1")]
 
 
 @pytest.mark.parametrize(("kind", "name", "value"), WRONG)

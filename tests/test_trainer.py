@@ -377,9 +377,9 @@ def test_a_stop_before_the_first_step(model_of, monkeypatch):
     trainer = Trainer(model, config_of())
     rows = trainer._rows
 
-    def rows_and_a_signal(texts):
+    def rows_and_a_signal(*given):
         trainer.stop()
-        return rows(texts)
+        return rows(*given)
 
     monkeypatch.setattr(trainer, "_rows", rows_and_a_signal)
     before = model.parameters.copy()

@@ -11,6 +11,7 @@ import numpy as np
 from rustgpt.layers.context import offsets_of
 from rustgpt.layers.memory import Indices
 from rustgpt.reference.arrays import Barrier, Shard
+from rustgpt.text.rows import AnyRow, ids_of, targets_of
 
 # Rows go through the model in pieces of at least so many tokens, in all threads together; but in
 # each of at least so many. Smaller ones would slow the matrix products; larger ones leave the cache
@@ -29,7 +30,7 @@ class Piece:
     Parameters
     ----------
     ids, targets
-        (N,) each token and the one that follows it.
+        (N,) each token and the one that follows it, or -1 where that does not count.
     offsets
         (B + 1,) where each text begins and ends.
     firsts
@@ -57,33 +58,63 @@ class Piece:
 class Text:
     """A text of a batch, and the number of its first row there."""
 
-    ids: Indices
+    row: AnyRow
     first: int
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.row)
+
+    @property
+    def ids(self) -> Indices:
+        """All its tokens."""
+        return ids_of(self.row)
 
 
-def count_tokens(rows: Sequence[Indices | Text]) -> int:
-    """Return how many tokens of some texts have one that follows."""
+def count_tokens(rows: Sequence[AnyRow | Text]) -> int:
+    """Return how many tokens of some texts are read: those that one follows."""
     return sum(len(row) - 1 for row in rows)
 
 
-def divided(batch: list[Indices], n: int) -> list[list[Piece]]:
+def steps_of(order: Indices, lengths: Indices, texts: int, tokens: int = 0) -> list[Indices]:
+    """Return which texts each step of an epoch has.
+
+    Parameters
+    ----------
+    order
+        (n,) of the texts.
+    lengths
+        (n,) how many tokens each text has to be read.
+    texts
+        Of a step.
+    tokens
+        The most that a step reads, instead: as many texts as fit, but at least one.
+    """
+    if not tokens:
+        return [order[first : first + texts] for first in range(0, len(order), texts)]
+    ends = np.cumsum(lengths[order])
+    steps, first, read = [], 0, 0
+    while first < len(order):
+        stop = max(first + 1, int(np.searchsorted(ends, read + tokens, side="right")))
+        steps.append(order[first:stop])
+        first, read = stop, int(ends[stop - 1])
+    return steps
+
+
+def divided(batch: list[AnyRow], n: int) -> list[list[Piece]]:
     """Return each of n threads' pieces: whole texts."""
     each = max(TOKENS_A_PIECE // n, TOKENS_OF_A_THREAD)
     texts = _divided(_numbered(batch), n)
     return [[_joined(some) for some in _pieces(own, each)] for own in texts]
 
 
-def sharded(batch: list[Indices], n: int, barrier: Barrier) -> list[list[Piece]]:
+def sharded(batch: list[AnyRow], n: int, barrier: Barrier) -> list[list[Piece]]:
     """Return each of n threads' pieces: the same for all, each with its shard of the rows."""
     each = max(TOKENS_A_PIECE // n, TOKENS_OF_A_THREAD)
     pieces = [_shards(some, n, barrier) for some in _pieces(_numbered(batch), n * each)]
     return [[piece[i] for piece in pieces] for i in range(n)]
 
 
-def _numbered(batch: list[Indices]) -> list[Text]:
+def _numbered(batch: list[AnyRow]) -> list[Text]:
     firsts = accumulate((len(row) - 1 for row in batch), initial=0)
     return [Text(row, first) for row, first in zip(batch, firsts, strict=False)]
 
@@ -116,7 +147,7 @@ def _pieces(rows: list[Text], at_least: int) -> Iterator[list[Text]]:
 
 
 def _joined(rows: list[Text]) -> Piece:
-    ids, targets = [row.ids[:-1] for row in rows], [row.ids[1:] for row in rows]
+    ids, targets = [row.ids[:-1] for row in rows], [targets_of(row.row) for row in rows]
     offsets = offsets_of(*map(len, ids))  # (B + 1,)
     firsts = tuple([row.first for row in rows])
     if len(rows) == 1:  # of which a copy would take long, if a step is short

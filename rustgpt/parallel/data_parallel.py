@@ -11,9 +11,10 @@ from rustgpt.layers.context import Context
 from rustgpt.layers.dropout import Dropout
 from rustgpt.layers.gradients import Gradients
 from rustgpt.layers.layer import divides_rows
-from rustgpt.layers.memory import Array, Indices, Workspace
+from rustgpt.layers.memory import Array, Workspace
 from rustgpt.parallel.batches import Piece, count_tokens, divided, sharded
 from rustgpt.parallel.pool import ThreadPool
+from rustgpt.text.rows import AnyRow
 
 if TYPE_CHECKING:
     from rustgpt.config import TrainConfig
@@ -35,6 +36,13 @@ def available_threads() -> int:
     return os.cpu_count() or 1
 
 
+def texts_of_a_step(config: TrainConfig, texts: int | None = None) -> int:
+    """Return how many texts a step has at most, if there are so many of them."""
+    if config.batch_tokens:
+        return texts or config.batch_tokens
+    return min(config.batch_size, texts or config.batch_size)
+
+
 def shares_gradients(config: TrainConfig, model: LLM, texts: int) -> bool:
     """Return whether the threads of a training with so many texts a step share one buffer."""
     threads = config.threads or available_threads()
@@ -48,9 +56,9 @@ def thread_count(config: TrainConfig, model: LLM, texts: int | None = None) -> i
     Parameters
     ----------
     texts
-        Of a step, if there are fewer than `config.batch_size`.
+        The most of a step, if that is not `config.batch_size`.
     """
-    texts = min(config.batch_size, texts or config.batch_size)
+    texts = texts_of_a_step(config, texts)
     most = max(1, texts * model.max_seq_len // TOKENS_AT_LEAST)
     if not shares_gradients(config, model, texts):
         most = min(most, texts)  # each takes whole texts
@@ -67,7 +75,7 @@ class DataParallel:
     config
         Threads, batch size and precision.
     texts
-        Of a step, if there are fewer than `config.batch_size`.
+        The most of a step, if that is not `config.batch_size`.
 
     Attributes
     ----------
@@ -76,7 +84,7 @@ class DataParallel:
     """
 
     def __init__(self, model: LLM, config: TrainConfig, texts: int | None = None) -> None:
-        texts = min(config.batch_size, texts or config.batch_size)  # of a step
+        texts = texts_of_a_step(config, texts)
         self.model = model
         self.threads = thread_count(config, model, texts)
         self.shared = shares_gradients(config, model, texts)
@@ -99,16 +107,17 @@ class DataParallel:
         self._pool.close()
 
     def differentiate(
-        self, batch: list[Indices], scale: float, dropout: Dropout | None = None
+        self, batch: list[AnyRow], scale: float, dropout: Dropout | None = None
     ) -> float:
         """Return the sum of a batch's losses; `gradients` is that of `scale` times it.
 
         Parameters
         ----------
         batch
-            Texts as token ids.
+            Texts as token ids, or as rows of which not every prediction counts.
         scale
-            What each token's loss is worth: 1 / the tokens of the whole step, whoever has them.
+            What each prediction's loss is worth: 1 / those of the whole step that count, whoever
+            has them.
         dropout
             Of this step.
         """
@@ -129,6 +138,17 @@ class DataParallel:
 
         self._pool.run(n, differentiate)
         self._threads_now = n
+        return sum(losses)
+
+    def evaluate(self, rows: list[AnyRow]) -> float:
+        """Return the sum of some texts' losses, forward only."""
+        n = max(1, min(self.threads, len(rows)))
+        work, losses = divided(rows, n), [0.0] * n
+
+        def evaluate(i: int) -> None:
+            losses[i] = sum(self.model.loss(p.ids, p.targets, p.offsets) for p in work[i])
+
+        self._pool.run(n, evaluate)
         return sum(losses)
 
     def update(self, work: Callable[[slice, float], None]) -> float:

@@ -1,0 +1,104 @@
+"""Owns the validation: how well a model predicts texts that it does not learn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rustgpt.text.pieces import cut
+from rustgpt.text.rows import AnyRow, Row, count_targets, ids_of
+
+if TYPE_CHECKING:
+    from rustgpt.stepper import Stepper
+    from rustgpt.text.tokenizer import Tokenizer
+
+TEXTS_AT_ONCE = 64  # between two looks at whether the training was stopped
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a validation came to.
+
+    Parameters
+    ----------
+    phase, step
+        After which step of which phase.
+    loss
+        Mean cross-entropy a token, in nats.
+    bits_per_byte
+        The same a byte of text, in bits: comparable whatever the tokenizer; NaN if what was
+        predicted has no bytes.
+    training_loss
+        Mean of the present epoch so far.
+    best
+        Whether the loss is the lowest of the phase.
+    """
+
+    phase: str
+    step: int
+    loss: float
+    bits_per_byte: float
+    training_loss: float
+    best: bool
+
+    @property
+    def perplexity(self) -> float:
+        """Among how many equally likely tokens the model is as unsure."""
+        return perplexity(self.loss)
+
+
+def perplexity(loss: float) -> float:
+    """Return e to the power of a loss."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+class Validation:
+    """Texts on which a model is evaluated.
+
+    Parameters
+    ----------
+    rows
+        Whole texts.
+    tokenizer
+        Whose ids they are.
+    longest
+        How many tokens of a text are read at once.
+    """
+
+    def __init__(self, rows: Sequence[AnyRow], tokenizer: Tokenizer, longest: int) -> None:
+        self.rows = cut(rows, longest)
+        self.targets = count_targets(self.rows)
+        self.bytes = sum(counted_bytes(row, tokenizer) for row in rows)
+
+    def loss(self, stepper: Stepper, stopped: Callable[[], bool] = lambda: False) -> float | None:
+        """Return the mean loss; None if it was stopped before the end."""
+        total = 0.0
+        for first in range(0, len(self.rows), TEXTS_AT_ONCE):
+            if first and stopped():
+                return None
+            total += stepper.evaluate(self.rows[first : first + TEXTS_AT_ONCE])
+        return total / self.targets
+
+    def bits_per_byte(self, loss: float) -> float:
+        """Return a mean loss as bits a byte of text."""
+        return loss * self.targets / math.log(2) / self.bytes if self.bytes else math.nan
+
+
+def counted_bytes(row: AnyRow, tokenizer: Tokenizer) -> int:
+    """Return how many bytes of text the predictions have that count."""
+    ids = ids_of(row).tolist()
+    counted = row.counted if isinstance(row, Row) and row.counted is not None else None
+    if counted is None:
+        edges = [(1, len(ids))]
+    else:
+        changes = np.flatnonzero(np.diff(np.concatenate(([False], counted, [False])).astype(int)))
+        edges = [(first + 1, stop + 1) for first, stop in changes.reshape(-1, 2).tolist()]
+    return sum(
+        len(tokenizer.decode(ids[first:stop], after=ids[:first]).encode("utf-8", "surrogatepass"))
+        for first, stop in edges
+        if first < stop
+    )
