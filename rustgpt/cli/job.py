@@ -26,6 +26,8 @@ def run(args: argparse.Namespace) -> int:
     from rustgpt.checkpoint import is_model
     from rustgpt.llm import LLM
 
+    if args.print_config or args.dry_run:
+        return train.run(args)
     of_training = [value for name, value in vars(args).items() if name not in OF_THE_CHAT]
     if all(value is None for value in of_training) and is_model(args.out):
         model = LLM.load(args.out)

@@ -43,6 +43,12 @@ class Keeper:
         if self._every and time.monotonic() - self._last >= self._every:
             self.save(f"at {step.phase}, step {step.number:,} of {step.total:,}")
 
+    def before_evaluation(self) -> None:
+        """Save, so that no evaluation can cost work; but not more than once a second."""
+        state = self._trainer.state
+        if self._saved is None or time.monotonic() - self._last >= 1:
+            self.save(f"at {state.phase}, step {state.step:,}")
+
     def save(self, when: str) -> None:
         """Save, unless that was done after this step; an error is told and no more."""
         if self._saved != self._trainer.steps and (error := self._save(when)):

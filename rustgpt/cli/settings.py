@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import json
 import re
 import tomllib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
-from rustgpt.cli.options import METAVARS, add_path, number, whole_number
-from rustgpt.config import ModelConfig, TrainConfig
+from rustgpt.cli.options import METAVARS, add_path, duration, likely_flags, number, whole_number
+from rustgpt.config import ModelConfig, TrainConfig, kind_of
 from rustgpt.errors import ConfigError
 
 TABLES: Final = {"model": ModelConfig, "train": TrainConfig}
+BY_DATA: Final = ("validation_share", "tune_validation_share")  # unless given, the data decide
 
 
 def add_settings(parser: argparse.ArgumentParser, of_training: Collection[str] = ()) -> None:
@@ -44,14 +46,16 @@ def _add_setting(
 ) -> None:
     """Add a field's flag. Without the flag there is no attribute, so that a file can decide."""
     default: Any = field.default
-    kind = type(default)
+    kind = kind_of(field)
     more: dict[str, Any]
     if kind is bool:
         default, more = ("no", "yes")[default], {"action": argparse.BooleanOptionalAction}
     else:
-        read = {int: whole_number, float: number, str: str}[kind]
+        read: Any = {int: whole_number, float: number, str: str}[kind]
+        read = duration if "time" in field.metadata else read
         more = {"type": read, "metavar": METAVARS[read]}
-    text = f"{description} (default: {default})".replace("%", "%%")
+    told = default is None or "by default" in description
+    text = (description if told else f"{description} (default: {default})").replace("%", "%%")
     flag = "--" + field.name.replace("_", "-")
     group.add_argument(flag, default=argparse.SUPPRESS, help=text, **more)
 
@@ -72,10 +76,39 @@ def read_settings(args: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
     return model, train
 
 
+def given_settings(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings that the file of `--config` and the flags name, as far as they do."""
+    tables = _read_file(args.config) if args.config else {}
+
+    def given(table: str, config: ModelConfig | TrainConfig) -> dict[str, Any]:
+        values = config.to_dict()
+        return {k: v for k, v in values.items() if k in tables.get(table, {}) or hasattr(args, k)}
+
+    model, train = read_settings(args)
+    return given("model", model), given("train", train)
+
+
+def to_toml(args: argparse.Namespace) -> str:
+    """Return all settings as a file that `--config` reads back."""
+    lines = []
+    for (table, config), given in zip(
+        zip(TABLES, read_settings(args), strict=True), given_settings(args), strict=True
+    ):
+        lines.append(f"[{table}]")
+        for name, value in config.to_dict().items():
+            if name in BY_DATA and name not in given:
+                lines.append(f"# {name}: the data decide")
+            else:
+                lines.append(f"{name} = {json.dumps(value).replace('Infinity', 'inf')}")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def _build(kind: Any, table: str, tables: dict[str, Any], args: argparse.Namespace) -> Any:
     values, names = tables.get(table, {}), [field.name for field in dataclasses.fields(kind)]
     flags = {name: getattr(args, name) for name in names if hasattr(args, name)}
     try:
+        values = {**values, **_times(kind, values)}
         return kind.from_dict({**values, **flags})
     except ConfigError as error:
         culprit = str(error).split()[0]  # the field; of an unknown one, the configuration
@@ -96,4 +129,36 @@ def _read_file(file: str) -> dict[str, dict[str, Any]]:
             raise ConfigError(
                 f"{file!r} has {table!r} where only the tables [model] and [train] may be"
             )
+        for key in values:
+            if key not in _names(table):
+                raise ConfigError(
+                    f"{file!r} has an unknown key {key!r:.60} in [{table}]{_likely(key, table)}"
+                )
     return tables
+
+
+def _times(kind: Any, values: dict[str, Any]) -> dict[str, float]:
+    """Return the times in a table that are written as text, "10m" say, in seconds."""
+    found = {}
+    for field in dataclasses.fields(kind):
+        value = values.get(field.name)
+        if "time" in field.metadata and isinstance(value, str):
+            try:
+                found[field.name] = duration(value)
+            except argparse.ArgumentTypeError as error:
+                raise ConfigError(f"{field.name} must be a time: {error}") from None
+    return found
+
+
+def _names(table: str) -> list[str]:
+    return [field.name for field in dataclasses.fields(TABLES[table])]
+
+
+def _likely(key: str, table: str) -> str:
+    """Return what somebody may have meant by a key that a table does not know."""
+    for other in TABLES:
+        if key in _names(other):
+            return f": it belongs into [{other}]"
+    flags = [f"--{name.replace('_', '-')}" for name in _names(table)]
+    meant = likely_flags(f"--{key}", flags).replace("--", "").replace("-", "_")
+    return f": did you mean {meant}?" if meant else f", which knows {', '.join(_names(table))}"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+import time
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from rustgpt.errors import RustGPTError
 
 if TYPE_CHECKING:
-    from rustgpt.training_state import Epoch
+    from rustgpt.training_state import Step
+
+BAR_EVERY: Final = 0.5  # seconds from one look of the progress bar to the next
+LINE_EVERY: Final = 30.0  # the same of the lines where there is no terminal
 
 _FILTER: Final[dict[int, str | None]] = {
     # What could steer a terminal is shown as U+FFFD: C0 without tab and newline, DEL, C1, and
@@ -77,35 +80,85 @@ def _columns(file: TextIO) -> int:
         return 0
 
 
-@contextlib.contextmanager
-def progress(phase: str, epochs: int) -> Iterator[Callable[[Epoch], None]]:
-    """Yield what shows an epoch that has ended: a bar on a terminal, otherwise some ten lines."""
-    bar: Any = None
-    if is_terminal(sys.stderr) and _columns(sys.stderr):
-        from tqdm import tqdm
+def span(seconds: float) -> str:
+    """Return a time as people say it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
-        bar = tqdm(
-            desc=phase,
-            total=epochs,
-            unit="epoch",
-            file=sys.stderr,
-            dynamic_ncols=True,
-            bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
-        )
 
-    def show(epoch: Epoch) -> None:
-        figures = f"loss {epoch.loss:.4f}, {epoch.tokens_per_second:,.0f} tokens/s"
-        if bar is not None:
-            bar.set_postfix_str(figures, refresh=False)
+class Progress:
+    """Shows how a phase of the training goes: a bar on a terminal, otherwise a line now and then.
+
+    The loss is the mean since it was last shown.
+
+    Parameters
+    ----------
+    phase
+        Its name.
+    """
+
+    def __init__(self, phase: str) -> None:
+        self._phase = phase
+        self._is_bar = is_terminal(sys.stderr) and _columns(sys.stderr) > 0
+        self._bar: Any = None
+        self._loss = self._tokens = 0.0
+        self._last, self._tenth = time.monotonic(), 0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
             with contextlib.suppress(OSError):  # the terminal may be gone
-                bar.update()
-        elif epoch.number * 10 // epoch.total > (epoch.number - 1) * 10 // epoch.total:
-            left = f"{epoch.seconds_left:,.0f} s left"
-            note(f"{epoch.phase}: epoch {epoch.number}/{epoch.total}, {figures}, {left}")
+                self._bar.close()
 
-    try:
-        yield show
-    finally:
-        if bar is not None:
+    def show(self, step: Step) -> None:
+        """Show a step, if it is time: at each tenth of the phase, or when nothing was shown long.
+
+        On a terminal, "long" is half a second.
+        """
+        if step.loss:
+            self._loss += step.loss * step.tokens
+            self._tokens += step.tokens
+        now, tenth = time.monotonic(), step.number * 10 // step.total
+        waited = now - self._last >= (BAR_EVERY if self._is_bar else LINE_EVERY)
+        if not waited and tenth <= self._tenth and self._bar_is_there():
+            return
+        loss = f"loss {self._loss / max(1, self._tokens):.4f}"
+        pace = f"rate {step.rate:.2g}, {step.tokens_per_second:,.0f} tokens/s"
+        left = f"{span(step.seconds_left)} left"
+        epoch = f"epoch {step.epoch:,}/{step.epochs:,}"
+        if self._is_bar:
+            self._advance(step, f"{epoch}, {loss}, {pace}, {left}")
+        else:
+            steps = f"step {step.number:,}/{step.total:,}"
+            note(f"{self._phase}: {epoch}, {loss}, {steps}, {pace}, {left}")
+        self._loss = self._tokens = 0.0
+        self._last, self._tenth = now, tenth
+
+    def _bar_is_there(self) -> bool:
+        return self._bar is not None or not self._is_bar
+
+    def _advance(self, step: Step, figures: str) -> None:
+        with contextlib.suppress(OSError):
+            if self._bar is None:
+                from tqdm import tqdm
+
+                self._bar = tqdm(
+                    desc=self._phase, total=step.total, file=sys.stderr, dynamic_ncols=True,
+                    bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
+                )  # fmt: skip
+            self._bar.total, self._bar.n = step.total, step.number
+            self._bar.set_postfix_str(figures)
+
+    def note(self, text: str) -> None:
+        """Write a message without tearing the bar apart."""
+        if self._bar is not None:
             with contextlib.suppress(OSError):
-                bar.close()
+                self._bar.clear()
+        note(text)
+        if self._bar is not None:
+            with contextlib.suppress(OSError):
+                self._bar.refresh()

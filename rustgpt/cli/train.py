@@ -12,9 +12,11 @@ from rustgpt.cli.data import add_data, read_data, short_report
 from rustgpt.cli.interrupts import Interrupts
 from rustgpt.cli.keeper import Keeper
 from rustgpt.cli.options import LONGEST_TIME, add_number, add_path, duration
-from rustgpt.cli.settings import add_settings, read_settings
-from rustgpt.cli.terminal import note, progress, say
+from rustgpt.cli.phases import phases_of, with_validation
+from rustgpt.cli.settings import BY_DATA, add_settings, given_settings, read_settings, to_toml
+from rustgpt.cli.terminal import note, say
 from rustgpt.cli.tokenizer_flags import add_tokenizer, chosen_tokenizer
+from rustgpt.cli.watch import LIMITS, Watch
 from rustgpt.errors import DataError, TrainingError
 
 if TYPE_CHECKING:
@@ -25,9 +27,9 @@ if TYPE_CHECKING:
     from rustgpt.text.dataset import Dataset
     from rustgpt.text.tokenizer import Tokenizer
     from rustgpt.trainer import Trainer
-    from rustgpt.training_state import Step
 
 SAVE_EVERY: Final = 300.0  # seconds
+SAMPLING: Final = 0.8  # temperature of a text that is gone on with as it is learned
 LOOKED_AT: Final = 2**22  # bytes of text of which the report tells
 QUESTION: Final = "How do mountains form?"
 
@@ -47,45 +49,85 @@ def add_arguments(parser: argparse.ArgumentParser, positional: bool = True) -> N
     )
     text = (
         "save the model so often within a phase, such as 30s, 5m or 1h, and 0 for never; "
-        f"after each phase it is saved in any case (default: {SAVE_EVERY // 60:g}m)"
+        "after each phase and before each evaluation it is saved in any case "
+        f"(default: {SAVE_EVERY // 60:g}m)"
     )
     add_number(group, "--save-every", (0, LONGEST_TIME), text, read=duration)
+    text = "show what the model writes after every N steps; 0 for never (default: 0)"
+    add_number(group, "--sample-every", (0, 10**9), text)
+    for flag, text in (
+        ("--print-config", "print all settings as a file that --config reads, and end"),
+        ("--dry-run", "make a few steps, print how large and long the training would be, and end"),
+    ):
+        group.add_argument(flag, action="store_true", default=None, help=text)
     add_settings(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train and save a model."""
-    return trained(args)[1]
+    if args.print_config:
+        say(to_toml(args), end="")
+    elif args.dry_run:
+        _dry_run(args)
+    else:
+        return trained(args)[1]
+    return 0
 
 
 def trained(args: argparse.Namespace) -> tuple[LLM, int]:
     """Return the model, trained and saved, and the exit status."""
-    model_config, train_config = read_settings(args)
+    read_settings(args)  # before any work
     with own_folder(args.out, args.overwrite) as folder:
         dataset = read_data(args)
         question = _example(dataset, args.chat)
-
-        from rustgpt.llm import LLM
-        from rustgpt.trainer import Trainer
-
-        tokenizer = chosen_tokenizer(args, dataset)
-        check_memory(model_config, tokenizer.vocab_size)
-        model = LLM(model_config, tokenizer)
-        check_space(args.out, model.parameters.nbytes + len(tokenizer.to_json().encode()))
-        trainer = Trainer(model, train_config)
-        _report(dataset, tokenizer, model.max_seq_len)
-        _describe(model, dataset, train_config)
+        trainer = _new_trainer(args, dataset)
+        model = trainer.model
+        check_space(args.out, model.parameters.nbytes + len(model.tokenizer.to_json().encode()))
+        _report(dataset, model.tokenizer, model.max_seq_len)
+        _describe(model, dataset, trainer.config)
         say("\n=== BEFORE TRAINING ===")
         _show(model, question, dataset)
         every = SAVE_EVERY if args.save_every is None else args.save_every
         keeper = Keeper(trainer, folder, every)
         with Interrupts(trainer.stop) as interrupts:
-            _phases(trainer, dataset, keeper, interrupts)
+            watch = Watch(
+                trainer, keeper, args.out, interrupts,
+                lambda: _sample(trainer, question, dataset), args.sample_every or 0,
+                limited=any(name in given_settings(args)[1] for name in LIMITS),
+            )  # fmt: skip
+            _phases(trainer, dataset, keeper, interrupts, watch)
     if interrupts.status:
         return model, interrupts.status
-    say(f"\nThe model is saved in {args.out}.\n\n=== AFTER TRAINING ===")
+    best = watch.tell_of_best()
+    say(f"\nThe model is saved in {args.out}.{best and f' {best}'}\n\n=== AFTER TRAINING ===")
     _show(model, question, dataset)
     return model, 0
+
+
+def _new_trainer(args: argparse.Namespace, dataset: Dataset) -> Trainer:
+    """Return a training of a new model; of own data a share is held out, if none was given."""
+    from rustgpt.llm import LLM
+    from rustgpt.trainer import Trainer
+
+    (model, config), given = read_settings(args), given_settings(args)[1]
+    if not (dataset.is_bundled or given.keys() & BY_DATA):
+        config = with_validation(config, dataset)
+    tokenizer = chosen_tokenizer(args, dataset)
+    check_memory(model, tokenizer.vocab_size)
+    return Trainer(LLM(model, tokenizer), config)
+
+
+def _dry_run(args: argparse.Namespace) -> None:
+    """Print what the training would take; nothing is written anywhere."""
+    from rustgpt.cli import dry_run
+
+    read_settings(args)
+    dataset = read_data(args)
+    question = _example(dataset, args.chat)
+    trainer = _new_trainer(args, dataset)
+    _report(dataset, trainer.model.tokenizer, trainer.model.max_seq_len)
+    _written(trainer.model, question, dataset)
+    dry_run.report(trainer.model, trainer.config, phases_of(dataset, trainer.config))
 
 
 def _report(dataset: Dataset, tokenizer: Tokenizer, context: int) -> None:
@@ -131,43 +173,50 @@ def _describe(model: LLM, dataset: Dataset, config: TrainConfig) -> None:
 
 def _show(model: LLM, question: str, dataset: Dataset) -> None:
     """Print a question and the model's answer, or without a question how it continues a text."""
-    try:
-        if question:
-            prompt, answer = question, model.chat().send(question)
-        else:
-            ids = model.tokenizer.encode(dataset.pretraining_data[0][:1000], allow_special=True)
-            words = takewhile(lambda i: i != model.tokenizer.end_id, ids)
-            prompt = model.tokenizer.decode([*islice(words, 3)])
-            answer = model.generate(prompt)
-    except DataError as error:  # the context is too short for the question
-        prompt, answer = question, f"none: {error}"
+    prompt, answer = _written(model, question, dataset)
     say(f"Input: {prompt}\nOutput: {answer.strip()}")
 
 
-def _phases(trainer: Trainer, dataset: Dataset, keeper: Keeper, interrupts: Interrupts) -> None:
+def _written(
+    model: LLM, question: str, dataset: Dataset, temperature: float = 0.0
+) -> tuple[str, str]:
+    """Return a question and the model's answer; or the beginning of a text, and how it goes on."""
+    try:
+        if question:
+            return question, model.chat(temperature=temperature).send(question)
+        ids = model.tokenizer.encode(dataset.pretraining_data[0][:1000], allow_special=True)
+        words = takewhile(lambda i: i != model.tokenizer.end_id, ids)
+        prompt = model.tokenizer.decode([*islice(words, 3)])
+        return prompt, model.generate(prompt, temperature=temperature)
+    except DataError as error:  # the context is too short for the question
+        return question, f"none: {error}"
+
+
+def _sample(trainer: Trainer, question: str, dataset: Dataset) -> str:
+    """Return what the model writes: in pre-training it goes on, in tuning it answers."""
+    continues = trainer.state.phase == "pre-training"
+    prompt, answer = _written(
+        trainer.model, "" if continues else question, dataset, SAMPLING if continues else 0.0
+    )
+    return f"{prompt}{'' if continues else ' -> '}{answer}"
+
+
+def _phases(
+    trainer: Trainer, dataset: Dataset, keeper: Keeper, interrupts: Interrupts, watch: Watch
+) -> None:
     """Train in two phases, and save after each; one without texts or epochs is left out.
 
     What there is to tell goes to standard error, which may break without the training being lost.
     """
-
-    def after_step(step: Step) -> None:
-        if interrupts.status:  # the signal may have come before there was anything to stop
-            trainer.stop()
-        keeper.after_step(step)
-
-    trainer.on_step = after_step
-    statements, dialogues = dataset.pretraining_data, dataset.chat_training_data
-    for phase, learn, texts, epochs in (
-        ("pre-training", trainer.pretrain, statements, trainer.config.pretrain_epochs),
-        ("instruction tuning", trainer.instruction_tune, dialogues, trainer.config.tune_epochs),
-    ):
-        if not texts or not epochs:
-            note(f"\n{phase}: left out, for there are no {'epochs' if texts else 'texts'}")
+    for phase in phases_of(dataset, trainer.config):
+        if not phase.texts or not phase.epochs:
+            lacks = "epochs" if phase.texts else "texts"
+            note(f"\n{phase.name}: left out, for there are no {lacks}")
         elif not interrupts.status:
-            note(f"\n{phase}: {len(texts):,} texts, {epochs:,} epochs")
-            with progress(phase, epochs) as trainer.on_epoch:
+            note(f"\n{phase.name}: {len(phase.texts):,} texts, {phase.ends(trainer.config)}")
+            with watch.phase(phase.name, phase.part):
                 try:
-                    learn(texts)
+                    phase.learn(trainer)
                 except TrainingError as error:
                     raise TrainingError(f"{error}; {keeper.on_disk()}") from error
                 except Exception:  # no memory for a larger batch, say: the model is not lost
@@ -177,7 +226,7 @@ def _phases(trainer: Trainer, dataset: Dataset, keeper: Keeper, interrupts: Inte
             if trainer.split_texts:
                 note(f"rustgpt: {trainer.split_texts:,} texts longer than the context were cut")
             if not interrupts.status:
-                keeper.save(f"after the {phase}")
+                keeper.save(f"after the {phase.name}")
     if interrupts.status and not trainer.steps:
         note(f"rustgpt: stopped before the first step; {keeper.on_disk()}")
         return

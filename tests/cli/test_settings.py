@@ -3,7 +3,7 @@ import dataclasses
 
 import pytest
 
-from rustgpt.cli.settings import add_settings, read_settings
+from rustgpt.cli.settings import add_settings, given_settings, read_settings
 from rustgpt.config import ModelConfig, TrainConfig
 from rustgpt.errors import ConfigError
 
@@ -98,6 +98,73 @@ def test_bad_files(inside, tmp_path, content, words):
     (tmp_path / "settings.toml").write_bytes(content)
     one_line(inside("train", "--config", "settings.toml"), 2, *words)
     assert [file.name for file in tmp_path.iterdir()] == ["settings.toml"]
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "meant"),
+    [
+        ("model", "n_layer", "did you mean n_layers?"),
+        ("model", "n_embd", "did you mean embedding_dim?"),
+        ("train", "learning_rate", "did you mean pretrain_rate or tune_rate?"),
+        ("train", "max_step", "did you mean max_steps"),
+        ("train", "n_layers", "it belongs into [model]"),
+        ("model", "batch_size", "it belongs into [train]"),
+        ("train", "colour", "which knows pretrain_epochs, "),
+    ],
+)
+def test_an_unknown_key_is_told_what_was_meant(inside, tmp_path, table, key, meant):
+    (tmp_path / "settings.toml").write_text(f"[{table}]\n{key} = 1\n")
+    one_line(inside("train", "--config", "settings.toml"), 2, "settings.toml", repr(key), meant)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("90", 90), ("90.5", 90.5), ("'10m'", 600), ("'1.5h'", 5400), ("'7s'", 7)],
+)
+def test_a_time_in_a_file(tmp_path, value, seconds):
+    file = tmp_path / "settings.toml"
+    file.write_text(f"[train]\nmax_time = {value}\n")
+    assert settings("--config", str(file))[1].max_time == seconds
+    assert settings("--max-time", value.strip("'"))[1].max_time == seconds
+
+
+@pytest.mark.parametrize("value", ["'x'", "'-1'", "''", "-1", "true", "nan"])
+def test_a_wrong_time_in_a_file(inside, tmp_path, value):
+    (tmp_path / "settings.toml").write_text(f"[train]\nmax_time = {value}\n")
+    one_line(inside("train", "--config", "settings.toml"), 2, "settings.toml", "max_time")
+
+
+def test_given_settings_are_those_of_the_file_and_the_flags(tmp_path):
+    file = tmp_path / "settings.toml"
+    file.write_text(TOML)
+    parser = argparse.ArgumentParser()
+    add_settings(parser)
+    args = parser.parse_args(["--config", str(file), "--n-layers", "4", "--patience", "2"])
+    assert given_settings(args) == (
+        {"n_layers": 4, "attention_bias": True}, {"tune_rate": 1, "seed": 3, "patience": 2},
+    )  # fmt: skip
+    assert given_settings(parser.parse_args([])) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--max-time", "10m", "--seed", "7", "--norm", "pre"],
+        ["--max-steps", "9", "--tune-epochs", "3", "--epsilon", "1e-12", "--max-grad-norm", "inf"],
+        ["--validation-share", "0.25", "--tie-embeddings", "--beta2", "0.99", "--loss-on", "all"],
+    ],
+)
+def test_the_settings_that_are_printed_are_read_back(inside, tmp_path, flags):
+    done = inside("train", *flags, "--print-config", stdin=b"")
+    assert (done.status, done.err) == (0, "")
+    assert inside(*flags, "--print-config").out == done.out
+    (tmp_path / "run.toml").write_text(done.out)
+    again = inside("train", "--config", "run.toml", "--print-config")
+    assert again.out == done.out
+    assert settings("--config", "run.toml") == settings(*flags)
+    assert ("validation_share = 0.25" in done.out) == ("--validation-share" in flags)
+    assert [file.name for file in tmp_path.iterdir()] == ["run.toml"]
 
 
 @pytest.mark.parametrize(("name", "word"), [("none.toml", "No such file"), (".", "directory")])

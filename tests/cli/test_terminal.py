@@ -1,12 +1,14 @@
 import io
+import math
 import sys
 import unicodedata
+from typing import Any
 
 import pytest
 
 from rustgpt.cli import terminal
 from rustgpt.errors import RustGPTError
-from rustgpt.trainer import Epoch
+from rustgpt.training_state import Step
 
 BIDIRECTIONAL = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
@@ -88,39 +90,94 @@ def test_complain_writes_one_line(capsys):
     assert capsys.readouterr().err == "rustgpt: error: one two three\ufffd\n"
 
 
-def epochs(total: int) -> list[Epoch]:
-    return [Epoch("phase", n, total, 1.5, 1.0, 1234.5, 2.0) for n in range(1, total + 1)]
+def steps(total: int, epochs: int = 1, **changes: Any) -> list[Step]:
+    """Return the steps of a phase whose loss falls by 1 with each, down to 1."""
+    return [
+        Step(
+            "phase", n, total, float(total - n + 1), 1.0, 1e-3, 10, 1 + (n - 1) * epochs // total,
+            epochs, 1234.5, 2.0,
+        )
+        for n in range(1, total + 1)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """clock(seconds): so much time passes."""
+    now = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+
+    def pass_by(seconds):
+        now[0] += seconds
+
+    return pass_by
 
 
 @pytest.mark.parametrize(("total", "lines"), [(1, 1), (3, 3), (10, 10), (100, 10), (1005, 10)])
-def test_without_a_terminal_progress_is_some_ten_lines(capsys, total, lines):
-    with terminal.progress("phase", total) as show:
-        for epoch in epochs(total):
-            show(epoch)
+def test_without_a_terminal_progress_is_some_ten_lines(capsys, clock, total, lines):
+    with terminal.Progress("phase") as progress:
+        for step in steps(total, epochs=1 + total // 7):
+            progress.show(step)
     shown = capsys.readouterr().err.splitlines()
     assert len(shown) == lines
-    last = f"phase: epoch {total}/{total}, loss 1.5000, 1,234 tokens/s, 2 s left"
-    assert shown[-1] == last
+    last = total - math.ceil(0.9 * total) or 1  # steps since the line before
+    epoch = f"{1 + total // 7}/{1 + total // 7}"
+    assert shown[-1] == (
+        f"phase: epoch {epoch}, loss {(last + 1) / 2:.4f}, step {total:,}/{total:,}, rate 0.001, "
+        "1,234 tokens/s, 2 s left"
+    )
 
 
-def test_on_a_terminal_progress_is_a_bar(monkeypatch):
+def test_within_a_long_epoch_there_is_a_line_now_and_then(capsys, clock):
+    with terminal.Progress("phase") as progress:
+        for step in steps(1000)[:50]:
+            clock(2)
+            progress.show(step)
+    shown = capsys.readouterr().err.splitlines()
+    assert [line.split(", ")[2] for line in shown] == [
+        "step 15/1,000",
+        "step 30/1,000",
+        "step 45/1,000",
+    ]
+    assert "loss 993.0000" in shown[0]  # the mean since the line before
+    assert "loss 978.0000" in shown[1]
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    """screen(): from now on standard error is this terminal."""
     stderr = io.StringIO()
     stderr.isatty = lambda: True
-    monkeypatch.setattr(sys, "stderr", stderr)
-    monkeypatch.setattr(terminal, "_columns", lambda _file: 80)
-    with terminal.progress("phase", 3) as show:
-        for epoch in epochs(3):
-            show(epoch)
+    return lambda: monkeypatch.setattr(sys, "stderr", stderr) or stderr
+
+
+def test_on_a_terminal_progress_is_a_bar(monkeypatch, screen, clock):
+    monkeypatch.setattr(terminal, "_columns", lambda _file: 120)
+    stderr = screen()
+    with terminal.Progress("phase") as progress:
+        for step in steps(3):
+            clock(0.4)
+            progress.show(step)
+        progress.note("a message\x1b")
     text = stderr.getvalue()
     assert "phase" in text
     assert "3/3" in text
-    assert "loss 1.5000, 1,234 tokens/s" in text
+    assert "epoch 1/1, loss 1.0000, rate 0.001, 1,234 tokens/s, 2 s left" in text
+    assert "a message\ufffd\n" in text
 
 
-def test_a_terminal_without_width_gets_lines(monkeypatch):
-    stderr = io.StringIO()
-    stderr.isatty = lambda: True
-    monkeypatch.setattr(sys, "stderr", stderr)
-    with terminal.progress("phase", 3) as show:
-        show(epochs(3)[0])
-    assert stderr.getvalue().startswith("phase: epoch 1/3, ")
+def test_a_terminal_without_width_gets_lines(screen):
+    stderr = screen()
+    with terminal.Progress("phase") as progress:
+        progress.show(steps(3)[0])
+        progress.note("a message")
+    assert stderr.getvalue().startswith("phase: epoch 1/1, ")
+    assert stderr.getvalue().endswith("\na message\n")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0 s"), (99.4, "99 s"), (100, "2 min"), (600, "10 min"), (7_500, "2 h 5 min")],
+)
+def test_a_time_as_people_say_it(seconds, said):
+    assert terminal.span(seconds) == said

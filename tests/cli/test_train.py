@@ -166,7 +166,7 @@ def test_other_forms_of_data(inside, small, tmp_path):
 
 
 def test_a_training_that_diverges_leaves_the_last_good_model(inside, small, monkeypatch, tmp_path):
-    def diverge(self, texts):
+    def diverge(self, *_):
         raise rustgpt.TrainingError("training diverged at step 1")
 
     monkeypatch.setattr(rustgpt.Trainer, "instruction_tune", diverge)
@@ -225,9 +225,9 @@ def test_ctrl_c_before_the_first_step_saves_nothing(inside, monkeypatch, small, 
     before = digest(tmp_path / "rustgpt-model")
     rows = rustgpt.Trainer._rows
 
-    def rows_and_a_signal(self, texts):
+    def rows_and_a_signal(self, *given):
         os.kill(os.getpid(), signal.SIGINT)
-        return rows(self, texts)
+        return rows(self, *given)
 
     monkeypatch.setattr(rustgpt.Trainer, "_rows", rows_and_a_signal)
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)

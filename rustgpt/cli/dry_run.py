@@ -1,0 +1,102 @@
+"""Owns `--dry-run`: what a training would take, found out by a few of its steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from rustgpt.benchmark import peak_memory_mb
+from rustgpt.cli.terminal import say, span
+from rustgpt.text.pieces import checked, encode_text
+from rustgpt.text.rows import targets_of
+from rustgpt.trainer import Trainer
+from rustgpt.validation import perplexity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rustgpt.cli.phases import Phase
+    from rustgpt.config import TrainConfig
+    from rustgpt.llm import LLM
+    from rustgpt.text.pieces import Text
+    from rustgpt.training_state import Step
+
+SECONDS: Final = 2.0  # of steps that are measured in each phase
+STEPS: Final = 5  # at least
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a phase would come to.
+
+    Parameters
+    ----------
+    steps, epochs
+        How many there would be.
+    tokens_per_second, seconds
+        How fast, and how long.
+    """
+
+    steps: int
+    epochs: int
+    tokens_per_second: float
+    seconds: float
+
+
+def measure(model: LLM, config: TrainConfig, phase: Phase) -> Estimate | None:
+    """Make a phase's first steps at a rate of 0, and look at the first texts of its validation."""
+    found: list[tuple[Step, float]] = []
+    began = time.perf_counter()
+
+    def after(step: Step) -> None:
+        found.append((step, time.perf_counter() - began))
+        enough = len(found) >= STEPS and found[-1][1] > SECONDS
+        if enough and trainer.held_out_texts:
+            trainer.config = dataclasses.replace(still, eval_every=1)  # the last thing
+        elif enough:
+            trainer.stop()
+
+    still = dataclasses.replace(config, pretrain_rate=0.0, tune_rate=0.0, patience=0)
+    still = dataclasses.replace(still, eval_every=10**9)
+    trainer = Trainer(model, still, on_step=after)
+    trainer.before_evaluation = trainer.stop
+    phase.learn(trainer)
+    if not found:
+        return None
+    step, taken = found[-1]
+    return Estimate(step.total, step.epochs, step.tokens_per_second, taken + step.seconds_left)
+
+
+def guessing_loss(texts: Iterable[Text], model: LLM, loss_on: str = "") -> float:
+    """Return the mean loss of always guessing each token as often as it comes."""
+    counts: Any = np.zeros(model.tokenizer.vocab_size, np.int64)
+    for text in texts:
+        row = checked(encode_text(text, model.tokenizer, loss_on), len(counts))
+        targets = targets_of(row)
+        counts += np.bincount(targets[targets >= 0], minlength=len(counts))
+    shares = counts[counts > 0] / max(1, counts.sum())
+    return max(0.0, -float((shares * np.log(shares)).sum()))
+
+
+def report(model: LLM, config: TrainConfig, phases: Iterable[Phase]) -> None:
+    """Print what a training would take; see `measure`."""
+    total = 0.0
+    for phase in phases:
+        estimate = measure(model, config, phase) if phase.texts and phase.epochs else None
+        if estimate is None:
+            continue
+        total += estimate.seconds
+        loss = guessing_loss(phase.texts, model, config.loss_on if phase.tunes else "")
+        say(
+            f"{phase.name}: {estimate.steps:,} steps in {estimate.epochs:,} epochs, "
+            f"{estimate.tokens_per_second:,.0f} tokens/s, {span(estimate.seconds)}; always "
+            f"guessing by frequency has a loss of {loss:.4f} (perplexity {perplexity(loss):,.4g})"
+        )
+    memory = peak_memory_mb()
+    say(f"Parameters: {model.n_parameters:,}")
+    say(f"Peak memory: {'not known on this system' if memory is None else f'{memory:,.0f} MB'}")
+    say(f"Time: {span(total)}")
