@@ -59,6 +59,18 @@ def test_a_model_that_was_trained_with_dropout_is_used_without(backend, model_of
     model.generate("ab", max_new_tokens=9)
 
 
+def test_validation_has_no_dropout(backend, model_of):
+    """Its loss is that of the same steps, whether or not the steps that count have dropout."""
+    losses = []
+    for rate in (0.5, 0.0):
+        config = TrainConfig(batch_size=4, threads=2, validation_share=0.34, dropout=rate)
+        trainer = Trainer(model_of(), config)
+        trainer.fit(TEXTS, 2, 0.0, "test")
+        losses.append([evaluation.loss for evaluation in trainer.evaluations])
+    assert len(losses[0]) > 1
+    assert losses[0] == losses[1]
+
+
 def test_each_step_of_a_training_drops_other_numbers(model_of, monkeypatch):
     seen, original = [], LLM.loss_and_gradients
 
