@@ -12,11 +12,12 @@ import numpy as np
 from rustgpt.layers.memory import Indices
 from rustgpt.parallel.batches import steps_of
 from rustgpt.text.rows import AnyRow
+from rustgpt.training_state import Epoch, Step
 
 if TYPE_CHECKING:
     from rustgpt.config import TrainConfig
     from rustgpt.ends import End
-    from rustgpt.training_state import TrainingState
+    from rustgpt.training_state import Evaluation, TrainingState
     from rustgpt.validation import Validation
 
 
@@ -76,6 +77,16 @@ class Phase:
         state.ended = state.ended or self.end.reached(state)
         return state.ended
 
+    def is_last(self, state: TrainingState) -> bool:
+        """Return whether the step before was the last of the phase."""
+        complete = state.position == len(self.steps)
+        return state.ended or (complete and state.epoch + 1 >= state.epochs)
+
+    def is_due(self, state: TrainingState, every: int) -> bool:
+        """Return whether an evaluation every so many steps (0: an epoch) is due and not done."""
+        ends = state.step % every == 0 if every else state.position in (0, len(self.steps))
+        return (ends or self.is_last(state)) and state.evaluated < state.step
+
     def total_steps(self, state: TrainingState) -> float:
         """Return how many steps the phase will have had, as far as can be told now."""
         return self.end.total_steps(state, len(self.steps))
@@ -94,3 +105,21 @@ class Phase:
             (state.read - self._first_read) / taken,
             taken * left / max(1, state.step - self._first_step),
         )
+
+    # What is told
+
+    def step(self, state: TrainingState, loss: float, norm: float, rate: float, read: int) -> Step:
+        """Return what the step before came to."""
+        return Step(
+            state.phase, state.step, math.ceil(self.total_steps(state)), loss, norm, rate, read,
+            state.epoch + 1, self.total_epochs(state), *self.pace(state),
+        )  # fmt: skip
+
+    def epoch(
+        self, state: TrainingState, pace: float, complete: bool, evaluation: Evaluation | None
+    ) -> Epoch:
+        """Return what the present epoch came to."""
+        return Epoch(
+            state.phase, state.epoch + 1, self.total_epochs(state), state.mean_loss,
+            state.largest_norm, pace, self.pace(state)[1], complete, evaluation,
+        )  # fmt: skip

@@ -23,8 +23,8 @@ from rustgpt.stepper import Stepper, adam
 from rustgpt.text.dialogue import Dialogue
 from rustgpt.text.pieces import Text, checked, cut, encode_text, hold_out
 from rustgpt.text.rows import AnyRow, count_targets
-from rustgpt.training_state import Epoch, Step, TrainingState
-from rustgpt.validation import Evaluation, Validation
+from rustgpt.training_state import Epoch, Evaluation, Step, TrainingState
+from rustgpt.validation import Validation
 
 
 class Trainer:
@@ -272,15 +272,13 @@ class Trainer:
         while state.position < len(phase.steps) and not (self.stopped or phase.is_over(state)):
             self._step(phase, stepper)
             self._evaluate(phase, stepper)
+        self._evaluate(phase, stepper)  # if the time was over after the last step
         complete = state.position == len(phase.steps)
         if state.step == step and not complete:
             return None
-        evaluated = state.evaluated == state.step and bool(self.evaluations)
-        epoch = Epoch(
-            state.phase, state.epoch + 1, phase.total_epochs(state), state.mean_loss,
-            state.largest_norm, (state.read - read) / max(time.perf_counter() - began, 1e-9),
-            phase.pace(state)[1], complete, self.evaluations[-1] if evaluated else None,
-        )  # fmt: skip
+        evaluated = self.evaluations[-1:] if state.evaluated == state.step else []
+        pace = (state.read - read) / max(time.perf_counter() - began, 1e-9)
+        epoch = phase.epoch(state, pace, complete, evaluated[0] if evaluated else None)
         if complete:
             state.epoch += 1
             state.begin_epoch()
@@ -300,12 +298,7 @@ class Trainer:
         state.optimizer = stepper.optimizer.state()
         phase.is_over(state)
         if self.on_step:
-            step = Step(
-                state.phase, state.step, math.ceil(phase.total_steps(state)),
-                loss / max(1, counted), norm, rate, read, state.epoch + 1,
-                phase.total_epochs(state), *phase.pace(state),
-            )  # fmt: skip
-            self.on_step(step)
+            self.on_step(phase.step(state, loss / max(1, counted), norm, rate, read))
 
     def _plan(self, phase: Phase) -> None:
         """Plan the present epoch."""
@@ -315,12 +308,8 @@ class Trainer:
 
     def _evaluate(self, phase: Phase, stepper: Stepper) -> None:
         """Evaluate the model, if it is time and was not done."""
-        state, every = self.state, self.config.eval_every
-        over = state.ended or (
-            state.position == len(phase.steps) and state.epoch + 1 >= state.epochs
-        )
-        ends = state.step % every == 0 if every else state.position in (0, len(phase.steps))
-        due = (over or ends) and state.evaluated < state.step
+        state, over = self.state, phase.is_last(self.state)
+        due = phase.is_due(state, self.config.eval_every)
         if phase.validation is None or not due or (self.stopped and not over):
             return
         if self.before_evaluation:
@@ -328,13 +317,9 @@ class Trainer:
         loss = phase.validation.loss(stepper, lambda: self.stopped and not over)
         if loss is None:
             return
-        best = state.count_evaluation(loss)
+        evaluation = phase.validation.count(loss, state)
         if self.config.patience and state.waited >= self.config.patience:
             state.ended = True
-        evaluation = Evaluation(
-            state.phase, state.step, loss, phase.validation.bits_per_byte(loss), state.mean_loss,
-            best,
-        )  # fmt: skip
         self.evaluations.append(evaluation)
         if self.on_evaluation:
             self.on_evaluation(evaluation)

@@ -12,7 +12,43 @@ import numpy as np
 
 from rustgpt.errors import ConfigError
 from rustgpt.layers.memory import Array
-from rustgpt.validation import Evaluation
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a validation came to.
+
+    Parameters
+    ----------
+    phase, step
+        After which step of which phase.
+    loss
+        Mean cross-entropy a token, in nats.
+    bits_per_byte
+        The same a byte of text, in bits: comparable whatever the tokenizer; NaN if what was
+        predicted has no bytes.
+    training_loss
+        Mean of the present epoch so far.
+    best
+        Whether the loss is the lowest of the phase.
+    """
+
+    phase: str
+    step: int
+    loss: float
+    bits_per_byte: float
+    training_loss: float
+    best: bool
+
+    @property
+    def perplexity(self) -> float:
+        """Among how many equally likely tokens the model is as unsure."""
+        return perplexity(self.loss)
+
+
+def perplexity(loss: float) -> float:
+    """Return e to the power of a loss."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 @dataclass(frozen=True)
@@ -168,7 +204,7 @@ class TrainingState:
 
     def count_evaluation(self, loss: float) -> bool:
         """Count an evaluation; return whether its loss is the lowest of the phase."""
-        best = not self.best_step or loss < self.best_loss
+        best = math.isfinite(loss) and (not self.best_step or loss < self.best_loss)
         if best:
             self.best_step, self.best_loss = self.step, loss
         self.evaluated, self.waited = self.step, 0 if best else self.waited + 1

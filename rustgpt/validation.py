@@ -4,56 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rustgpt.text.pieces import cut
 from rustgpt.text.rows import AnyRow, Row, count_targets, ids_of
+from rustgpt.training_state import Evaluation, TrainingState
 
 if TYPE_CHECKING:
     from rustgpt.stepper import Stepper
     from rustgpt.text.tokenizer import Tokenizer
 
 TEXTS_AT_ONCE = 64  # between two looks at whether the training was stopped
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a validation came to.
-
-    Parameters
-    ----------
-    phase, step
-        After which step of which phase.
-    loss
-        Mean cross-entropy a token, in nats.
-    bits_per_byte
-        The same a byte of text, in bits: comparable whatever the tokenizer; NaN if what was
-        predicted has no bytes.
-    training_loss
-        Mean of the present epoch so far.
-    best
-        Whether the loss is the lowest of the phase.
-    """
-
-    phase: str
-    step: int
-    loss: float
-    bits_per_byte: float
-    training_loss: float
-    best: bool
-
-    @property
-    def perplexity(self) -> float:
-        """Among how many equally likely tokens the model is as unsure."""
-        return perplexity(self.loss)
-
-
-def perplexity(loss: float) -> float:
-    """Return e to the power of a loss."""
-    return math.exp(loss) if loss < 700 else math.inf
 
 
 class Validation:
@@ -82,6 +45,12 @@ class Validation:
                 return None
             total += stepper.evaluate(self.rows[first : first + TEXTS_AT_ONCE])
         return total / self.targets
+
+    def count(self, loss: float, state: TrainingState) -> Evaluation:
+        """Write down an evaluation with this loss; return what it came to."""
+        best = state.count_evaluation(loss)
+        bits = self.bits_per_byte(loss)
+        return Evaluation(state.phase, state.step, loss, bits, state.mean_loss, best)
 
     def bits_per_byte(self, loss: float) -> float:
         """Return a mean loss as bits a byte of text."""

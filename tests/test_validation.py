@@ -11,8 +11,8 @@ from rustgpt.stepper import Stepper
 from rustgpt.text.rows import Row
 from rustgpt.text.tokenizer import WordTokenizer
 from rustgpt.trainer import Trainer
-from rustgpt.training_state import TrainingState
-from rustgpt.validation import Validation, counted_bytes, perplexity
+from rustgpt.training_state import TrainingState, perplexity
+from rustgpt.validation import Validation, counted_bytes
 
 TEXTS = ["the sun rises.", "water is wet.", "a cat naps.", "ants dig.", "no.", "rain falls."]
 OTHERS = ["the rain is wet.", "cats rise."]
@@ -179,6 +179,28 @@ def test_the_best_is_the_lowest_of_its_phase(model_of, monkeypatch):
         True, True, False, True, True,
     ]  # fmt: skip
     assert (trainer.state.best_loss, trainer.state.best_step) == (1.0, 6)
+
+
+def test_a_loss_that_is_not_finite_is_never_the_best(model_of, monkeypatch):
+    losses = iter([math.nan, math.inf, 3.0])
+    monkeypatch.setattr("rustgpt.validation.Validation.loss", lambda *_: next(losses))
+    trainer = Trainer(model_of(), config_of(), validation=OTHERS)
+    trainer.pretrain(TEXTS)
+    assert [evaluation.best for evaluation in trainer.evaluations] == [False, False, True]
+    assert TrainingState.from_parts(*trainer.state.to_parts()).best_loss == 3.0
+
+
+def test_the_end_by_time_is_evaluated(model_of, monkeypatch):
+    """Also where the time is over only after the step, as when a model is saved."""
+    now = [0.0]
+    monkeypatch.setattr("rustgpt.phase.time.perf_counter", lambda: now[0])
+    trainer = Trainer(
+        model_of(), config_of(max_time=10, pretrain_epochs=10**9), validation=OTHERS,
+        on_step=lambda step: step.number == 4 and now.__setitem__(0, 11.0),
+    )  # fmt: skip
+    epochs = trainer.pretrain(TEXTS)
+    assert [evaluation.step for evaluation in trainer.evaluations] == [3, 4]
+    assert epochs[-1].validation is trainer.evaluations[-1]
 
 
 @pytest.mark.parametrize(("patience", "steps"), [(0, 8), (1, 4), (2, 7), (3, 8)])

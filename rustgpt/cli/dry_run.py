@@ -14,7 +14,7 @@ from rustgpt.cli.terminal import say, span
 from rustgpt.text.pieces import checked, encode_text
 from rustgpt.text.rows import targets_of
 from rustgpt.trainer import Trainer
-from rustgpt.validation import perplexity
+from rustgpt.training_state import perplexity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from rustgpt.cli.interrupts import Interrupts
     from rustgpt.cli.keeper import Keeper
     from rustgpt.trainer import Trainer
-    from rustgpt.training_state import Step
-    from rustgpt.validation import Evaluation
+    from rustgpt.training_state import Evaluation, Step
 
 BEST: Final = "best"  # the folder, within that of the training, for the best model
 LONG: Final = 600.0  # seconds of a training that tells how long it takes
@@ -99,7 +98,7 @@ class Watch:
 
     def after_evaluation(self, evaluation: Evaluation) -> None:
         """Tell of an evaluation, and keep the model if it is the best."""
-        from rustgpt.validation import perplexity
+        from rustgpt.training_state import perplexity
 
         loss = evaluation.loss
         figures = f"validation loss {loss:.4f}, perplexity {evaluation.perplexity:,.4g}"

@@ -123,6 +123,15 @@ def test_patience_ends_a_phase(inside, own, monkeypatch):
     assert done.status == 0
 
 
+def test_what_counts_in_tuning(inside, small, tmp_path):
+    models = {}
+    for loss_on in ("assistant", "all", ""):
+        flags = ("--loss-on", loss_on) if loss_on else ()
+        assert inside("train", *small, *flags, "--out", f"on-{loss_on}").status == 0
+        models[loss_on] = (tmp_path / f"on-{loss_on}" / "model.safetensors").read_bytes()
+    assert models["assistant"] == models[""] != models["all"]
+
+
 # Ends
 
 
