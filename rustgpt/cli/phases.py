@@ -86,3 +86,8 @@ def with_validation(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     return dataclasses.replace(
         config, validation_share=OWN_SHARE, tune_validation_share=OWN_SHARE if many else 0.0
     )
+
+
+def held_out(config: TrainConfig) -> bool:
+    """Whether a share of any data is for the validation."""
+    return config.validation_share > 0 or config.tune_validation_share > 0

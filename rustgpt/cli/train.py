@@ -12,12 +12,12 @@ from rustgpt.cli.data import add_data, read_data, short_report
 from rustgpt.cli.interrupts import Interrupts
 from rustgpt.cli.keeper import Keeper
 from rustgpt.cli.options import LONGEST_TIME, add_number, add_path, duration
-from rustgpt.cli.phases import phases_of, with_validation
+from rustgpt.cli.phases import held_out, phases_of, with_validation
 from rustgpt.cli.settings import BY_DATA, add_settings, given_settings, read_settings, to_toml
 from rustgpt.cli.terminal import note, say
 from rustgpt.cli.tokenizer_flags import add_tokenizer, chosen_tokenizer
 from rustgpt.cli.watch import LIMITS, Watch
-from rustgpt.errors import DataError, TrainingError
+from rustgpt.errors import ConfigError, DataError, TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,6 +112,11 @@ def _new_trainer(args: argparse.Namespace, dataset: Dataset) -> Trainer:
     (model, config), given = read_settings(args), given_settings(args)[1]
     if not (dataset.is_bundled or given.keys() & BY_DATA):
         config = with_validation(config, dataset)
+    if (config.eval_every or config.patience) and not held_out(config):
+        raise ConfigError(
+            "--eval-every and --patience are about texts that are not learned, and of these data "
+            "all are: hold out a tenth, say, with --validation-share 0.1"
+        )
     tokenizer = chosen_tokenizer(args, dataset)
     check_memory(model, tokenizer.vocab_size)
     return Trainer(LLM(model, tokenizer), config)

@@ -184,6 +184,16 @@ def test_wrong_values_are_refused(inside, own, tmp_path, flags):
 # What cannot be done
 
 
+@pytest.mark.parametrize("flag", ["--eval-every", "--patience"])
+def test_what_needs_a_validation_is_refused_without(inside, own, flag, tmp_path):
+    done = inside(*own, flag, "2", "--validation-share", "0")
+    assert done.status == 2
+    assert "hold out a tenth, say, with --validation-share 0.1" in done.err.splitlines()[-1]
+    assert not (tmp_path / "rustgpt-model").exists()
+    assert inside("train", "--language", "en", flag, "2").status == 2
+    assert inside(*own, flag, "2").status == 0
+
+
 def test_a_best_model_that_cannot_be_saved_does_not_end_the_training(inside, own, monkeypatch):
     original = rustgpt.LLM.save
 
