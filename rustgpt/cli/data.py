@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rustgpt.cli.options import add_number, path
 from rustgpt.cli.terminal import say
 from rustgpt.cli.tokenizer_flags import add_tokenizer, chosen_tokenizer
-from rustgpt.config import ModelConfig
+from rustgpt.config import ModelConfig, TrainConfig
 from rustgpt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,6 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--max-seq-len", (1, 10**6), text, ModelConfig.max_seq_len)
     text = "show so many texts and so many dialogues (default: %(default)s)"
     add_number(parser, "--examples", (0, 1000), text, 3)
+    parser.add_argument(
+        "--loss-on",
+        choices=("assistant", "all"),
+        default=TrainConfig.loss_on,
+        help="what counts in the loss of a dialogue (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -88,15 +94,15 @@ def run(args: argparse.Namespace) -> int:
     from rustgpt.text.summary import examples, summarize
 
     dataset = read_data(args)
-    tokenizer = chosen_tokenizer(args, dataset)
-    summary = summarize(dataset, tokenizer, args.max_seq_len)
-    shown = examples(dataset, tokenizer, args.max_seq_len, args.examples)
+    tokenizer, why = chosen_tokenizer(args, dataset)
+    summary = summarize(dataset, tokenizer, args.max_seq_len, args.loss_on)
+    shown = examples(dataset, tokenizer, args.max_seq_len, args.examples, args.loss_on)
     if args.json:
         say(json.dumps(_facts(dataset, tokenizer, summary, shown), indent=2))
         return 0
     report = dataset.report
     lines = [*described(report), ""] if report else []
-    lines += [f"Read: {counts(summary, report)}"]
+    lines += [f"Read: {counts(dataset)}"]
     lines += [
         f"Tokens: {summary.tokens:,}, {summary.tokens_per_byte:.3f} a byte, by "
         f"{type(tokenizer).__name__} with {tokenizer.vocab_size:,} tokens; "
@@ -105,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
         f"{_number(summary.texts.cut, 'text')} and {_number(summary.dialogues.cut, 'dialogue')} "
         "will be cut",
     ]
+    lines += [why[0].upper() + why[1:]] if why else []
     lines += [f"warning: {warning}" for warning in summary.warnings()]
     if shown:
         lines += ["", f"What the model will see; the loss counts from {BEGIN} to {END}:"]
@@ -113,11 +120,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def counts(summary: Summary, report: Report | None) -> str:
+def counts(dataset: Dataset) -> str:
     """Return how much there is, in words."""
-    files = f"{_number(len(report.files), 'file')}, " if report else ""
-    texts, dialogues = summary.texts.rows, summary.dialogues.rows
-    return f"{files}{_number(texts, 'text')}, {_number(dialogues, 'dialogue')}"
+    report = dataset.report
+    if not report:
+        texts, dialogues = len(dataset.pretraining_data), len(dataset.chat_training_data)
+        return f"{_number(texts, 'text')}, {_number(dialogues, 'dialogue')}"
+    both = (_number(report.total(f"{what}s"), what) for what in ("text", "dialogue"))
+    return ", ".join((_number(len(report.files), "file"), *both))
 
 
 def _number(n: int, what: str) -> str:
@@ -129,7 +139,7 @@ def short_report(dataset: Dataset, summary: Summary) -> list[str]:
     report = dataset.report
     start = "" if summary.whole else "of the beginning, "
     first = (
-        f"{counts(summary, report)}; {start}{summary.tokens:,} tokens, "
+        f"{counts(dataset)}; {start}{summary.tokens:,} tokens, "
         f"{summary.tokens_per_byte:.3f} a byte, the longest {summary.longest:,}"
     )
     troubles = described(report, only_troubles=True) if report else []

@@ -76,7 +76,8 @@ class Dialogue:
         for match in _NAME.finditer(text := text.strip()):
             role, last = _ROLES[match[0]], found[-1][0] if found else None
             # "The solar System: ..." within an answer is no message.
-            begins = role == "system" and text[: match.start()].rstrip(" ").endswith(("\n", END))
+            before = text[max(0, match.start() - 40) : match.start()].rstrip(" ")
+            begins = role == "system" and before.endswith(("\n", END))
             if role in _NEXT[last] or (last == "assistant" and begins):
                 found.append((role, *match.span()))
         while found and found[-1][0] != "assistant":  # a name within the last answer
@@ -103,9 +104,7 @@ def split_chat(text: str) -> tuple[str, str]:
     return dialogue.question, dialogue.turns()[0][-1].content
 
 
-def encode_dialogue(
-    tokenizer: Tokenizer, dialogue: Dialogue, loss_on: Literal["assistant", "all"] = "assistant"
-) -> Row:
+def encode_dialogue(tokenizer: Tokenizer, dialogue: Dialogue, loss_on: str = "assistant") -> Row:
     """Turn a dialogue into token ids, and mark what is to be learned.
 
     Only the end of each answer becomes the end token; ``</s>`` within a message is ordinary text.
@@ -118,7 +117,7 @@ def encode_dialogue(
     dialogue
         What is said.
     loss_on
-        Whether the assistant's words and the end token behind them count, or all.
+        "assistant" if its words and the end token behind them count, "all" if all does.
     """
     if loss_on not in ("assistant", "all"):
         raise ConfigError(f"the loss must be on assistant or all, not on {loss_on!r:.60}")
