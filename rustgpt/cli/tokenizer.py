@@ -33,7 +33,21 @@ class Action(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `rustgpt tokenizer`."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    class Mixed(type(parser)):  # type: ignore[misc]
+        """Takes words between the options too."""
+
+        mixing = False
+
+        def parse_known_args(self, *arguments: Any) -> Any:
+            if self.mixing:
+                return super().parse_known_args(*arguments)
+            self.mixing = True
+            return self.parse_known_intermixed_args(*arguments)
+
+    actions = parser.add_subparsers(
+        dest="action", required=True, metavar="ACTION", parser_class=Mixed
+    )
     for name, action in ACTIONS.items():
         part = actions.add_parser(
             name,

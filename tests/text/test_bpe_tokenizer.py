@@ -1,0 +1,210 @@
+"""Byte-level BPE: ids and text of the library's own, and nothing lost."""
+
+import copy
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rustgpt import LLM, ModelConfig
+from rustgpt.errors import ConfigError, TokenizerError
+from rustgpt.text import chunks
+from rustgpt.text.bpe_tokenizer import BpeTokenizer
+from rustgpt.text.tokenizer import read_tokenizer
+
+from .any_text import ANY_TEXT, HARD_TEXTS, PARTS
+
+tokenizers = pytest.importorskip("tokenizers")
+
+TEXTS = [
+    "The sun rises in the east, and it's warm. The sun sets in the west, and we'll rest. </s>",
+    "User: Who rises? Assistant: The sun rises, rising and setting, setting and rising. </s>",
+    "山是怎样形成的？山是地壳运动形成的，很慢。",
+] * 3
+TOKENIZER = BpeTokenizer.train(TEXTS, 400)
+LIBRARY = tokenizers.Tokenizer.from_str(TOKENIZER.to_json())
+SOUND = ANY_TEXT.map(lambda text: text.encode("utf-8", "replace").decode())
+
+
+def others(end: str = "<|endoftext|>", **model: object) -> dict:
+    """Return the content of a file of another program, cut as Qwen's or Llama's."""
+    level = tokenizers.pre_tokenizers.ByteLevel
+    pattern = tokenizers.Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+")
+    parts = [
+        tokenizers.pre_tokenizers.Split(pattern, "isolated"),
+        level(add_prefix_space=False, use_regex=False),
+    ]
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(parts)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=350,
+        initial_alphabet=level.alphabet(),
+        show_progress=False,
+        special_tokens=[end] if end else [],
+    )
+    made.train_from_iterator(TEXTS, trainer)
+    made.enable_truncation(3)
+    made.enable_padding(length=50)
+    content = json.loads(made.to_str())
+    content["model"].update(model)
+    return content
+
+
+OTHER = BpeTokenizer(others(dropout=0.5))
+
+
+@settings(max_examples=300, deadline=None)
+@given(SOUND)
+def test_ids_are_the_librarys(text):
+    LIBRARY.encode_special_tokens = True
+    assert TOKENIZER.encode(text) == LIBRARY.encode(text).ids
+    library = tokenizers.Tokenizer.from_str(OTHER.to_json())
+    library.encode_special_tokens = True
+    assert OTHER.encode(text) == library.encode(text).ids
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, TOKENIZER.vocab_size - 1), max_size=15), st.booleans())
+def test_text_is_the_librarys(ids, skip_special):
+    text = TOKENIZER.decode(ids, skip_special)
+    if not any("\ud800" <= character <= "\udfff" for character in text):
+        assert text == LIBRARY.decode(ids, skip_special_tokens=skip_special)
+    stream = TOKENIZER.stream(skip_special, after=ids[:3])
+    streamed = "".join([*map(stream.push, ids[3:]), stream.finish()])
+    assert streamed == TOKENIZER.decode(ids[3:], skip_special, after=ids[:3])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from([TOKENIZER, OTHER]), ANY_TEXT)
+def test_decode_inverts_encode(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.end_id not in ids
+    assert tokenizer.decode(ids) == text
+
+
+def test_hard_texts():
+    for text in HARD_TEXTS:
+        assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+
+
+def test_blocks_and_forgetting_change_nothing(monkeypatch):
+    monkeypatch.setattr(chunks, "BLOCK", 5)
+    monkeypatch.setattr("rustgpt.text.bpe_tokenizer.REMEMBERED", 50)
+    LIBRARY.encode_special_tokens = True
+    draw = random.Random(0)
+    for _ in range(300):
+        text = "".join(part for part in draw.choices(PARTS, k=40) if part not in "\ud800\udc00")
+        assert TOKENIZER.encode(text) == LIBRARY.encode(text).ids
+
+
+def test_the_end_token():
+    assert TOKENIZER.encode("sun </s> sun", True) == [
+        *TOKENIZER.encode("sun"), TOKENIZER.end_id, *TOKENIZER.encode("sun"),
+    ]  # fmt: skip
+    assert TOKENIZER.decode([TOKENIZER.end_id], skip_special=False) == "</s>"
+    assert OTHER.name(OTHER.end_id) == "<|endoftext|>"
+    assert OTHER.end_id not in OTHER.encode("<|endoftext|>", allow_special=True)
+    assert OTHER.encode("sun</s>", allow_special=True)[-1] == OTHER.end_id
+    added = BpeTokenizer(others(end=""))
+    assert (added.name(added.end_id), added.end_id) == ("</s>", added.vocab_size - 1)
+    assert BpeTokenizer.from_json(added.to_json()).end_id == added.end_id
+
+
+def test_training():
+    assert 257 < TOKENIZER.vocab_size <= 400
+    assert TOKENIZER.tokens("The sun rises") == ["The", " sun", " rises"]
+    assert BpeTokenizer.train(TEXTS, 400).to_json() == TOKENIZER.to_json()
+    assert BpeTokenizer.train([], 257).vocab_size == 257
+    assert BpeTokenizer.train(["\ud800"], 300).decode([]) == ""
+    with pytest.raises(ConfigError, match="from 257 on"):
+        BpeTokenizer.train(TEXTS, 256)
+
+
+def test_on_disk_and_copies():
+    text = "The sun </s> \ud800 山"
+    for again in (
+        read_tokenizer(TOKENIZER.to_json()),
+        copy.deepcopy(TOKENIZER),
+        pickle.loads(pickle.dumps(TOKENIZER)),
+    ):
+        assert isinstance(again, BpeTokenizer)
+        assert again.to_json() == TOKENIZER.to_json()
+        assert again.encode(text) == TOKENIZER.encode(text)
+
+
+def test_what_is_refused():
+    def broken(change) -> str:
+        content = others()
+        change(content)
+        return json.dumps(content)
+
+    def merged_end(content):
+        model = content["model"]
+        model["vocab"]["<|"] = 1000
+        model["merges"] = [["<", "|"], ["<|", "endoftext|>"]]
+        model["vocab"]["endoftext|>"] = 1001
+
+    for change, words in (
+        (lambda c: c["model"].update(type="WordPiece"), "byte-level BPE can be read"),
+        (lambda c: c.update(decoder=None), "byte-level BPE can be read"),
+        (lambda c: c["model"].update(end_of_word_suffix="</w>"), "byte-level BPE can be read"),
+        (lambda c: c["model"].pop("vocab"), "vocab"),
+        (lambda c: c["model"].update(merges=[["no", "thing"]]), "refuses the tokenizer"),
+        (lambda c: c["model"]["vocab"].update(x1=2**31), "of number"),
+        (lambda c: c["model"]["vocab"].pop("Ā"), "lacks 1 of the 256 bytes"),
+        (merged_end, "made of ordinary text"),
+        (lambda c: c.update(pre_tokenizer={"type": "nothing"}), "refuses the tokenizer"),
+        (lambda c: c.update(added_tokens=[5]), "refuses the tokenizer"),
+        (lambda c: c.update(model=[]), "byte-level BPE can be read"),
+    ):
+        with pytest.raises(TokenizerError, match=words):
+            read_tokenizer(broken(change))
+
+
+def test_damaged_files_give_no_other_error():
+    text, draw = json.dumps(others()), random.Random(0)
+    for _ in range(300):
+        at = draw.randrange(len(text))
+        damaged = text[:at] + draw.choice('0{}[]",:x') + text[at + draw.randrange(3) :]
+        try:
+            tokenizer = read_tokenizer(damaged)
+            assert tokenizer.decode(tokenizer.encode("The sun")) == "The sun"
+        except TokenizerError:
+            pass
+
+
+def test_without_the_package_one_sentence_says_how_to_get_it(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(TOKENIZER.to_json(), encoding="utf-8")
+    sizes = ModelConfig(embedding_dim=8, hidden_dim=8, n_layers=1, n_heads=1)
+    LLM(sizes, TOKENIZER).save(tmp_path / "model")
+    assert LLM.load(tmp_path / "model").tokenizer.encode("sun") == TOKENIZER.encode("sun")
+    (tmp_path / "data.txt").write_text("The sun rises.")
+    code = (
+        "import sys; sys.modules['tokenizers'] = None\n"
+        "from rustgpt.cli import main\n"
+        "sys.exit(main())"
+    )
+    for arguments in (
+        ["tokenizer", "encode", "tokenizer.json", "sun"],
+        ["generate", "model", "sun"],
+        ["tokenizer", "train", "data.txt", "--tokenizer", "bpe", "--out", "new.json"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.count("\n") == 1
+        assert "pip install 'rustgpt[bpe]'" in done.stderr
+        assert not (tmp_path / "new.json").exists()
