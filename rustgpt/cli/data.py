@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     from rustgpt.text.summary import examples, summarize
 
     dataset = read_data(args)
-    tokenizer = chosen_tokenizer(args, dataset)
+    tokenizer, why = chosen_tokenizer(args, dataset)
     summary = summarize(dataset, tokenizer, args.max_seq_len)
     shown = examples(dataset, tokenizer, args.max_seq_len, args.examples)
     if args.json:
@@ -105,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
         f"{_number(summary.texts.cut, 'text')} and {_number(summary.dialogues.cut, 'dialogue')} "
         "will be cut",
     ]
+    lines += [why[0].upper() + why[1:]] if why else []
     lines += [f"warning: {warning}" for warning in summary.warnings()]
     if shown:
         lines += ["", f"What the model will see; the loss counts from {BEGIN} to {END}:"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rustgpt.cli.data import add_data, read_data
 from rustgpt.cli.options import add_path, path
-from rustgpt.cli.terminal import say
+from rustgpt.cli.terminal import note, say
 from rustgpt.cli.tokenizer_flags import add_tokenizer, chosen_tokenizer
 from rustgpt.errors import ConfigError, DataError, TokenizerError
 
@@ -72,7 +72,9 @@ def _train(args: argparse.Namespace) -> None:
             f"{args.out!r} is there already: choose another file with --out, or give --overwrite "
             "to replace it"
         )
-    tokenizer = chosen_tokenizer(args, read_data(args))
+    tokenizer, why = chosen_tokenizer(args, read_data(args))
+    if why:
+        note(f"rustgpt: {why}")
     unfinished = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with unfinished.open("x", encoding="utf-8") as written:

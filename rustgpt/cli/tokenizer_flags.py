@@ -6,7 +6,6 @@ import argparse
 from typing import TYPE_CHECKING, Final
 
 from rustgpt.cli.options import add_number, add_path
-from rustgpt.cli.terminal import note
 
 if TYPE_CHECKING:
     from rustgpt.text.dataset import Dataset
@@ -31,13 +30,12 @@ def add_tokenizer(group: argparse._ActionsContainer) -> None:
     add_number(group, "--vocab-size", (1, LARGEST), text)
 
 
-def chosen_tokenizer(args: argparse.Namespace, dataset: Dataset) -> BaseTokenizer:
-    """Return the tokenizer that the flags name, or that suits the data, and say why it does."""
+def chosen_tokenizer(args: argparse.Namespace, dataset: Dataset) -> tuple[BaseTokenizer, str]:
+    """Return the tokenizer that the flags name, or that suits the data, and why; "" if named."""
     from rustgpt.text.choose import choose
 
-    name = args.tokenizer or AUTO
+    name, why = args.tokenizer or AUTO, ""
     if name == AUTO:
         name, why = choose(dataset.pretraining_data, dataset.chat_training_data)
-        if not dataset.is_bundled:
-            note(f"rustgpt: tokenizer: {why}; --tokenizer chooses another")
-    return dataset.tokenizer(name, args.vocab_size)
+        why = f"tokenizer: {why}; --tokenizer chooses another"
+    return dataset.tokenizer(name, args.vocab_size), why

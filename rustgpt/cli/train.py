@@ -80,10 +80,10 @@ def trained(args: argparse.Namespace) -> tuple[LLM, int]:
     with own_folder(args.out, args.overwrite) as folder:
         dataset = read_data(args)
         question = _example(dataset, args.chat)
-        trainer = _new_trainer(args, dataset)
+        trainer, why = _new_trainer(args, dataset)
         model = trainer.model
         check_space(args.out, model.parameters.nbytes + len(model.tokenizer.to_json().encode()))
-        _report(dataset, model.tokenizer, model.max_seq_len)
+        _report(dataset, model.tokenizer, why, model.max_seq_len)
         _describe(model, dataset, trainer.config)
         say("\n=== BEFORE TRAINING ===")
         _show(model, question, dataset)
@@ -104,8 +104,11 @@ def trained(args: argparse.Namespace) -> tuple[LLM, int]:
     return model, 0
 
 
-def _new_trainer(args: argparse.Namespace, dataset: Dataset) -> Trainer:
-    """Return a training of a new model; of own data a share is held out, if none was given."""
+def _new_trainer(args: argparse.Namespace, dataset: Dataset) -> tuple[Trainer, str]:
+    """Return a training of a new model, and why its tokenizer was chosen.
+
+    Of own data a share is held out, if none was given.
+    """
     from rustgpt.llm import LLM
     from rustgpt.trainer import Trainer
 
@@ -117,9 +120,9 @@ def _new_trainer(args: argparse.Namespace, dataset: Dataset) -> Trainer:
             "--eval-every and --patience are about texts that are not learned, and of these data "
             "all are: hold out a tenth, say, with --validation-share 0.1"
         )
-    tokenizer = chosen_tokenizer(args, dataset)
+    tokenizer, why = chosen_tokenizer(args, dataset)
     check_memory(model, tokenizer.vocab_size)
-    return Trainer(LLM(model, tokenizer), config)
+    return Trainer(LLM(model, tokenizer), config), why
 
 
 def _dry_run(args: argparse.Namespace) -> None:
@@ -129,19 +132,19 @@ def _dry_run(args: argparse.Namespace) -> None:
     read_settings(args)
     dataset = read_data(args)
     question = _example(dataset, args.chat)
-    trainer = _new_trainer(args, dataset)
-    _report(dataset, trainer.model.tokenizer, trainer.model.max_seq_len)
+    trainer, why = _new_trainer(args, dataset)
+    _report(dataset, trainer.model.tokenizer, why, trainer.model.max_seq_len)
     _written(trainer.model, question, dataset)
     dry_run.report(trainer.model, trainer.config, phases_of(dataset, trainer.config))
 
 
-def _report(dataset: Dataset, tokenizer: Tokenizer, context: int) -> None:
+def _report(dataset: Dataset, tokenizer: Tokenizer, why: str, context: int) -> None:
     """Tell what was read of one's own data, and warn of what cannot work."""
     from rustgpt.text.summary import summarize
 
     if not dataset.is_bundled:
         summary = summarize(dataset, tokenizer, context, most_bytes=LOOKED_AT)
-        for line in short_report(dataset, summary):
+        for line in filter(None, [*short_report(dataset, summary), why]):
             note(f"rustgpt: {line}")
 
 

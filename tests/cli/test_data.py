@@ -43,8 +43,9 @@ def test_what_would_be_read(process, rows):
     assert lines[8] == (
         "Longest: 15 tokens; the context has 80, so 0 texts and 0 dialogues will be cut"
     )
-    assert lines[9].startswith("warning: the data are 19 tokens")
-    assert lines[10:] == [
+    assert lines[9].startswith("Tokenizer: words, for there are dialogues, ")
+    assert lines[10].startswith("warning: the data are 19 tokens")
+    assert lines[11:] == [
         "",
         "What the model will see; the loss counts from >> to <<:",
         "1. Moles>> dig.</s><<",
