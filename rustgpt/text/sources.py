@@ -19,6 +19,7 @@ from rustgpt.errors import DataError
 StrPath = str | os.PathLike[str]
 
 STANDARD_INPUT: Final = "-"
+OF_A_MODEL: Final = {"config.json", "model.safetensors"}  # in a folder that holds no data
 # Those of UTF-32 first: they begin like those of UTF-16.
 _MARKS: Final = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -53,8 +54,8 @@ class Source:
 def find_sources(paths: Any) -> list[Source]:
     """Find what a path or a list of paths means: files, folders, patterns, "-".
 
-    Files and folders whose names begin with a dot are left out of a folder. A file that is found
-    twice is read once.
+    Left out of a folder are files and folders whose names begin with a dot, and saved models. A
+    file that is found twice is read once.
 
     Raises
     ------
@@ -100,6 +101,9 @@ def _find(name: str) -> Iterator[Source]:
 
 def _files_below(folder: Path) -> Iterator[Path]:
     for where, folders, files in os.walk(folder):
+        if {*files} >= OF_A_MODEL:
+            folders.clear()
+            continue
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             file = Path(where, name)

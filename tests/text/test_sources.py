@@ -25,6 +25,8 @@ def notes(tmp_path, monkeypatch):
         "notes/.hidden": "secret",
         "notes/.git/config": "secret",
         "notes/empty.md": "",
+        "notes/rustgpt-model/config.json": '["no data"]',
+        "notes/rustgpt-model/model.safetensors": "no data",
     }
     for name, content in files.items():
         path = tmp_path / name
