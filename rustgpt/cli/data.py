@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     report = dataset.report
     lines = [*described(report), ""] if report else []
-    lines += [f"Read: {counts(summary, report)}"]
+    lines += [f"Read: {counts(dataset)}"]
     lines += [
         f"Tokens: {summary.tokens:,}, {summary.tokens_per_byte:.3f} a byte, by "
         f"{type(tokenizer).__name__} with {tokenizer.vocab_size:,} tokens; "
@@ -114,11 +114,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def counts(summary: Summary, report: Report | None) -> str:
+def counts(dataset: Dataset) -> str:
     """Return how much there is, in words."""
-    files = f"{_number(len(report.files), 'file')}, " if report else ""
-    texts, dialogues = summary.texts.rows, summary.dialogues.rows
-    return f"{files}{_number(texts, 'text')}, {_number(dialogues, 'dialogue')}"
+    report = dataset.report
+    if not report:
+        texts, dialogues = len(dataset.pretraining_data), len(dataset.chat_training_data)
+        return f"{_number(texts, 'text')}, {_number(dialogues, 'dialogue')}"
+    both = (_number(report.total(f"{what}s"), what) for what in ("text", "dialogue"))
+    return ", ".join((_number(len(report.files), "file"), *both))
 
 
 def _number(n: int, what: str) -> str:
@@ -130,7 +133,7 @@ def short_report(dataset: Dataset, summary: Summary) -> list[str]:
     report = dataset.report
     start = "" if summary.whole else "of the beginning, "
     first = (
-        f"{counts(summary, report)}; {start}{summary.tokens:,} tokens, "
+        f"{counts(dataset)}; {start}{summary.tokens:,} tokens, "
         f"{summary.tokens_per_byte:.3f} a byte, the longest {summary.longest:,}"
     )
     troubles = described(report, only_troubles=True) if report else []

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SAVE_EVERY: Final = 300.0  # seconds
 SAMPLING: Final = 0.8  # temperature of a text that is gone on with as it is learned
-LOOKED_AT: Final = 2**22  # bytes of text of which the report tells
+LOOKED_AT: Final = 2**20  # characters of which the report tells
 QUESTION: Final = "How do mountains form?"
 
 
@@ -143,7 +143,7 @@ def _report(dataset: Dataset, tokenizer: Tokenizer, why: str, context: int) -> N
     from rustgpt.text.summary import summarize
 
     if not dataset.is_bundled:
-        summary = summarize(dataset, tokenizer, context, most_bytes=LOOKED_AT)
+        summary = summarize(dataset, tokenizer, context, most=LOOKED_AT)
         for line in filter(None, [*short_report(dataset, summary), why]):
             note(f"rustgpt: {line}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from rustgpt.text.vocab import END
 
 FEW_TOKENS: Final = 1000
 EXAMPLE_TOKENS: Final = 60
+EXAMPLE_CHARACTERS: Final = 10_000  # in which so many tokens are
 
 Segment = tuple[str, bool]  # some of a text, and whether its tokens count in the loss
 
@@ -100,20 +101,20 @@ def summarize(
     tokenizer: Tokenizer,
     context: int,
     loss_on: Literal["assistant", "all"] = "assistant",
-    most_bytes: int | None = None,
+    most: int | None = None,
 ) -> Summary:
     """Count what a training on data with this tokenizer and context would see.
 
     Parameters
     ----------
-    most_bytes
-        Look at so many bytes of text only.
+    most
+        Look at the first so many characters only.
     """
+    dataset, whole = _beginning(dataset, most)
     is_spelled = np.zeros(tokenizer.vocab_size, bool)
     is_spelled[_spelled_ids(tokenizer)] = True
     counts = [[0] * len(Shares._fields), [0] * len(Shares._fields)]
     size = spelled = longest = 0
-    whole = True
     texts = chain(dataset.pretraining_data, dataset.chat_training_data)
     for text, (row, phase) in zip(texts, _rows(dataset, tokenizer, loss_on), strict=True):
         size += _bytes(text)
@@ -124,9 +125,6 @@ def summarize(
         counts[phase] = [a + int(b) for a, b in zip(counts[phase], (*seen, masked), strict=True)]
         spelled += int(is_spelled[row.ids].sum())
         longest = max(longest, tokens)
-        if most_bytes is not None and size >= most_bytes:
-            whole = counts[0][0] + counts[1][0] == _count(dataset)
-            break
     both = (Shares(*counts[0]), Shares(*counts[1]))
     return Summary(*both, size, spelled, longest, context, whole)
 
@@ -144,7 +142,7 @@ def examples(
     text never does, for it is not predicted.
     """
     first = Dataset(
-        dataset.pretraining_data[:number],
+        [text[:EXAMPLE_CHARACTERS] for text in dataset.pretraining_data[:number]],
         dataset.chat_training_data[:number],
         dataset.dialogues[:number],
     )
@@ -172,8 +170,21 @@ def _rows(
         yield row, 1
 
 
-def _count(dataset: Dataset) -> int:
-    return len(dataset.pretraining_data) + len(dataset.chat_training_data)
+def _beginning(dataset: Dataset, most: int | None) -> tuple[Dataset, bool]:
+    """Return the first so many characters of data, and whether those are all."""
+    if most is None:
+        return dataset, True
+    texts = []
+    for text in dataset.pretraining_data:
+        if most <= 0:
+            break
+        texts.append(text[:most])
+        most -= len(text)
+    ends = accumulate(map(len, dataset.chat_training_data))
+    chats = sum(end < most for end in ends) + (most > 0)
+    first = Dataset(texts, dataset.chat_training_data[:chats], dataset.dialogues[:chats])
+    read = texts == dataset.pretraining_data and chats >= len(dataset.chat_training_data)
+    return first, read
 
 
 def _bytes(text: str) -> int:

@@ -44,10 +44,20 @@ def test_a_text_of_single_tokens_is_warned_of():
 def test_small_data_are_warned_of():
     assert any("too few to learn" in text for text in summary_of(["Moles dig."], []).warnings())
     assert summary_of(["Moles dig. " * 400], []).warnings() == []
-    beginning = summary_of(["Moles dig."] * 3, [], most_bytes=15)
-    assert not beginning.whole
-    assert beginning.texts.rows == 2
-    assert beginning.warnings() == []
+
+
+def test_the_beginning_alone():
+    texts = ["Moles dig."] * 3  # of 15 characters each with the end token
+    for most, rows, tokens in ((15, 1, 4), (20, 2, 5), (30, 2, 8), (31, 3, 9)):
+        found = summary_of(texts, CHATS, most=most)
+        assert (found.texts.rows, found.texts.tokens, found.whole) == (rows, tokens, False)
+        assert found.dialogues.rows == 0
+        assert found.warnings() == []
+    both = sum(map(len, CHATS))
+    for most, dialogues, whole in ((45, 0, 0), (46, 1, 0), (44 + both, 2, 1), (10**9, 2, 1)):
+        found = summary_of(texts, CHATS, most=most)
+        assert (found.texts.rows, found.dialogues.rows, found.whole) == (3, dialogues, whole)
+    assert found == summary_of(texts, CHATS)
 
 
 def test_dialogues_that_do_not_fit_are_warned_of():
