@@ -76,7 +76,8 @@ class Dialogue:
         for match in _NAME.finditer(text := text.strip()):
             role, last = _ROLES[match[0]], found[-1][0] if found else None
             # "The solar System: ..." within an answer is no message.
-            begins = role == "system" and text[: match.start()].rstrip(" ").endswith(("\n", END))
+            before = text[max(0, match.start() - 40) : match.start()].rstrip(" ")
+            begins = role == "system" and before.endswith(("\n", END))
             if role in _NEXT[last] or (last == "assistant" and begins):
                 found.append((role, *match.span()))
         while found and found[-1][0] != "assistant":  # a name within the last answer

@@ -56,6 +56,11 @@ def test_parse_refuses_other_text(text):
         Dialogue.parse(text)
 
 
+def test_a_megabyte_of_names():
+    text = "User: a Assistant: b" + " System:" * 200_000
+    assert [len(one.content) for one in Dialogue.parse(text).messages] == [1, 1 + 200_000 * 8]
+
+
 CONTENT = st.text("ab: .\n山</s>", min_size=1, max_size=9).filter(
     lambda text: text == text.strip() and not text.endswith("</s>")
 )
