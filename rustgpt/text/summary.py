@@ -75,7 +75,7 @@ class Summary:
         if texts.rows and texts.single == texts.rows and not dialogues.rows:
             found.append(
                 "each text is a single token, so there is nothing to learn of what follows what: "
-                "longer texts are needed, or smaller tokens, such as characters"
+                "longer texts are needed, or --tokenizer char, which makes every character a token"
             )
         if self.whole and self.tokens < FEW_TOKENS:
             found.append(
