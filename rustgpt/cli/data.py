@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rustgpt.cli.options import add_number, path
 from rustgpt.cli.terminal import say
 from rustgpt.cli.tokenizer_flags import add_tokenizer, chosen_tokenizer
-from rustgpt.config import ModelConfig
+from rustgpt.config import ModelConfig, TrainConfig
 from rustgpt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,6 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--max-seq-len", (1, 10**6), text, ModelConfig.max_seq_len)
     text = "show so many texts and so many dialogues (default: %(default)s)"
     add_number(parser, "--examples", (0, 1000), text, 3)
+    parser.add_argument(
+        "--loss-on",
+        choices=("assistant", "all"),
+        default=TrainConfig.loss_on,
+        help="what counts in the loss of a dialogue (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -89,8 +95,8 @@ def run(args: argparse.Namespace) -> int:
 
     dataset = read_data(args)
     tokenizer, why = chosen_tokenizer(args, dataset)
-    summary = summarize(dataset, tokenizer, args.max_seq_len)
-    shown = examples(dataset, tokenizer, args.max_seq_len, args.examples)
+    summary = summarize(dataset, tokenizer, args.max_seq_len, args.loss_on)
+    shown = examples(dataset, tokenizer, args.max_seq_len, args.examples, args.loss_on)
     if args.json:
         say(json.dumps(_facts(dataset, tokenizer, summary, shown), indent=2))
         return 0

@@ -68,6 +68,11 @@ def test_as_json(inside, rows):
     ]
 
 
+def test_the_loss_on_all(inside, rows):
+    done = inside("data", rows, "--loss-on", "all")
+    assert r"2. User>>: Is tar sticky? Assistant: Yes,\nit is.</s><<" in done.out
+
+
 def test_a_folder_of_many_files(inside, tmp_path):
     for number in range(14):
         (tmp_path / f"{number:02}.md").write_text(f"Note {number} is here.")
