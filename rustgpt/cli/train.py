@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from rustgpt.config import TrainConfig
     from rustgpt.llm import LLM
     from rustgpt.text.dataset import Dataset
-    from rustgpt.text.tokenizer import Tokenizer
     from rustgpt.trainer import Trainer
 
 SAVE_EVERY: Final = 300.0  # seconds
@@ -83,7 +82,7 @@ def trained(args: argparse.Namespace) -> tuple[LLM, int]:
         trainer, why = _new_trainer(args, dataset)
         model = trainer.model
         check_space(args.out, model.parameters.nbytes + len(model.tokenizer.to_json().encode()))
-        _report(dataset, model.tokenizer, why, model.max_seq_len)
+        _report(dataset, trainer, why)
         _describe(model, dataset, trainer.config)
         say("\n=== BEFORE TRAINING ===")
         _show(model, question, dataset)
@@ -133,17 +132,18 @@ def _dry_run(args: argparse.Namespace) -> None:
     dataset = read_data(args)
     question = _example(dataset, args.chat)
     trainer, why = _new_trainer(args, dataset)
-    _report(dataset, trainer.model.tokenizer, why, trainer.model.max_seq_len)
+    _report(dataset, trainer, why)
     _written(trainer.model, question, dataset)
     dry_run.report(trainer.model, trainer.config, phases_of(dataset, trainer.config))
 
 
-def _report(dataset: Dataset, tokenizer: Tokenizer, why: str, context: int) -> None:
+def _report(dataset: Dataset, trainer: Trainer, why: str) -> None:
     """Tell what was read of one's own data, and warn of what cannot work."""
     from rustgpt.text.summary import summarize
 
     if not dataset.is_bundled:
-        summary = summarize(dataset, tokenizer, context, most=LOOKED_AT)
+        model, loss_on = trainer.model, trainer.config.loss_on
+        summary = summarize(dataset, model.tokenizer, model.max_seq_len, loss_on, LOOKED_AT)
         for line in filter(None, [*short_report(dataset, summary), why]):
             note(f"rustgpt: {line}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 
@@ -153,9 +153,7 @@ class Dataset:
         """Yield the statements and documents as token ids."""
         return (_row(tokenizer, text) for text in self.pretraining_data)
 
-    def chat_rows(
-        self, tokenizer: Tokenizer, loss_on: Literal["assistant", "all"] = "assistant"
-    ) -> Iterator[Row]:
+    def chat_rows(self, tokenizer: Tokenizer, loss_on: str = "assistant") -> Iterator[Row]:
         """Yield the dialogues as token ids, with what is to be learned; see `encode_dialogue`."""
         for item in self.tuning_data:
             if isinstance(item, str):

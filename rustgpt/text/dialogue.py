@@ -104,9 +104,7 @@ def split_chat(text: str) -> tuple[str, str]:
     return dialogue.question, dialogue.turns()[0][-1].content
 
 
-def encode_dialogue(
-    tokenizer: Tokenizer, dialogue: Dialogue, loss_on: Literal["assistant", "all"] = "assistant"
-) -> Row:
+def encode_dialogue(tokenizer: Tokenizer, dialogue: Dialogue, loss_on: str = "assistant") -> Row:
     """Turn a dialogue into token ids, and mark what is to be learned.
 
     Only the end of each answer becomes the end token; ``</s>`` within a message is ordinary text.
@@ -119,7 +117,7 @@ def encode_dialogue(
     dialogue
         What is said.
     loss_on
-        Whether the assistant's words and the end token behind them count, or all.
+        "assistant" if its words and the end token behind them count, "all" if all does.
     """
     if loss_on not in ("assistant", "all"):
         raise ConfigError(f"the loss must be on assistant or all, not on {loss_on!r:.60}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -100,7 +100,7 @@ def summarize(
     dataset: Dataset,
     tokenizer: Tokenizer,
     context: int,
-    loss_on: Literal["assistant", "all"] = "assistant",
+    loss_on: str = "assistant",
     most: int | None = None,
 ) -> Summary:
     """Count what a training on data with this tokenizer and context would see.
@@ -134,7 +134,7 @@ def examples(
     tokenizer: Tokenizer,
     context: int,
     number: int,
-    loss_on: Literal["assistant", "all"] = "assistant",
+    loss_on: str = "assistant",
 ) -> list[list[Segment]]:
     """Return the first texts and the first dialogues as the model will see them.
 
@@ -160,9 +160,7 @@ def _segments(row: Row, tokenizer: Tokenizer, most: int) -> list[Segment]:
     ]
 
 
-def _rows(
-    dataset: Dataset, tokenizer: Tokenizer, loss_on: Literal["assistant", "all"]
-) -> Iterator[tuple[Row, int]]:
+def _rows(dataset: Dataset, tokenizer: Tokenizer, loss_on: str) -> Iterator[tuple[Row, int]]:
     """Yield the rows of both phases, with the number of the phase."""
     for row in dataset.pretraining_rows(tokenizer):
         yield row, 0
