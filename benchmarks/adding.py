@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import rustgpt
-from rustgpt.text.dataset import split_chat
+from rustgpt.text.dialogue import split_chat
 
 FACTS = {
     "What is the name of my cat?": "My cat is called Pippin and he is three years old.",
