@@ -110,7 +110,7 @@ def run_pytorch(arguments: argparse.Namespace) -> float:
     import torch
     from pytorch_gpt2 import GPT2
 
-    from rustgpt.trainer import data_order
+    from rustgpt.phase import data_order
 
     training, validation, n_kinds = read(arguments.text)
     torch.manual_seed(arguments.seed)

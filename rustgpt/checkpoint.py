@@ -27,7 +27,7 @@ __all__ = ["Saved", "is_model", "load", "locked", "save"]
 WEIGHTS: Final = "model.safetensors"
 TOKENIZER: Final = "tokenizer.json"
 PAYLOADS: Final = (WEIGHTS, TOKENIZER)
-CODES: Final = {"float32": "F32", "float64": "F64"}  # what safetensors calls them
+CODES: Final = {"float32": "F32", "float64": "F64", "int32": "I32", "int64": "I64"}  # safetensors'
 
 
 def save(
@@ -60,7 +60,7 @@ def save(
             f"cannot save a model in {os.fspath(folder)}: its tokenizer has more than "
             f"{LARGEST_JSON:,} bytes"
         )
-    files: dict[str, Iterable[bytes | memoryview]] = {WEIGHTS: _safetensors(tensors)}
+    files: dict[str, Iterable[bytes | memoryview]] = {WEIGHTS: safetensors(tensors)}
     files |= {TOKENIZER: [tokenizer.encode()], **(more or {})}
     file_set.save(folder, {"model": dict(config)}, files)
 
@@ -70,15 +70,20 @@ def is_model(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / CONFIG).exists()
 
 
-def load(folder: str | os.PathLike[str]) -> Saved:
+def load(folder: str | os.PathLike[str], beside: Iterable[str] = ()) -> Saved:
     """Open a model, and check that its files are undamaged and belong together.
+
+    Parameters
+    ----------
+    beside
+        Names of other files, to be checked too if they lie beside the model.
 
     Raises
     ------
     CheckpointError
         If there is no model, or a file is missing, damaged or from another save.
     """
-    return Saved.load(folder, PAYLOADS)
+    return Saved.load(folder, PAYLOADS, beside)
 
 
 class Saved(file_set.OpenFiles):
@@ -119,7 +124,7 @@ class Saved(file_set.OpenFiles):
         No parameter is read; `expected` has the (shape, dtype) of each by name.
         """
         path = self.folder / WEIGHTS
-        with self._tensors() as file:
+        with self._tensors(WEIGHTS) as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             found = {n: f"{s.get_dtype()} {tuple(s.get_shape())}" for n, s in slices.items()}
         for name, (shape, dtype) in expected.items():
@@ -142,25 +147,30 @@ class Saved(file_set.OpenFiles):
         filled in part.
         """
         self.check_shapes({name: (value.shape, value.dtype) for name, value in tensors.items()})
-        with self._tensors() as file:
+        with self._tensors(WEIGHTS) as file:
             for name, value in tensors.items():
                 value[...] = file.get_tensor(name)
                 _check_finite(f"{self.folder / WEIGHTS} is damaged", name, value)
 
+    def arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        """Return the arrays of a safetensors file beside the model, or raise CheckpointError."""
+        with self._tensors(name) as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
     @contextmanager
-    def _tensors(self) -> Iterator[Any]:
+    def _tensors(self, name: str) -> Iterator[Any]:
         from safetensors import SafetensorError, safe_open  # here: importing rustgpt stays fast
 
-        path = self.folder / WEIGHTS
+        path = self.folder / name
         # Whatever has become of the name, this means the file that is open.
-        weights = self.file(WEIGHTS)
-        opened = f"/dev/fd/{weights.fileno()}"
-        name = opened if os.path.exists(opened) else weights.name
-        with explained(f"{path} cannot be read", SafetensorError), safe_open(name, "np") as file:
-            yield file
+        file = self.file(name)
+        opened = f"/dev/fd/{file.fileno()}"
+        found = opened if os.path.exists(opened) else file.name
+        with explained(f"{path} cannot be read", SafetensorError), safe_open(found, "np") as read:
+            yield read
 
 
-def _safetensors(tensors: Mapping[str, NDArray[Any]]) -> Iterator[bytes | memoryview]:
+def safetensors(tensors: Mapping[str, NDArray[Any]]) -> Iterator[bytes | memoryview]:
     """Yield a safetensors file in parts: the header and its length, then each tensor.
 
     The library's `save` holds two more copies of the model in memory; its `save_file` writes under

@@ -71,13 +71,13 @@ def save(
                 content = {"format": FORMAT, "version": VERSION, **fields, "files": digests}
                 content["sha256"] = _content_digest(content)
                 _write(where / (CONFIG + NEW), [json.dumps(content, indent=2).encode() + b"\n"])
-                _sync(where)
+                sync(where)
                 os.replace(where / (CONFIG + NEW), where / CONFIG)
             with explained(
                 f"the new model is in {where} and can be loaded, but the system does not confirm "
                 "that it would outlast a power cut; check the disk and save again"
             ):
-                _sync(where)
+                sync(where)
         except CheckpointError:
             with suppress(OSError, ValueError, MemoryError):
                 _settle(where, files)
@@ -120,7 +120,7 @@ def _settle(folder: Path, names: Iterable[str]) -> set[str]:
     for name in {*files, *names, CONFIG} - set(due):
         (folder / (name + NEW)).unlink(missing_ok=True)
     if due:
-        _sync(folder)  # config.json must be on the disk before the old files go
+        sync(folder)  # config.json must be on the disk before the old files go
         _rename(folder, due)
     return set(files)
 
@@ -128,10 +128,10 @@ def _settle(folder: Path, names: Iterable[str]) -> set[str]:
 def _rename(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         os.replace(folder / (name + NEW), folder / name)
-    _sync(folder)
+    sync(folder)
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Write the names in a folder through to the disk."""
     if os.name == "nt":  # there is no way to
         return
@@ -156,7 +156,7 @@ class OpenFiles(ExitStack):
         Where they are, and what config.json says.
     """
 
-    def __init__(self, folder: Path, needed: Iterable[str]) -> None:
+    def __init__(self, folder: Path, needed: Iterable[str], optional: Iterable[str] = ()) -> None:
         super().__init__()
         self.folder = folder
         self._found: dict[str, BufferedReader] = {}
@@ -172,22 +172,27 @@ class OpenFiles(ExitStack):
                 ]
                 for name in self.content["files"]
             }
-            for name in needed:
+            for name in [*needed, *(name for name in optional if name in self)]:
                 self.file(name)
             self.enter_context(opened.pop_all())
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], needed: Iterable[str]) -> Self:
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        needed: Iterable[str] = (),
+        optional: Iterable[str] = (),
+    ) -> Self:
         """Open a set of files, or raise CheckpointError.
 
-        Those that are `needed` must be there, undamaged; the others are checked when they are
-        asked for.
+        Those that are `needed` must be there, undamaged, those that are `optional` undamaged if
+        they are there; the others are checked when they are asked for.
         """
         path = _named(folder)
         while True:
             version = _version(path)
             try:
-                return cls(path, needed)
+                return cls(path, needed, optional)
             except CheckpointError:
                 if _version(path) == version:  # otherwise a save has come between
                     raise
@@ -313,5 +318,5 @@ def explained(what: str, *more: type[Exception]) -> Iterator[None]:
 def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
-    reason = str(error) or type(error).__name__
-    return reason if reason.isprintable() else ascii(reason)  # it may quote what a file says
+    said = str(error) or type(error).__name__
+    return said if said.isprintable() else ascii(said)  # it may quote what a file says

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -17,12 +17,13 @@ from rustgpt.generation.text_generator import TextGenerator
 from rustgpt.layers.cache import Cache
 from rustgpt.layers.context import Context, offsets_of
 from rustgpt.layers.embeddings import Embeddings
-from rustgpt.layers.gpt import build_layers, describe
+from rustgpt.layers.gpt import build_layers, describe, named_parameters
 from rustgpt.layers.layer import Layer, copy_into
 from rustgpt.layers.memory import Array, Indices, Workspace, aligned
 from rustgpt.layers.output_projection import OutputProjection
 from rustgpt.text.dataset import Dataset
 from rustgpt.text.tokenizer import AUTO, Tokenizer, token_ids
+from rustgpt.vocab_extension import extended_layers, extended_tokenizer
 from rustgpt.weights_lock import WeightsLock
 
 Result = TypeVar("Result")
@@ -115,8 +116,7 @@ class LLM(TextGenerator):
         for name, value in self.named_parameters().items():
             if value.size and not np.may_share_memory(value, self._parameters):
                 raise ConfigError(
-                    f"{name} is not among the model's parameters, for its layer was put in when "
-                    "the model was there: make another model of the layers"
+                    f"{name} is not among the model's parameters: make a model of these layers"
                 )
 
     # Copies
@@ -163,11 +163,24 @@ class LLM(TextGenerator):
 
     def named_parameters(self) -> dict[str, Array]:
         """Return the parameters by name: "layers.1.attention.qkv_weight"."""
-        return _numbered(self.layers)
+        return named_parameters(self.layers)
 
     def describe(self) -> str:
         """Return the layers with their sizes, for people."""
         return describe(self.layers)
+
+    def extend_vocab(self, texts: Iterable[str]) -> LLM:
+        """Return a copy of the model that has a token for each word of some texts.
+
+        The tokens that there are keep their ids and what was learned of them; a new one begins as
+        the mean of those that have spelled the word so far. ConfigError if the tokenizer cannot be
+        extended, or the first or last layer is of a class of one's own.
+        """
+        tokenizer = extended_tokenizer(self.tokenizer, texts)
+        with self.weights_lock.alone:
+            layers = copy.deepcopy(self.layers)
+        layers = extended_layers(layers, self.tokenizer, tokenizer)
+        return type(self)(self.config, tokenizer, layers)
 
     # Through the layers
 
@@ -294,7 +307,7 @@ class LLM(TextGenerator):
         """
         rows = [token_ids(ids, self.tokenizer.vocab_size) for ids in texts]
         where = list(range(len(rows)) if slots is None else slots)
-        self._check_slots(rows, where, cache)
+        cache.check_room(list(map(len, rows)), where, self.max_seq_len)
         return self._decode(rows, cache, where)
 
     def _decode(self, rows: list[Indices], cache: Cache, slots: list[int]) -> Array:
@@ -313,34 +326,28 @@ class LLM(TextGenerator):
             cache.lengths[slot] += len(row)  # not before: it may have been read twice
         return logits
 
-    def _check_slots(self, rows: list[Indices], slots: list[int], cache: Cache) -> None:
-        if not len(slots) == len(set(slots)) == len(rows) > 0:
-            raise DataError(f"each of {len(rows)} texts needs a slot of its own, got {slots}")
-        for row, slot in zip(rows, slots, strict=True):
-            whole = isinstance(slot, (int, np.integer)) and not isinstance(slot, bool)
-            if not whole or not 0 <= slot < cache.slots:
-                raise DataError(f"the cache has slots 0 to {cache.slots - 1}, got {slot}")
-            room = min(cache.capacity, self.max_seq_len) - int(cache.lengths[slot])
-            if not len(row):
-                raise DataError("each text must go on by one token or more, got none")
-            if len(row) > room:
-                raise DataError(f"slot {slot} has room for {room} more tokens, got {len(row)}")
-
     # On disk
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        more: Mapping[str, Iterable[bytes | memoryview]] | None = None,
+    ) -> None:
         """Write config.json, model.safetensors and tokenizer.json; see `checkpoint.save`.
 
         Parameters
         ----------
         folder
             A path, or a `FolderLock` that the caller has entered.
+        more
+            The contents of other files that lie beside them, by name.
         """
         self.check_parameters()
         tokenizer = self.tokenizer.to_json()
         # The folder first: others shall not wait for the weights while this waits for it.
         with checkpoint.locked(folder) as held, self.weights_lock.alone:
-            checkpoint.save(held, self.config.to_dict(), self.named_parameters(), tokenizer)
+            config = self.config.to_dict()
+            checkpoint.save(held, config, self.named_parameters(), tokenizer, more)
 
     @classmethod
     def load(
@@ -365,29 +372,29 @@ class LLM(TextGenerator):
             If a file is missing or damaged, or does not fit the others.
         """
         with checkpoint.load(folder) as saved:
-            config, words = saved.model_config(), saved.tokenizer(tokenizer)
-            try:
-                layers = list(layers or build_layers(config, words.vocab_size, initialise=False))
-                needed = _numbered(layers)
-                # Before the parameters' memory is touched: a wrong config could ask for any amount.
-                saved.check_shapes({name: (v.shape, v.dtype) for name, v in needed.items()})
-                model = cls(config, words, layers)
-            except (MemoryError, ValueError) as error:
-                raise CheckpointError(
-                    f"the model in {folder} is too large to load: {error}"
-                ) from error
-            saved.read_into(model.named_parameters())
+            return cls.from_saved(saved, layers, tokenizer)
+
+    @classmethod
+    def from_saved(
+        cls,
+        saved: checkpoint.Saved,
+        layers: Sequence[Layer] | None = None,
+        tokenizer: type[Any] | None = None,
+    ) -> LLM:
+        """Return the model of an open checkpoint; see `load`."""
+        config, words = saved.model_config(), saved.tokenizer(tokenizer)
+        try:
+            layers = list(layers or build_layers(config, words.vocab_size, initialise=False))
+            needed = named_parameters(layers)
+            # Before the parameters' memory is touched: a wrong config could ask for any amount.
+            saved.check_shapes({name: (v.shape, v.dtype) for name, v in needed.items()})
+            model = cls(config, words, layers)
+        except (MemoryError, ValueError) as error:
+            what = f"the model in {saved.folder} is too large to load: {error}"
+            raise CheckpointError(what) from error
+        saved.read_into(model.named_parameters())
         return model
 
 
 # Attributes of a model that a copy of it has anew.
 _MEMORY: Final = ("_parameters", "weights_lock", "_idle")
-
-
-def _numbered(layers: Sequence[Layer]) -> dict[str, Array]:
-    """Return all parameters by name, each once, each layer's names beginning with its number."""
-    found: dict[str, Array] = {}
-    seen = set[int]()
-    for i, layer in enumerate(layers):
-        found |= layer.parameters(f"layers.{i}", seen)
-    return found

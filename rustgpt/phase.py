@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rustgpt.layers.memory import Indices
 from rustgpt.parallel.batches import steps_of
+from rustgpt.replay import old_rows
 from rustgpt.text.rows import AnyRow
 from rustgpt.training_state import Epoch, Step
 
@@ -35,6 +36,8 @@ class Phase:
         The highest learning rate.
     end
         When the phase is over.
+    old, drawn
+        How many rows, the last ones, were learned before; and how many of these an epoch has.
 
     Attributes
     ----------
@@ -46,6 +49,8 @@ class Phase:
     validation: Validation | None
     rate: float
     end: End
+    old: int = 0
+    drawn: int = 0
     steps: list[Indices] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -54,8 +59,14 @@ class Phase:
         self._first_step = self._first_read = 0
         self._first_second = 0.0
 
-    def plan(self, order: Indices, config: TrainConfig) -> None:
-        """Divide an epoch, which has this order, into steps."""
+    def plan(self, state: TrainingState, config: TrainConfig) -> None:
+        """Put the rows of the present epoch in order, and divide them into steps."""
+        place = state.seed, state.phase_number, state.epoch
+        new = len(self.rows) - self.old
+        order = data_order(new + self.drawn, *place)
+        if self.drawn:
+            rows = new + old_rows(self.old, self.drawn, *place)
+            order = np.concatenate([np.arange(new), rows])[order]
         self.steps = steps_of(order, self._lengths, config.batch_size, config.batch_tokens)
 
     def most_texts(self, config: TrainConfig) -> int:
@@ -123,3 +134,8 @@ class Phase:
             state.phase, state.epoch + 1, self.total_epochs(state), state.mean_loss,
             state.largest_norm, pace, self.pace(state)[1], complete, evaluation,
         )  # fmt: skip
+
+
+def data_order(n: int, seed: int, phase: int, epoch: int) -> Any:  # -> (n,)
+    """Return the order in which an epoch of a phase, both from 0, goes through n rows."""
+    return np.random.default_rng((seed, phase, epoch)).permutation(n)

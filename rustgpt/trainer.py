@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from rustgpt.backend import check_bfloat16
 from rustgpt.config import TrainConfig
 from rustgpt.ends import End
@@ -19,15 +17,17 @@ from rustgpt.optim.optimizer import Optimizer
 from rustgpt.optim.schedules import learning_rate
 from rustgpt.parallel.batches import count_tokens
 from rustgpt.phase import Phase
+from rustgpt.replay import Replay
 from rustgpt.stepper import Stepper, adam
 from rustgpt.text.dialogue import Dialogue
 from rustgpt.text.pieces import Text, checked, cut, encode_text, hold_out
 from rustgpt.text.rows import AnyRow, count_targets
+from rustgpt.training_record import Recorded
 from rustgpt.training_state import Epoch, Evaluation, Step, TrainingState
 from rustgpt.validation import Validation
 
 
-class Trainer:
+class Trainer(Recorded):
     """Trains a model: two phases over one loop.
 
     Parameters
@@ -67,6 +67,12 @@ class Trainer:
         less than two tokens, which teach nothing.
     stopped : bool
         Whether the last training, or the one that runs, was asked to stop.
+    phases : list of str
+        The names of the phases that were begun.
+    notes : dict
+        Plain values that `save` writes too, such as where the data came from.
+    replay : dict of Replay
+        What is learned again beside the new texts of a phase, by its name.
 
     Raises
     ------
@@ -102,6 +108,9 @@ class Trainer:
         self.split_texts = 0
         self.skipped_texts = 0
         self.stopped = False
+        self.phases: list[str] = [] if state is None else [self.state.phase]
+        self.notes: dict[str, Any] = {}
+        self.replay: dict[str, Replay] = {}
         self._make_optimizer = optimizer
         self._goes_on = state is not None and not state.complete
         if self.state.seed != self.config.seed:
@@ -212,6 +221,8 @@ class Trainer:
     ) -> list[Epoch]:
         """`fit_ids`, with a share held out; `loss_on` says what counts of dialogues to evaluate."""
         _check_run(epochs, rate, part)
+        if self._was_complete(name):
+            return []
         self.model.check_parameters()
         self.model.weights_lock.check_untrained()
         self.stopped = False
@@ -221,8 +232,13 @@ class Trainer:
         held_out += map(self._checked, given)
         self.held_out_texts = len(held_out)
         validation = Validation(held_out, tokenizer, self.model.max_seq_len)
-        end = End.of(config, epochs, part)
-        phase = Phase(rows, validation if validation.targets else None, rate, end)
+        replay = self.replay.get(name, Replay([], 0))
+        encoded = (encode_text(text, tokenizer, loss_on) for text in replay.texts)
+        old = cut(map(self._checked, encoded), self.model.max_seq_len)
+        phase = Phase(
+            rows + old, validation if validation.targets else None, rate,
+            End.of(config, epochs, part), len(old), replay.count(len(rows)) if old else 0,
+        )  # fmt: skip
         optimizer = self._make_optimizer(self.model, config)
         with Stepper(self.model, config, optimizer, phase.most_texts(config)) as stepper:
             self._begin(name, optimizer, phase)
@@ -251,7 +267,7 @@ class Trainer:
                     f"the training that shall go on was stopped in {state.phase} of {state.epochs} "
                     f"epochs, not in {name} of {epochs}"
                 )
-            self._plan(phase)
+            phase.plan(self.state, self.config)
             if state.position > len(phase.steps):
                 raise ConfigError(
                     f"the training that shall go on was stopped after step {state.position} of an "
@@ -261,12 +277,13 @@ class Trainer:
             self._goes_on = False
         else:
             state.begin_phase(name, epochs)
+            self.phases.append(name)
         state.optimizer = optimizer.state()
 
     def _epoch(self, phase: Phase, stepper: Stepper) -> Epoch | None:
         """Go through the data once, or until the training ends; None if at once."""
         state = self.state
-        self._plan(phase)
+        phase.plan(self.state, self.config)
         began, step, read = time.perf_counter(), state.step, state.read
         self._evaluate(phase, stepper)  # if it was stopped before it could
         while state.position < len(phase.steps) and not (self.stopped or phase.is_over(state)):
@@ -299,12 +316,6 @@ class Trainer:
         phase.is_over(state)
         if self.on_step:
             self.on_step(phase.step(state, loss / max(1, counted), norm, rate, read))
-
-    def _plan(self, phase: Phase) -> None:
-        """Plan the present epoch."""
-        state = self.state
-        order = data_order(len(phase.rows), state.seed, state.phase_number, state.epoch)
-        phase.plan(order, self.config)
 
     def _evaluate(self, phase: Phase, stepper: Stepper) -> None:
         """Evaluate the model, if it is time and was not done."""
@@ -352,11 +363,6 @@ class Trainer:
 
     def _checked(self, text: Sequence[int] | AnyRow) -> AnyRow:
         return checked(text, self.model.tokenizer.vocab_size)
-
-
-def data_order(n: int, seed: int, phase: int, epoch: int) -> Any:  # -> (n,)
-    """Return the order in which an epoch of a phase, both from 0, goes through n rows."""
-    return np.random.default_rng((seed, phase, epoch)).permutation(n)
 
 
 def _check_run(epochs: Any, rate: Any, part: Any) -> None:

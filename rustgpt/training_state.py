@@ -181,6 +181,11 @@ class TrainingState:
         """Whether the phase has come to its end."""
         return self.ended or self.epoch >= self.epochs
 
+    @property
+    def phases_done(self) -> int:
+        """How many phases have come to their end."""
+        return self.phase_number + self.complete
+
     def begin_phase(self, phase: str, epochs: int) -> None:
         """Begin the next phase."""
         self.phase, self.phase_number, self.epochs = phase, self.phase_number + 1, epochs
@@ -224,7 +229,10 @@ class TrainingState:
         """Return the plain values, and the arrays by name, as a file can hold them."""
         values = dataclasses.asdict(dataclasses.replace(self, optimizer={}))
         arrays = {k: v for k, v in self.optimizer.items() if isinstance(v, np.ndarray)}
-        values["optimizer"] = {k: v for k, v in self.optimizer.items() if k not in arrays}
+        plain = {k: v for k, v in self.optimizer.items() if k not in arrays}
+        values["optimizer"] = {
+            k: v.item() if isinstance(v, np.generic) else v for k, v in plain.items()
+        }
         return values, arrays
 
     @classmethod

@@ -17,7 +17,8 @@ import rustgpt
 from rustgpt.config import TrainConfig
 from rustgpt.errors import ConfigError
 from rustgpt.llm import LLM
-from rustgpt.trainer import Trainer, data_order
+from rustgpt.phase import data_order
+from rustgpt.trainer import Trainer
 from rustgpt.training_state import TrainingState
 
 TEXTS = ["the sun rises.", "water is wet.", "a cat naps.", "ants dig.", "no.", "rain falls."]
@@ -203,7 +204,7 @@ def test_a_stop_before_the_first_step_of_a_run_changes_nothing(model_of, monkeyp
     if stop:
         state = Run(model, config_of(), stop).trainer.state
     before = model.parameters.copy()
-    monkeypatch.setattr("rustgpt.trainer.data_order", order_and_a_signal)
+    monkeypatch.setattr("rustgpt.phase.data_order", order_and_a_signal)
     trainer = Trainer(model, config_of(), lambda _: 1 / 0, lambda _: 1 / 0, state=state)
     assert trainer.pretrain(TEXTS) == trainer.epochs == []
     assert (trainer.stopped, trainer.steps) == (True, stop)
@@ -399,7 +400,7 @@ def test_a_fresh_process_computes_the_same_order(model_of, monkeypatch, tmp_path
     """Whatever it has done before, and whatever the seed of its hashes."""
     orders, _ = orders_seen(model_of, monkeypatch)
     code = (
-        "import json; from rustgpt.trainer import data_order; "
+        "import json; from rustgpt.phase import data_order; "
         "print(json.dumps([data_order(16, 1, phase, 1).tolist() for phase in (0, 1)]))"
     )
     environment = os.environ | {

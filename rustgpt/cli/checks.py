@@ -34,8 +34,11 @@ def explained_folder(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def own_folder(name: str, overwrite: bool) -> Iterator[FolderLock]:
-    """Lock the folder for a model; ConfigError if it cannot be made, or as `check_folder`."""
+def own_folder(name: str, overwrite: bool | None) -> Iterator[FolderLock]:
+    """Lock the folder for a model; ConfigError if it cannot be made, or as `check_folder`.
+
+    What is in it is not looked at where `overwrite` is None.
+    """
     folder = Path(name)
     lock = FolderLock(folder, SHORT_WAIT)
     with ExitStack() as held:
@@ -46,7 +49,8 @@ def own_folder(name: str, overwrite: bool) -> Iterator[FolderLock]:
                     "link or choose another folder with --out"
                 )
             held.enter_context(lock)
-        check_folder(name, overwrite)
+        if overwrite is not None:
+            check_folder(name, overwrite)
         yield lock
 
 

@@ -6,12 +6,13 @@ import argparse
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Final
 
+from rustgpt.cli import adding, resume
 from rustgpt.cli.chat import DEFAULT_MODEL
 from rustgpt.cli.checks import check_memory, check_space, own_folder
 from rustgpt.cli.data import add_data, read_data, short_report
 from rustgpt.cli.interrupts import Interrupts
 from rustgpt.cli.keeper import Keeper
-from rustgpt.cli.options import LONGEST_TIME, add_number, add_path, duration
+from rustgpt.cli.options import LONGEST_TIME, add_number, add_path, duration, path
 from rustgpt.cli.phases import held_out, phases_of, with_validation
 from rustgpt.cli.settings import BY_DATA, add_settings, given_settings, read_settings, to_toml
 from rustgpt.cli.terminal import note, say
@@ -54,6 +55,18 @@ def add_arguments(parser: argparse.ArgumentParser, positional: bool = True) -> N
     add_number(group, "--save-every", (0, LONGEST_TIME), text, read=duration)
     text = "show what the model writes after every N steps; 0 for never (default: 0)"
     add_number(group, "--sample-every", (0, 10**9), text)
+    text = "keep the last N checkpoints before the newest, in DIR/step-NNNNNNNN (default: 0)"
+    add_number(group, "--keep", (0, 10_000), text)
+    group.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        type=path,
+        metavar="DIR",
+        help="go on with the training that was stopped in DIR (default: that of --out), with the "
+        "settings and data that it had",
+    )
+    adding.add_arguments(group)
     for flag, text in (
         ("--print-config", "print all settings as a file that --config reads, and end"),
         ("--dry-run", "make a few steps, print how large and long the training would be, and end"),
@@ -64,6 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser, positional: bool = True) -> N
 
 def run(args: argparse.Namespace) -> int:
     """Train and save a model."""
+    if args.resume and (args.print_config or args.dry_run):
+        raise ConfigError(
+            "--resume goes on with the settings that the training had: leave out --print-config "
+            "and --dry-run"
+        )
     if args.print_config:
         say(to_toml(args), end="")
     elif args.dry_run:
@@ -76,18 +94,37 @@ def run(args: argparse.Namespace) -> int:
 def trained(args: argparse.Namespace) -> tuple[LLM, int]:
     """Return the model, trained and saved, and the exit status."""
     read_settings(args)  # before any work
-    with own_folder(args.out, args.overwrite) as folder:
+    source = resume.source(args)  # of a training that goes on
+    if not source:
+        adding.check(args)
+    with own_folder(args.out, None if source else bool(args.overwrite)) as folder:
+        if source:
+            trainer = resume.take_up(args, source)
+            if resume.is_complete(trainer):
+                note(f"rustgpt: the training in {source} is complete: rustgpt chat {source}")
+                return trainer.model, 0
         dataset = read_data(args)
         question = _example(dataset, args.chat)
-        trainer, why = _new_trainer(args, dataset)
+        why = ""  # the tokenizer was chosen
+        if not source:
+            trainer, why = _new_trainer(args, dataset)
+        old = adding.replay(trainer, args, dataset)
+        if source:
+            resume.check_data(trainer, dataset, old, source)
+        else:
+            resume.write_notes(trainer, args, dataset, old)
         model = trainer.model
-        check_space(args.out, model.parameters.nbytes + len(model.tokenizer.to_json().encode()))
+        # With the optimizer's two moments:
+        check_space(args.out, 3 * model.parameters.nbytes + len(model.tokenizer.to_json().encode()))
         _report(dataset, trainer, why)
         _describe(model, dataset, trainer.config)
-        say("\n=== BEFORE TRAINING ===")
-        _show(model, question, dataset)
+        if source:
+            note(f"\nrustgpt: going on {resume.describe(trainer)}")
+        else:
+            say("\n=== BEFORE TRAINING ===")
+            _show(model, question, dataset)
         every = SAVE_EVERY if args.save_every is None else args.save_every
-        keeper = Keeper(trainer, folder, every)
+        keeper = Keeper(trainer, folder, every, args.keep or 0, goes_on=source == args.out)
         with Interrupts(trainer.stop) as interrupts:
             watch = Watch(
                 trainer, keeper, args.out, interrupts,
@@ -104,7 +141,9 @@ def trained(args: argparse.Namespace) -> tuple[LLM, int]:
 
 
 def _new_trainer(args: argparse.Namespace, dataset: Dataset) -> tuple[Trainer, str]:
-    """Return a training of a new model, and why its tokenizer was chosen.
+    """Return a training that begins, and why the tokenizer of a new model was chosen.
+
+    Its model is that of `--init`, or a new one that fits.
 
     Of own data a share is held out, if none was given.
     """
@@ -119,6 +158,10 @@ def _new_trainer(args: argparse.Namespace, dataset: Dataset) -> tuple[Trainer, s
             "--eval-every and --patience are about texts that are not learned, and of these data "
             "all are: hold out a tenth, say, with --validation-share 0.1"
         )
+    if args.init:
+        trainer = Trainer(adding.initial_model(args, dataset), config)
+        adding.note_origin(trainer, args)
+        return trainer, ""
     tokenizer, why = chosen_tokenizer(args, dataset)
     check_memory(model, tokenizer.vocab_size)
     return Trainer(LLM(model, tokenizer), config), why
@@ -129,6 +172,7 @@ def _dry_run(args: argparse.Namespace) -> None:
     from rustgpt.cli import dry_run
 
     read_settings(args)
+    adding.check(args)
     dataset = read_data(args)
     question = _example(dataset, args.chat)
     trainer, why = _new_trainer(args, dataset)
@@ -216,10 +260,13 @@ def _phases(
 
     What there is to tell goes to standard error, which may break without the training being lost.
     """
+    done = trainer.phases[: trainer.state.phases_done]
     for phase in phases_of(dataset, trainer.config):
         if not phase.texts or not phase.epochs:
             lacks = "epochs" if phase.texts else "texts"
             note(f"\n{phase.name}: left out, for there are no {lacks}")
+        elif phase.name in done:
+            phase.learn(trainer)  # returns at once
         elif not interrupts.status:
             note(f"\n{phase.name}: {len(phase.texts):,} texts, {phase.ends(trainer.config)}")
             with watch.phase(phase.name, phase.part):

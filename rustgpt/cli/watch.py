@@ -60,10 +60,11 @@ class Watch:
         sample_every: int = 0,
         limited: bool = True,
     ) -> None:
-        self.best: Evaluation | None = None
         self._trainer = trainer
         self._keeper = keeper
         self._folder = Path(folder) / BEST
+        before = [found for found in trainer.evaluations if found.best]  # of one that goes on
+        self.best = before[-1] if before and self._folder.exists() else None
         self._interrupts = interrupts
         self._sample = sample
         self._sample_every = sample_every

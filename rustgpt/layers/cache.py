@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rustgpt.errors import ConfigError, check_integer
+from rustgpt.errors import ConfigError, DataError, check_integer
 from rustgpt.layers.memory import Array, Indices
 
 
@@ -45,6 +45,28 @@ class Cache:
     def slots(self) -> int:
         """How many texts there is room for."""
         return len(self.lengths)
+
+    def check_room(self, lengths: list[int], slots: list[int], longest: int) -> None:
+        """Raise DataError unless each text has a slot of its own, with room for what it goes on by.
+
+        Parameters
+        ----------
+        lengths
+            How many tokens come to each text.
+        longest
+            The most tokens of a text that the model sees.
+        """
+        if not len(slots) == len(set(slots)) == len(lengths) > 0:
+            raise DataError(f"each of {len(lengths)} texts needs a slot of its own, got {slots}")
+        for length, slot in zip(lengths, slots, strict=True):
+            whole = isinstance(slot, (int, np.integer)) and not isinstance(slot, bool)
+            if not whole or not 0 <= slot < self.slots:
+                raise DataError(f"the cache has slots 0 to {self.slots - 1}, got {slot}")
+            room = min(self.capacity, longest) - int(self.lengths[slot])
+            if not length:
+                raise DataError("each text must go on by one token or more, got none")
+            if length > room:
+                raise DataError(f"slot {slot} has room for {room} more tokens, got {length}")
 
     def __copy__(self) -> Cache:
         return copy.deepcopy(self)  # two caches with the same rows would write over each other's

@@ -10,6 +10,7 @@ from rustgpt.config import ModelConfig
 from rustgpt.layers.embeddings import Embeddings
 from rustgpt.layers.layer import Layer
 from rustgpt.layers.layer_norm import LayerNorm
+from rustgpt.layers.memory import Array
 from rustgpt.layers.output_projection import OutputProjection
 from rustgpt.layers.transformer import TransformerBlock
 
@@ -38,6 +39,15 @@ def build_layers(config: ModelConfig, vocab_size: int, initialise: bool = True) 
         OutputProjection(C, vocab_size, rng, config.output_bias, config.tie_embeddings, dtype)
     )
     return layers
+
+
+def named_parameters(layers: Sequence[Layer]) -> dict[str, Array]:
+    """Return all parameters by name, each once, each layer's names beginning with its number."""
+    found: dict[str, Array] = {}
+    seen = set[int]()
+    for i, layer in enumerate(layers):
+        found |= layer.parameters(f"layers.{i}", seen)
+    return found
 
 
 def describe(layers: Sequence[Layer]) -> str:

@@ -80,6 +80,17 @@ class CharTokenizer(PieceTokenizer):
             del known[max_vocab_size - FIRST_CHARACTER :]
         return cls("".join(sorted(known)))
 
+    def extended(self, texts: Iterable[str]) -> CharTokenizer:
+        """Return a tokenizer that also knows the characters of these texts; all ids stay.
+
+        Parameters
+        ----------
+        texts
+            As in `train`.
+        """
+        new = {c for part in split_texts(texts) for c in part if not SURROGATE.match(c)}
+        return type(self)(self.characters + "".join(sorted(new - set(self.characters))))
+
     def _encode_part(self, text: str) -> list[int]:
         ids: list[int] = []
         for block in _blocks(text):

@@ -123,6 +123,11 @@ class Vocab:
             rest = sorted(rest, key=lambda unit: (-sound[unit], unit))[: max_size - taken]
         return cls((*FIXED, *pieces, *sorted([*letters, *rest])))
 
+    def extended(self, units: Iterable[str]) -> Vocab:
+        """Return a vocabulary that also has these units, after all others."""
+        new = {unit for unit in units if unit not in self.ids and _is_token(unit)}
+        return Vocab((*self.tokens, *sorted(new)))
+
     def to_json(self) -> str:
         """Write the vocabulary as JSON, one token a line."""
         content = {"format": FORMAT, "version": VERSION, "tokens": self.tokens}

@@ -63,15 +63,17 @@ class WordTokenizer(BaseTokenizer):
         max_vocab_size : int, optional
             The most tokens to have; see :meth:`Vocab.build`.
         """
-        chunks: Counter[str] = Counter()
-        for part in split_texts(texts):
-            for block in word_chunks(part):
-                chunks.update(block)
-        counts: Counter[str] = Counter()
-        for chunk, times in chunks.items():
-            for _, unit, _, _ in _cut_chunk(chunk):
-                counts[unit] += times
-        return cls(Vocab.build(counts, max_vocab_size))
+        return cls(Vocab.build(_count_units(texts), max_vocab_size))
+
+    def extended(self, texts: Iterable[str]) -> WordTokenizer:
+        """Return a tokenizer that also knows the words of these texts; all ids keep their meaning.
+
+        Parameters
+        ----------
+        texts : iterable of str
+            As in `train`.
+        """
+        return type(self)(self.vocab.extended(_count_units(texts)))
 
     def name(self, token_id: SupportsIndex) -> str:
         return self.vocab.tokens[check_id(token_id, self.vocab_size)]
@@ -137,6 +139,19 @@ class WordTokenizer(BaseTokenizer):
                 ids += [FIRST_BYTE + byte for byte in utf8]
             start, prefix = end, PIECE
         return ids
+
+
+def _count_units(texts: Iterable[str]) -> Counter[str]:
+    """Return how often each unit occurs in some texts."""
+    chunks: Counter[str] = Counter()
+    for part in split_texts(texts):
+        for block in word_chunks(part):
+            chunks.update(block)
+    counts: Counter[str] = Counter()
+    for chunk, times in chunks.items():
+        for _, unit, _, _ in _cut_chunk(chunk):
+            counts[unit] += times
+    return counts
 
 
 class TextStream:

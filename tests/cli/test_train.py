@@ -266,11 +266,11 @@ def test_without_a_training_option_a_model_is_talked_to(process, model, tmp_path
 def test_the_model_is_saved_within_a_phase(inside, small, monkeypatch):
     saved = []
 
-    def save(self, folder):
+    original = rustgpt.LLM.save
+
+    def save(self, folder, more):
         saved.append(float(self.parameters.sum()))
-        return rustgpt.checkpoint.save(
-            folder, self.config.to_dict(), self.named_parameters(), self.tokenizer.to_json()
-        )
+        original(self, folder, more)
 
     monkeypatch.setattr(rustgpt.LLM, "save", save)
     flags = (*small, "--batch-size", "1")
@@ -293,11 +293,11 @@ def test_a_wrong_time_is_refused(inside, small, value):
 def test_a_save_that_fails_does_not_end_the_training(inside, small, monkeypatch, tmp_path):
     original, tries = rustgpt.LLM.save, []
 
-    def full(self, folder):
+    def full(self, folder, more):
         tries.append(folder)
         if len(tries) == 1:
             raise rustgpt.CheckpointError("no space left")
-        original(self, folder)
+        original(self, folder, more)
 
     monkeypatch.setattr(rustgpt.LLM, "save", full)
     done = inside("train", *small)
@@ -310,17 +310,17 @@ def test_a_save_that_fails_does_not_end_the_training(inside, small, monkeypatch,
 def test_a_model_that_cannot_be_saved_at_the_end_goes_elsewhere(inside, small, monkeypatch):
     original = rustgpt.LLM.save
 
-    def full(self, folder):
+    def full(self, folder, more):
         if not isinstance(folder, str):  # the training's own folder
             raise rustgpt.CheckpointError("no space left")
-        original(self, folder)
+        original(self, folder, more)
 
     monkeypatch.setattr(rustgpt.LLM, "save", full)
     done = inside("train", *small)
     assert done.status == 1
     found = re.search(r"no space left; the trained model is in (\S+): move it", done.err)
     assert rustgpt.LLM.load(found[1]).config.embedding_dim == 16
-    monkeypatch.setattr(rustgpt.LLM, "save", lambda self, folder: full(self, None))
+    monkeypatch.setattr(rustgpt.LLM, "save", lambda self, _, more: full(self, None, more))
     done = inside("train", *small, "--out", "other")
     assert done.status == 1
     assert done.err.splitlines()[-1] == "rustgpt: error: no space left; no model was saved"

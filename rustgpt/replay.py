@@ -1,0 +1,60 @@
+"""Owns replay: some of what a model has learned before, mixed into what it learns now."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rustgpt.errors import ConfigError
+from rustgpt.layers.memory import Indices
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Old texts that are learned again beside new ones, so that they are not forgotten.
+
+    Parameters
+    ----------
+    texts
+        What the model has learned before.
+    share
+        Of the texts of an epoch that are old: from 0 to below 1.
+
+    Raises
+    ------
+    ConfigError
+        If the share is out of range.
+    """
+
+    texts: Sequence[Any]
+    share: float
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.share, (int, float)) and not isinstance(self.share, bool)
+        if not number or not 0 <= self.share < 1:
+            raise ConfigError(
+                f"the share of old texts must be a number from 0 to below 1, got {self.share!r:.60}"
+            )
+
+    def count(self, new: int) -> int:
+        """Return how many old texts an epoch with so many new ones has."""
+        return math.ceil(new * self.share / (1 - self.share) - 1e-9)  # 0.8 means 40 for 10
+
+
+def old_rows(n: int, drawn: int, seed: int, phase: int, epoch: int) -> Indices:  # -> (drawn,)
+    """Return which of n old rows an epoch of a phase, both from 0, takes.
+
+    They come in rounds, each with all of them, and each epoch takes the next ones.
+    """
+    if not n or not drawn:
+        return np.empty(0, np.int32)
+    first, end = epoch * drawn, (epoch + 1) * drawn
+    rounds = range(first // n, (end - 1) // n + 1)
+    orders = [np.random.default_rng((seed, phase, turn, n)).permutation(n) for turn in rounds]
+    begin = first - rounds.start * n
+    rows: Indices = np.concatenate(orders)[begin : begin + drawn].astype(np.int32)
+    return rows
