@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from rustgpt.layers.self_attention import SelfAttention as SelfAttention
     from rustgpt.layers.transformer import TransformerBlock as TransformerBlock
     from rustgpt.llm import LLM as LLM
+    from rustgpt.plan import train as train
     from rustgpt.text.dataset import Dataset as Dataset
     from rustgpt.text.tokenizer import Tokenizer as Tokenizer
     from rustgpt.text.tokenizer import WordTokenizer as WordTokenizer
@@ -79,6 +80,7 @@ _HOMES = {
         "layers.self_attention": "SelfAttention",
         "layers.transformer": "TransformerBlock",
         "llm": "LLM",
+        "plan": "train",
         "text.dataset": "Dataset",
         "text.tokenizer": "Tokenizer WordTokenizer",
         "trainer": "Trainer",

@@ -19,9 +19,9 @@ from rustgpt.training_state import perplexity
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from rustgpt.cli.phases import Phase
     from rustgpt.config import TrainConfig
     from rustgpt.llm import LLM
+    from rustgpt.plan import PlannedPhase
     from rustgpt.text.pieces import Text
     from rustgpt.training_state import Step
 
@@ -47,7 +47,7 @@ class Estimate:
     seconds: float
 
 
-def measure(model: LLM, config: TrainConfig, phase: Phase) -> Estimate | None:
+def measure(model: LLM, config: TrainConfig, phase: PlannedPhase) -> Estimate | None:
     """Make a phase's first steps at a rate of 0, and look at the first texts of its validation."""
     found: list[tuple[Step, float]] = []
     began = time.perf_counter()
@@ -82,7 +82,7 @@ def guessing_loss(texts: Iterable[Text], model: LLM, loss_on: str = "") -> float
     return max(0.0, -float((shares * np.log(shares)).sum()))
 
 
-def report(model: LLM, config: TrainConfig, phases: Iterable[Phase]) -> None:
+def report(model: LLM, config: TrainConfig, phases: Iterable[PlannedPhase]) -> None:
     """Print what a training would take; see `measure`."""
     total = 0.0
     for phase in phases:

@@ -13,11 +13,11 @@ from rustgpt.cli.data import add_data, read_data, short_report
 from rustgpt.cli.interrupts import Interrupts
 from rustgpt.cli.keeper import Keeper
 from rustgpt.cli.options import LONGEST_TIME, add_number, add_path, duration, path
-from rustgpt.cli.phases import held_out, phases_of, with_validation
 from rustgpt.cli.settings import BY_DATA, add_settings, given_settings, read_settings, to_toml
-from rustgpt.cli.terminal import note, say
+from rustgpt.cli.terminal import note, say, span
 from rustgpt.cli.tokenizer_flags import add_tokenizer, chosen_tokenizer
 from rustgpt.cli.watch import LIMITS, Watch
+from rustgpt.config import UNLIMITED
 from rustgpt.errors import ConfigError, DataError, TrainingError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from rustgpt.config import TrainConfig
     from rustgpt.llm import LLM
+    from rustgpt.plan import PlannedPhase
     from rustgpt.text.dataset import Dataset
     from rustgpt.trainer import Trainer
 
@@ -148,6 +149,7 @@ def _new_trainer(args: argparse.Namespace, dataset: Dataset) -> tuple[Trainer, s
     Of own data a share is held out, if none was given.
     """
     from rustgpt.llm import LLM
+    from rustgpt.plan import held_out, with_validation
     from rustgpt.trainer import Trainer
 
     (model, config), given = read_settings(args), given_settings(args)[1]
@@ -170,6 +172,7 @@ def _new_trainer(args: argparse.Namespace, dataset: Dataset) -> tuple[Trainer, s
 def _dry_run(args: argparse.Namespace) -> None:
     """Print what the training would take; nothing is written anywhere."""
     from rustgpt.cli import dry_run
+    from rustgpt.plan import phases_of
 
     read_settings(args)
     adding.check(args)
@@ -260,6 +263,8 @@ def _phases(
 
     What there is to tell goes to standard error, which may break without the training being lost.
     """
+    from rustgpt.plan import phases_of
+
     done = trainer.phases[: trainer.state.phases_done]
     for phase in phases_of(dataset, trainer.config):
         if not phase.texts or not phase.epochs:
@@ -268,7 +273,7 @@ def _phases(
         elif phase.name in done:
             phase.learn(trainer)  # returns at once
         elif not interrupts.status:
-            note(f"\n{phase.name}: {len(phase.texts):,} texts, {phase.ends(trainer.config)}")
+            note(f"\n{phase.name}: {len(phase.texts):,} texts, {_ends(phase, trainer.config)}")
             with watch.phase(phase.name, phase.part):
                 try:
                     phase.learn(trainer)
@@ -288,3 +293,14 @@ def _phases(
     keeper.finish()
     if interrupts.status:
         note(f"rustgpt: stopped; {keeper.on_disk()}")
+
+
+def _ends(phase: PlannedPhase, config: TrainConfig) -> str:
+    """Say what ends a phase."""
+    found = [f"{phase.epochs:,} epochs"] if phase.epochs < UNLIMITED else []
+    for limit, unit in ((config.max_steps, "steps"), (config.max_tokens, "tokens")):
+        if limit:
+            found.append(f"at most {max(1, round(phase.part * limit)):,} {unit}")
+    if config.max_time:
+        found.append(f"at most {span(phase.part * config.max_time)}")
+    return ", ".join(found)

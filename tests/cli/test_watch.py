@@ -84,7 +84,7 @@ def test_the_bundled_data_and_few_dialogues_are_learned_whole(inside, small, mon
     inside("train", *small)
     inside("train", *small, "--overwrite", "--validation-share", "0.2")
     inside("train", *small, "--overwrite", "--tune-validation-share", "0.3")
-    monkeypatch.setattr("rustgpt.cli.phases.MANY_DIALOGUES", 2)
+    monkeypatch.setattr("rustgpt.plan.MANY_DIALOGUES", 2)
     inside("train", *small, "--overwrite")
     assert shares == [0.1, 0.0, 0.2, 0.2, 0.0, 0.3, 0.1, 0.1]
     shares.clear()
@@ -197,10 +197,10 @@ def test_what_needs_a_validation_is_refused_without(inside, own, flag, tmp_path)
 def test_a_best_model_that_cannot_be_saved_does_not_end_the_training(inside, own, monkeypatch):
     original = rustgpt.LLM.save
 
-    def save(self, folder):
+    def save(self, folder, *more):
         if str(folder).endswith("best"):
             raise rustgpt.CheckpointError("no space left")
-        original(self, folder)
+        original(self, folder, *more)
 
     monkeypatch.setattr(rustgpt.LLM, "save", save)
     done = inside(*own)

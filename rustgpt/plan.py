@@ -1,0 +1,134 @@
+"""Owns the plan of a training: its two phases, and the whole way from files to a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from rustgpt.config import UNLIMITED, ModelConfig, TrainConfig
+from rustgpt.errors import ConfigError
+from rustgpt.llm import LLM
+from rustgpt.text.dataset import Dataset, Paths
+from rustgpt.text.sources import StrPath
+from rustgpt.text.tokenizer import AUTO
+from rustgpt.trainer import Trainer
+
+OWN_SHARE: Final = 0.1  # of own texts, for the validation
+MANY_DIALOGUES: Final = 1000  # of fewer, none is left out: each may hold a fact
+
+
+@dataclass(frozen=True)
+class PlannedPhase:
+    """A phase that is to come.
+
+    Parameters
+    ----------
+    name
+        "pre-training" or "instruction tuning".
+    texts
+        To learn.
+    epochs
+        Passes over them.
+    part
+        Share of the training's steps, tokens and time.
+    """
+
+    name: str
+    texts: Sequence[Any]
+    epochs: int
+    part: float
+
+    @property
+    def tunes(self) -> bool:
+        """Whether it learns dialogues."""
+        return self.name != "pre-training"
+
+    def learn(self, trainer: Trainer) -> None:
+        """Train."""
+        (trainer.instruction_tune if self.tunes else trainer.pretrain)(self.texts, self.part)
+
+
+def phases_of(dataset: Dataset, config: TrainConfig) -> list[PlannedPhase]:
+    """Return both phases; their parts are as large as the texts that they read, times epochs."""
+    usual = TrainConfig()
+    found: list[tuple[str, Sequence[Any], int, int]] = [
+        ("pre-training", dataset.pretraining_data, config.pretrain_epochs, usual.pretrain_epochs),
+        ("instruction tuning", dataset.tuning_data, config.tune_epochs, usual.tune_epochs),
+    ]
+    amounts = [
+        sum(map(_size, texts)) * (epochs if epochs < UNLIMITED else otherwise)
+        for _, texts, epochs, otherwise in found
+    ]
+    return [
+        PlannedPhase(name, texts, epochs, max(amount / max(1, sum(amounts)), 1e-6))
+        for (name, texts, epochs, _), amount in zip(found, amounts, strict=True)
+    ]
+
+
+def _size(text: Any) -> int:
+    return len(text if isinstance(text, str) else text.text())
+
+
+def with_validation(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+    """Return the settings with the shares that are held out of own data."""
+    many = len(dataset.chat_training_data) >= MANY_DIALOGUES
+    return dataclasses.replace(
+        config, validation_share=OWN_SHARE, tune_validation_share=OWN_SHARE if many else 0.0
+    )
+
+
+def held_out(config: TrainConfig) -> bool:
+    """Whether a share of any data is for the validation."""
+    return config.validation_share > 0 or config.tune_validation_share > 0
+
+
+def train(
+    paths: Paths | None = None,
+    minutes: float | None = None,
+    *,
+    model: ModelConfig | None = None,
+    training: TrainConfig | None = None,
+    tokenizer: str = AUTO,
+    vocab_size: int | None = None,
+    out: StrPath | None = None,
+) -> LLM:
+    """Read data, train a model on them, and return it: the whole way in one line.
+
+    Parameters
+    ----------
+    paths
+        Files, folders, patterns; texts are pre-trained on, dialogues tuned on. By default the data
+        that come with rustgpt.
+    minutes
+        How long to train at most; the learning rate comes to its end then.
+    model, training
+        Sizes and settings; `training` says when to end, so it is instead of `minutes`.
+    tokenizer, vocab_size
+        See `LLM.from_dataset`.
+    out
+        A folder to save the model in, and how it was trained.
+
+    Raises
+    ------
+    DataError, ConfigError, TrainingError, CheckpointError
+        As `Dataset.load`, the configurations, `Trainer.fit` and `Trainer.save`.
+
+    Examples
+    --------
+    >>> rustgpt.train("notes/", minutes=10).generate("Dear")  # doctest: +SKIP
+    """
+    if minutes is not None and training is not None:
+        raise ConfigError("give minutes, or a training with its max_time, not both")
+    config = training or TrainConfig(max_time=60.0 * minutes if minutes else 0.0)
+    dataset = Dataset.bundled() if paths is None else Dataset.load(paths)
+    if training is None and not dataset.is_bundled:
+        config = with_validation(config, dataset)
+    trainer = Trainer(LLM.from_dataset(dataset, model, tokenizer, vocab_size), config)
+    for phase in phases_of(dataset, config):
+        if phase.texts and phase.epochs:
+            phase.learn(trainer)
+    if out is not None:
+        trainer.save(out)
+    return trainer.model

@@ -1,0 +1,64 @@
+"""The plan of a training, and the whole way in one line."""
+
+import json
+
+import pytest
+
+import rustgpt
+from rustgpt.config import ModelConfig, TrainConfig
+from rustgpt.errors import ConfigError, DataError
+from rustgpt.plan import phases_of, train, with_validation
+from rustgpt.text.dataset import Dataset
+
+SMALL = ModelConfig(embedding_dim=16, hidden_dim=16, n_layers=1, n_heads=2, max_seq_len=40)
+SETTINGS = TrainConfig(
+    pretrain_epochs=2, tune_epochs=60, pretrain_rate=1e-2, tune_rate=1e-2, threads=1
+)
+
+
+@pytest.fixture
+def data(tmp_path):
+    (tmp_path / "facts.json").write_text(json.dumps(["Bees carry pollen", "Water is wet"]))
+    rows = [{"question": "What do bees carry?", "answer": "Pollen."}]
+    (tmp_path / "chat.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def test_the_whole_way_in_one_line(data):
+    model = rustgpt.train(data, model=SMALL, training=SETTINGS, out=data / "model")
+    assert model.chat().send("What do bees carry?") == "Pollen."
+    again = rustgpt.Trainer.resume(data / "model")
+    assert again.model.chat().send("What do bees carry?") == "Pollen."
+    assert again.state.steps == 2 + 60
+
+
+def test_it_ends_when_the_minutes_are_over(data):
+    model = train([data / "facts.json"], minutes=0.01, model=SMALL, tokenizer="char")
+    assert model.config == SMALL
+    assert "B" in model.tokenizer.tokens("Bees")
+
+
+def test_minutes_and_settings_are_one_too_many(data):
+    with pytest.raises(ConfigError, match="give minutes, or a training with its max_time"):
+        train(data, 1, training=SETTINGS)
+
+
+def test_data_that_are_not_there(tmp_path):
+    with pytest.raises(DataError, match="missing"):
+        train(tmp_path / "missing", 1)
+
+
+def test_the_parts_of_the_phases_are_as_large_as_what_they_read():
+    dataset = Dataset(["a" * 30 + " </s>"] * 4, ["User: a Assistant: b </s>"])
+    first, second = phases_of(dataset, TrainConfig(pretrain_epochs=10, tune_epochs=20))
+    assert (first.epochs, second.epochs) == (10, 20)
+    assert first.part + second.part == pytest.approx(1)
+    assert first.part / second.part == pytest.approx(4 * 35 * 10 / (25 * 20), rel=0.05)
+    assert (first.tunes, second.tunes) == (False, True)
+
+
+@pytest.mark.parametrize(("n", "share"), [(10, 0.0), (1000, 0.1)])
+def test_few_dialogues_are_all_learned(n, share):
+    dataset = Dataset(["a b"], ["User: a Assistant: b </s>"] * n)
+    config = with_validation(TrainConfig(), dataset)
+    assert (config.validation_share, config.tune_validation_share) == (0.1, share)
