@@ -102,7 +102,7 @@ class _Parser(argparse.ArgumentParser):
         say(message, end="")
 
 
-def _parser(name: str, command: Command) -> _Parser:
+def parser_of(name: str, command: Command) -> _Parser:
     """Return the parser of one command; the whole job has no name."""
     commands = "\n".join(f"  {name:<9} {command.help}" for name, command in COMMANDS.items())
     parser = _Parser(
@@ -125,7 +125,7 @@ def _run(argv: list[str]) -> int:
         argv = argv[1:]
     name = argv[0] if argv and argv[0] in COMMANDS else ""
     command = COMMANDS.get(name, JOB)
-    parser = _parser(name, command)
+    parser = parser_of(name, command)
     # Paths may stand between the options too.
     mixed = command.arguments.startswith("[PATH")
     parse = parser.parse_known_intermixed_args if mixed else parser.parse_known_args
