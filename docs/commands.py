@@ -9,7 +9,8 @@ PAGE = Path(__file__).with_name("commands.md")
 HEAD = """# The commands
 
 What `--help` says of each command, on one page. `python docs/commands.py` writes it from the
-same source. Every command also has `--help`, `--version` and `--debug`, which shows the traceback of an error.
+same source. Every command also has `--help`, `--version` and `--debug`, which
+shows the traceback of an error.
 """
 EVERYWHERE = ("help", "version", "debug")
 
