@@ -153,7 +153,9 @@ def _library() -> Any:
     """Return the package `tokenizers`; it is an extra."""
     try:
         import tokenizers
-    except ImportError:
+
+        tokenizers.Tokenizer  # noqa: B018  (a folder of this name may be in the way)
+    except (ImportError, AttributeError):
         raise TokenizerError(
             "byte-level BPE needs the package tokenizers: install it by pip install 'rustgpt[bpe]'"
         ) from None
