@@ -159,3 +159,12 @@ def refused(trainer, folder, record, named):
         Trainer.resume(folder)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_files_belong_to_one_save(trained, tmp_path):
+    """All are looked at together when they are opened: later another save may have come."""
+    trained(4).save(tmp_path / "run")
+    (tmp_path / "run" / ARRAYS).write_bytes(b"")
+    checkpoint.load(tmp_path / "run").close()
+    with pytest.raises(CheckpointError, match=rf"{ARRAYS} is damaged"):
+        checkpoint.load(tmp_path / "run", [RECORD, ARRAYS])

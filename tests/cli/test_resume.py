@@ -219,6 +219,18 @@ def test_a_model_without_a_training_is_refused(inside, model, tmp_path):
     one_line(inside("train", "--resume", "python"), 1, "Trainer.resume in Python")
 
 
+def test_what_is_evaluated_last_is_on_disk(inside, small, tmp_path):
+    """It is saved before the evaluation, and again after it, without a step in between."""
+    texts = [f"The {one} follows the {other}" for one in NOUNS for other in NOUNS]
+    (tmp_path / "facts.json").write_text(json.dumps(texts))
+    flags = (*small[:2], *small[4:], "--validation-share", "0.2", "--pretrain-epochs", "1")
+    assert inside("train", *flags, "--out", "run").status == 0
+    written = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert written["state"]["epoch"] == 1
+    assert [found["step"] for found in written["evaluations"]] == [written["state"]["step"]]
+    assert "training.safetensors" not in files(tmp_path / "run")
+
+
 # Damage
 
 

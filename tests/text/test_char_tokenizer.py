@@ -149,3 +149,12 @@ def test_what_is_no_token_id(tokenizer, wrong):
     for no_text in (None, b"sun", 5):
         with pytest.raises(TokenizerError, match="only text can be encoded"):
             tokenizer.encode(no_text)
+
+
+def test_new_characters_come_after_all_others():
+    known = CharTokenizer.train(["ca"])
+    larger = known.extended(["bad </s>", "é\ud800"])
+    assert larger.characters == "acbdé"
+    assert larger.encode("ca") == known.encode("ca")
+    assert larger.decode(larger.encode("bad é")) == "bad é"
+    assert known.characters == "ac"

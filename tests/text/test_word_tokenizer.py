@@ -385,3 +385,17 @@ def test_a_stream_gives_the_same_text():
     stream = tokenizer.stream(after=ids[:1])
     text = "".join([*map(stream.push, ids[1:]), stream.finish()])
     assert text == tokenizer.decode(ids[1:], after=ids[:1]) == " sun sets 雨!"
+
+
+def test_new_words_come_after_all_others():
+    words = WordTokenizer.train(["the sun rises </s>"])
+    texts = ["the λόγος of Pippin! </s>", "a " + "x" * 40 + " \ud800"]
+    larger = words.extended(texts)
+    size = words.vocab_size
+    assert larger.vocab.tokens[:size] == words.vocab.tokens
+    assert larger.vocab.tokens[size:] == ("!", "Pippin", "of", "λόγος")
+    assert larger.encode("the sun rises") == words.encode("the sun rises")
+    for text in texts[0].removesuffix(" </s>"), texts[1]:
+        assert larger.decode(larger.encode(text)) == text
+    assert larger.extended(texts).vocab == larger.vocab
+    assert words.vocab_size == size
