@@ -285,6 +285,7 @@ class Trainer(Recorded):
         state = self.state
         phase.plan(self.state, self.config)
         began, step, read = time.perf_counter(), state.step, state.read
+        phase.is_over(state)
         self._evaluate(phase, stepper)  # if it was stopped before it could
         while state.position < len(phase.steps) and not (self.stopped or phase.is_over(state)):
             self._step(phase, stepper)
@@ -324,7 +325,9 @@ class Trainer(Recorded):
         if phase.validation is None or not due or (self.stopped and not over):
             return
         if self.before_evaluation:
+            ended, state.ended = state.ended, False  # who saves now has yet to evaluate
             self.before_evaluation()
+            state.ended = ended
         loss = phase.validation.loss(stepper, lambda: self.stopped and not over)
         if loss is None:
             return

@@ -168,3 +168,21 @@ def test_the_files_belong_to_one_save(trained, tmp_path):
     checkpoint.load(tmp_path / "run").close()
     with pytest.raises(CheckpointError, match=rf"{ARRAYS} is damaged"):
         checkpoint.load(tmp_path / "run", [RECORD, ARRAYS])
+
+
+@pytest.mark.parametrize("steps", [4, 5, 7])
+def test_an_evaluation_that_a_kill_prevents_is_made_up_for(small, tmp_path, steps):
+    """Also the last one, of a phase that is over in the midst of an epoch."""
+    words = rustgpt.WordTokenizer.train(TEXTS)
+    config = TrainConfig(batch_size=1, threads=1, max_steps=steps, validation_share=0.3)
+    trainer = Trainer(rustgpt.LLM(small(max_seq_len=16), words), config)
+    trainer.before_evaluation = lambda: trainer.save(tmp_path / "killed")
+    trainer.pretrain([f"{text} {text}" for text in TEXTS[:3]])
+    trainer.save(tmp_path / "whole")
+    assert trainer.evaluations[-1].step == steps
+    resumed = Trainer.resume(tmp_path / "killed")
+    assert len(resumed.evaluations) == len(trainer.evaluations) - 1
+    resumed.pretrain([f"{text} {text}" for text in TEXTS[:3]])
+    assert resumed.evaluations == trainer.evaluations
+    resumed.save(tmp_path / "killed")
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
