@@ -12,7 +12,9 @@ from rustgpt.text.vocab import FIRST_BYTE, JOIN, SPACE_MARK
 
 from .any_text import ANY_TEXT, HARD_TEXTS, PARTS
 
-TOKENIZER = WordTokenizer.train(["The sun, and it's warm.", '山が "C++" 7,5', "going doing"])
+TOKENIZER = WordTokenizer.train(
+    ["The sun, and it's warm: naïve café über e\u0301.", '山が "C++" 7,5', "going doing"]
+)
 
 
 def encode(text: str) -> list[int]:
