@@ -187,6 +187,9 @@ def _check_kind(content: dict[str, Any]) -> None:
         )
     if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
         raise TokenizerError('the "model" of the tokenizer lacks an object "vocab" or "merges"')
+    pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
+    if not all(isinstance(m, list) and len(m) == 2 and {*map(type, m)} == {str} for m in pairs):
+        raise TokenizerError('each of the "merges" of the tokenizer must be two pieces of text')
 
 
 def _is_gpt2(content: dict[str, Any]) -> bool:

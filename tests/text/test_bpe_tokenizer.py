@@ -157,6 +157,8 @@ def test_what_is_refused():
         (lambda c: c["model"].update(end_of_word_suffix="</w>"), "byte-level BPE can be read"),
         (lambda c: c["model"].pop("vocab"), "vocab"),
         (lambda c: c["model"].update(merges=[["no", "thing"]]), "refuses the tokenizer"),
+        (lambda c: c["model"].update(merges=[["a"]]), "two pieces of text"),
+        (lambda c: c["model"].update(merges=["a b c"]), "two pieces of text"),
         (lambda c: c["model"]["vocab"].update(x1=2**31), "of number"),
         (lambda c: c["model"]["vocab"].pop("Ā"), "lacks 1 of the 256 bytes"),
         (merged_end, "made of ordinary text"),
