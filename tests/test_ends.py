@@ -114,6 +114,7 @@ def test_tokens_end_a_training_with_the_step_that_reads_the_last(model_of, limit
 # The rate is a function of how much is over
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.001, 0.03, 0.7])
 def test_the_schedule_ends_when_the_time_does(model_of, clock, seconds):
     steps = train(model_of(), on_step=lambda _: clock(seconds), max_time=7)

@@ -141,6 +141,7 @@ def test_no_token_sees_a_later_one(backend, build, dtype, variant):
 # The gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_gradient_of_the_whole_model_is_right(backend, build, same_gradient, variant):
     model, scale = build(variant), 0.25

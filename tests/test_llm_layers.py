@@ -199,6 +199,7 @@ def test_shared_parameters_are_there_once(build, name):
     assert not any(found.startswith(names[name]) for found in named)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_shared_parameters_is_right(backend, shared, same_gradient):
     loss, gradients = differentiate(shared, scale=0.25)
     assert loss == pytest.approx(shared.loss(IDS, TARGETS, OFFSETS), rel=1e-12)
@@ -225,6 +226,7 @@ def test_a_layer_in_two_places_is_two_equal_layers(backend, build, close):
         close(gradient, expected, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARED)
 def test_shared_layers_train_in_any_number_of_threads(backend, small, name, monkeypatch):
     """Also if the threads have one buffer of gradients."""

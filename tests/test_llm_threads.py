@@ -32,6 +32,8 @@ from rustgpt.trainer import Trainer
 
 from .models import offsets_of
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["the sun rises.", "water is wet.", "a cat naps.", "ants dig.", "no.", "rain falls."]
 
 

@@ -76,6 +76,7 @@ def has_it(backend):
         pytest.skip("these kernels have no bfloat16")
 
 
+@pytest.mark.slow
 # With two threads and one text a step, they divide its rows.
 @pytest.mark.parametrize(("threads", "batch_size"), [(1, 4), (2, 4), (2, 1)])
 def test_bfloat16_learns_as_float32_does(has_it, model_of, threads, batch_size):
@@ -470,6 +471,7 @@ def test_layers_that_were_put_in_later_are_refused(model_of):
         fit(model, 1)
 
 
+@pytest.mark.slow
 def test_a_step_allocates_nothing_that_grows(model_of):
     model = model_of(embedding_dim=128, hidden_dim=128, max_seq_len=64)
     texts = [text * 8 for text in ("rain or", " shines ", "abcdef")] * 2

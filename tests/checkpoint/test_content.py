@@ -108,6 +108,7 @@ JSON = st.recursive(
 KEYS = ["format", "version", "model", "files", "sha256"]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYS), JSON), st.booleans())
 def test_any_json_as_config(tmp_path_factory, changes, resealed):
@@ -185,6 +186,7 @@ def test_headers_of_another_form(model, header):
     assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(JSON | st.dictionaries(st.text(), st.fixed_dictionaries(dict.fromkeys(ENTRY, JSON))))
 def test_any_json_as_header(tmp_path_factory, header):

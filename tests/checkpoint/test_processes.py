@@ -72,6 +72,7 @@ def read(folder):
     return number
 
 
+@pytest.mark.slow
 def test_two_that_save_at_the_same_moment(writers, tmp_path):
     seen = set()
     for _ in range(100):

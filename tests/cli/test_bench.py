@@ -22,6 +22,7 @@ def test_speed(process):
     assert "vocabulary 50\nStep: 2 texts of 8 random tokens; kernels: " in done.out
 
 
+@pytest.mark.slow
 def test_profile(process):
     done = process("bench", "--profile", *QUICK)
     assert (done.status, done.err) == (0, "")
@@ -35,6 +36,7 @@ def test_profile(process):
     assert max(map(len, done.out.splitlines())) <= 100
 
 
+@pytest.mark.slow
 def test_json(process):
     done = process("bench", *QUICK, "--profile", "--json", "--context", "5")
     facts = json.loads(done.out)
@@ -73,6 +75,7 @@ def test_seconds(inside):
     assert json.loads(done.out)["steps"] > 0
 
 
+@pytest.mark.slow
 def test_on_the_reference_kernels(process):
     done = process("bench", *QUICK, "--profile", env={"RUSTGPT_BACKEND": "reference"})
     assert done.status == 0

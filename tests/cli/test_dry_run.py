@@ -39,6 +39,7 @@ def peak_of(*args, cwd):
     return out, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX")
 def test_it_says_what_then_happens(own, tmp_path):
     flags = (*own, "--pretrain-epochs", "2", "--tune-epochs", "3")

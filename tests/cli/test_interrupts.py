@@ -91,6 +91,7 @@ def test_the_third_signal_ends_the_process():
     assert subprocess.run(command, env=env, capture_output=True, check=False).returncode == 130
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("numbers", "status"),
     [

@@ -208,6 +208,7 @@ def test_an_unlikely_flag_gets_no_guess(inside):
     assert "did you mean" not in inside("--qqqq").err
 
 
+@pytest.mark.slow
 @posix
 def test_ctrl_c_at_any_moment_is_130_without_a_word(tmp_path):
     """From the first line of ours to the last: Python's own start is not in our hands."""

@@ -58,6 +58,7 @@ def state(folder):
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_it_goes_on_as_if_nothing_had_happened(process, many, tmp_path, threads):

@@ -44,6 +44,7 @@ def test_a_file_is_replaced_only_when_asked_for(inside, names, tmp_path):
     one_line(inside(*flags[:-1], "no/where.json"), 1, "no/where.json", "--out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["word", "char", "byte"])
 def test_encode_and_decode_are_inverse(process, prose, kind):
     assert process("tokenizer", "train", prose, "--tokenizer", kind, "--out", "t").status == 0

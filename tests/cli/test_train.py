@@ -205,6 +205,7 @@ def digest(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["train"], []])
 def test_a_model_is_replaced_only_when_asked_for(process, small, tmp_path, command):
     assert process(*command, *small).status == 0
@@ -244,6 +245,7 @@ def test_ctrl_c_before_the_first_step_saves_nothing(inside, monkeypatch, small, 
         signal.signal(signal.SIGINT, previous)
 
 
+@pytest.mark.slow
 def test_without_a_training_option_a_model_is_talked_to(process, model, tmp_path):
     done = process("--out", model, stdin=b"Who are you?\n")
     assert (done.status, done.out) == (0, "A small model\n")
@@ -357,6 +359,7 @@ def test_where_there_is_no_refuge_the_reason_is_told(inside, small, monkeypatch)
     assert done.err.splitlines()[-1] == "rustgpt: error: no space left; no model was saved"
 
 
+@pytest.mark.slow
 def test_a_training_has_its_folder_for_itself(process, small, tmp_path):
     with start("train", *small, "--pretrain-epochs", "1000000", cwd=tmp_path) as child:
         while b"pre-training:" not in child.stderr.readline():

@@ -144,6 +144,7 @@ def test_a_limit_ends_both_phases_together(process, small):
     assert f"step {numbers[0]}/{numbers[0]}" in done.err
 
 
+@pytest.mark.slow
 def test_a_time_limit_as_a_process(process, own):
     done = process(*own[:-2], "--max-time", "1s")
     assert done.status == 0
@@ -154,6 +155,7 @@ def test_a_time_limit_as_a_process(process, own):
     assert int(last[0].replace(",", "")) > 9
 
 
+@pytest.mark.slow
 def test_a_long_training_says_so_first(inside, own, monkeypatch):
     monkeypatch.setattr(watch, "LONG", 0.0)
     long = "at this pace the training takes about"

@@ -113,6 +113,7 @@ def test_rows_are_numbered_in_the_batch_of_the_whole_step(layer, x):
 # Gradients
 
 
+@pytest.mark.slow
 def test_gradients_are_right(layer, x):
     report = gradcheck(layer, x, dropout=STEP)
     assert report, report

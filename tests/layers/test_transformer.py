@@ -233,6 +233,7 @@ def replace_norm(block):
 CHANGES = [set_epsilon1, set_epsilon2, set_activation, set_heads, set_order, replace_norm]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("variant", ["post", "GPT-2"])
 def test_a_changed_block_runs_by_parts(

@@ -202,6 +202,7 @@ def test_no_thread_begins_a_piece_before_all_have_ended_the_last(
     assert early == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize(
     "kernel", ["embedding_forward", "block_forward", "block_backward", "embedding_backward"]
@@ -226,6 +227,7 @@ def test_a_thread_may_be_late_at_any_kernel(
     same_by_name(model, found, expected)
 
 
+@pytest.mark.slow
 def test_threads_of_a_model_without_blocks_meet_before_the_embeddings(
     model_of, batch, monkeypatch, numpy_sum, same_by_name
 ):

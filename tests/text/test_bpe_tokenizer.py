@@ -89,6 +89,7 @@ def test_decode_inverts_encode(tokenizer, text):
     assert tokenizer.decode(ids) == text
 
 
+@pytest.mark.slow
 def test_hard_texts():
     for text in HARD_TEXTS:
         assert TOKENIZER.decode(TOKENIZER.encode(text)) == text

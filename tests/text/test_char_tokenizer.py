@@ -30,6 +30,7 @@ def test_decode_inverts_encode(tokenizer, text):
     assert "".join([*map(stream.push, ids), stream.finish()]) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_hard_texts(tokenizer):
     for text in HARD_TEXTS:

@@ -39,6 +39,7 @@ def test_tokens_are_those_of_the_whole(text):
     assert TOKENIZER.encode(text) == encode(text)  # now remembered
 
 
+@pytest.mark.slow
 def test_tokens_of_hard_texts():
     for text in HARD_TEXTS:
         assert TOKENIZER.encode(text) == encode(text)

@@ -100,6 +100,7 @@ def test_bundled_in_another_language(language):
         Dataset.bundled(language)
 
 
+@pytest.mark.slow
 def test_one_line_of_100_megabytes(tmp_path):
     path = tmp_path / "large.txt"
     size = 100_000_000

@@ -23,6 +23,7 @@ def load(tmp_path):
     return read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_the_same_content_whatever_differs(load, form):
     rng = random.Random(form)
@@ -38,6 +39,7 @@ def test_the_same_content_whatever_differs(load, form):
             assert said == content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_damaged_files(load, form):
     messages = []

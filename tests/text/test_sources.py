@@ -128,6 +128,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_memory_is_at_most_three_times_the_file(tmp_path, monkeypatch, name):
     path, size = tmp_path / name, 4_000_000

@@ -77,6 +77,7 @@ def test_every_code_point():
     assert TOKENIZER.decode(TOKENIZER.encode(spaced)) == spaced
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "count"), [("abcdefghij", 100_000), ("ж", 50_000), ("9", 100_000), ('"', 100_000)]
 )
