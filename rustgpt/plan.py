@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
 from rustgpt.config import UNLIMITED, ModelConfig, TrainConfig
 from rustgpt.errors import ConfigError
+from rustgpt.file_set import locked
 from rustgpt.llm import LLM
 from rustgpt.text.dataset import Dataset, Paths
 from rustgpt.text.sources import StrPath
@@ -108,7 +110,8 @@ def train(
     tokenizer, vocab_size
         See `LLM.from_dataset`.
     out
-        A folder to save the model in, and how it was trained.
+        A folder to save the model in, and how it was trained; it is locked from the beginning, and
+        a model that is in it is replaced at the end.
 
     Raises
     ------
@@ -121,14 +124,25 @@ def train(
     """
     if minutes is not None and training is not None:
         raise ConfigError("give minutes, or a training with its max_time, not both")
-    config = training or TrainConfig(max_time=60.0 * minutes if minutes else 0.0)
+    if minutes is not None and not minutes > 0:
+        raise ConfigError(f"minutes must be above 0, got {minutes!r:.60}")
+    config = training or TrainConfig(max_time=60.0 * (minutes or 0.0))
+    with nullcontext() if out is None else locked(out) as folder:  # before any work
+        trainer = _trained(paths, model, config, training is None, tokenizer, vocab_size)
+        if folder is not None:
+            trainer.save(folder)
+    return trainer.model
+
+
+def _trained(
+    paths: Paths | None, model: ModelConfig | None, config: TrainConfig, may_hold_out: bool,
+    tokenizer: str, vocab_size: int | None,
+) -> Trainer:  # fmt: skip
     dataset = Dataset.bundled() if paths is None else Dataset.load(paths)
-    if training is None and not dataset.is_bundled:
+    if may_hold_out and not dataset.is_bundled:
         config = with_validation(config, dataset)
     trainer = Trainer(LLM.from_dataset(dataset, model, tokenizer, vocab_size), config)
     for phase in phases_of(dataset, config):
         if phase.texts and phase.epochs:
             phase.learn(trainer)
-    if out is not None:
-        trainer.save(out)
-    return trainer.model
+    return trainer

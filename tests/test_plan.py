@@ -6,7 +6,7 @@ import pytest
 
 import rustgpt
 from rustgpt.config import ModelConfig, TrainConfig
-from rustgpt.errors import ConfigError, DataError
+from rustgpt.errors import CheckpointError, ConfigError, DataError
 from rustgpt.plan import phases_of, train, with_validation
 from rustgpt.text.dataset import Dataset
 
@@ -41,6 +41,18 @@ def test_it_ends_when_the_minutes_are_over(data):
 def test_minutes_and_settings_are_one_too_many(data):
     with pytest.raises(ConfigError, match="give minutes, or a training with its max_time"):
         train(data, 1, training=SETTINGS)
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan")])
+def test_no_time_is_not_as_long_as_it_takes(data, minutes):
+    with pytest.raises(ConfigError, match="minutes must be above 0"):
+        train(data, minutes)
+
+
+def test_a_folder_that_cannot_be_saved_into_is_found_before_the_training(data, monkeypatch):
+    monkeypatch.setattr(rustgpt.Trainer, "pretrain", lambda *_: pytest.fail("it was trained"))
+    with pytest.raises(CheckpointError, match="it is a file, no folder"):
+        train(data, 1, out=data / "facts.json")
 
 
 def test_data_that_are_not_there(tmp_path):
