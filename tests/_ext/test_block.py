@@ -80,9 +80,10 @@ def test_without_a_way_back_the_output_is_the_same(kernels, arguments, dtype, va
     np.testing.assert_array_equal(alone["out"], saving["out"])
 
 
+@pytest.mark.parametrize("call", ["block_backward", "block_backward, dropout"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_gradient_may_replace_the_one_it_came_from(compiled, arguments, dtype, variant):
-    given = arguments("block_backward", dtype, lengths=(5, 3), **variant)
+def test_the_gradient_may_replace_the_one_it_came_from(compiled, arguments, dtype, call, variant):
+    given = arguments(call, dtype, lengths=(5, 3), **variant)
     shared = copied(given)
     shared["dx"] = shared["dout"]
     compiled.block_backward(**given)
