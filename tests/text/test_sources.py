@@ -154,3 +154,17 @@ def test_a_large_document_in_pieces_is_one_text(tmp_path, monkeypatch):
     assert len(data.pretraining_data) == 3
     assert [text.endswith("</s>") for text in data.pretraining_data] == [False, False, True]
     assert data.report.files[0].texts == 1
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("GB18030", "夜里猫头鹰出来捕食。"),
+        ("Windows-1252", "Ein Käuzchen jagt nachts über die Höfe."),
+    ],
+)
+def test_the_likely_encoding_of_what_is_not_utf8_is_named(tmp_path, encoding, text):
+    file = tmp_path / "a.txt"
+    file.write_bytes(text.encode(encoding))
+    with pytest.raises(DataError, match=f"if it is in {encoding}: iconv -f {encoding.upper()} "):
+        Dataset.load(file)
