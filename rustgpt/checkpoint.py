@@ -95,7 +95,8 @@ class Saved(file_set.OpenFiles):
         if not isinstance(fields, dict):
             raise CheckpointError(f'{self.folder / CONFIG} must have an object "model"')
         try:
-            return ModelConfig.from_dict(fields)
+            # Of a model that was saved before there was this setting, texts begin with a word.
+            return ModelConfig.from_dict({"add_bos_token": False, **fields})
         except ConfigError as error:
             raise CheckpointError(f"{self.folder / CONFIG}: {error}") from error
 

@@ -9,6 +9,8 @@ from rustgpt.errors import ConfigError
 
 UNLIMITED = 10**9  # epochs that end nothing
 LONGEST = 31 * 86_400  # seconds of a training
+# The settings that say when a training ends.
+LIMITS = ("pretrain_epochs", "tune_epochs", "max_steps", "max_tokens", "max_time")
 
 
 def _number(
@@ -125,6 +127,9 @@ class ModelConfig(_Config):
         Whether the output projection has a bias.
     tie_embeddings
         Whether the output projection is the embedding table, transposed (Press and Wolf 2017).
+    add_bos_token
+        Whether each text, and each prompt, begins with the end token, so that the model learns how
+        texts begin.
     dtype
         "float32", or "float64" for checking gradients.
     seed
@@ -147,6 +152,7 @@ class ModelConfig(_Config):
     attention_bias: bool = False
     output_bias: bool = True
     tie_embeddings: bool = False
+    add_bos_token: bool = True
     dtype: str = _choice("float32", "float64")
     seed: int = _number(0, 0, 2**63 - 1)
 
@@ -217,7 +223,8 @@ class TrainConfig(_Config):
     eval_every
         Steps from one evaluation to the next; 0 for one an epoch.
     patience
-        Evaluations in a row without a lower loss after which a phase ends; 0 for no such end.
+        Evaluations in a row without a lower loss after which a phase ends; 0 for no such end. On
+        the command line, by default 5 with texts of your own, if nothing else says when it ends.
     seed
         Of the order in which the texts are seen, and of what dropout leaves out.
     threads

@@ -157,6 +157,11 @@ class LLM(TextGenerator):
         return self.config.max_seq_len
 
     @property
+    def add_bos_token(self) -> bool:
+        """Whether a text, and a prompt, begins with the end token."""
+        return self.config.add_bos_token
+
+    @property
     def n_parameters(self) -> int:
         """P, how many numbers the model learns."""
         return self.parameters.size

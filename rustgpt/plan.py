@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
-from rustgpt.config import UNLIMITED, ModelConfig, TrainConfig
+from rustgpt.config import LIMITS, UNLIMITED, ModelConfig, TrainConfig
 from rustgpt.errors import ConfigError
 from rustgpt.file_set import locked
 from rustgpt.llm import LLM
@@ -18,6 +18,7 @@ from rustgpt.text.tokenizer import AUTO
 from rustgpt.trainer import Trainer
 
 OWN_SHARE: Final = 0.1  # of own texts, for the validation
+PATIENCE: Final = 5  # evaluations of own texts
 MANY_DIALOGUES: Final = 1000  # of fewer, none is left out: each may hold a fact
 
 
@@ -73,12 +74,28 @@ def _size(text: Any) -> int:
     return len(text if isinstance(text, str) else text.text())
 
 
-def with_validation(config: TrainConfig, dataset: Dataset) -> TrainConfig:
-    """Return the settings with the shares that are held out of own data."""
-    many = len(dataset.chat_training_data) >= MANY_DIALOGUES
-    return dataclasses.replace(
-        config, validation_share=OWN_SHARE, tune_validation_share=OWN_SHARE if many else 0.0
-    )
+def for_own_data(
+    config: TrainConfig, dataset: Dataset, given: Collection[str] = ()
+) -> TrainConfig:
+    """Return the settings with what own data decide: how much is held out, and the patience.
+
+    Parameters
+    ----------
+    given
+        The names of the settings that somebody has chosen. With one of `LIMITS` among them the
+        training ends there and not before.
+    """
+    if dataset.is_bundled:
+        return config
+    if not {"validation_share", "tune_validation_share"} & {*given}:
+        many = len(dataset.chat_training_data) >= MANY_DIALOGUES
+        tune_share = OWN_SHARE if many else 0.0
+        config = dataclasses.replace(
+            config, validation_share=OWN_SHARE, tune_validation_share=tune_share
+        )
+    if held_out(config) and not {"patience", *LIMITS} & {*given}:
+        config = dataclasses.replace(config, patience=PATIENCE)
+    return config
 
 
 def held_out(config: TrainConfig) -> bool:
@@ -127,20 +144,21 @@ def train(
     if minutes is not None and not minutes > 0:
         raise ConfigError(f"minutes must be above 0, got {minutes!r:.60}")
     config = training or TrainConfig(max_time=60.0 * (minutes or 0.0))
+    given = None if training else ("max_time",) * bool(minutes)
     with nullcontext() if out is None else locked(out) as folder:  # before any work
-        trainer = _trained(paths, model, config, training is None, tokenizer, vocab_size)
+        trainer = _trained(paths, model, config, given, tokenizer, vocab_size)
         if folder is not None:
             trainer.save(folder)
     return trainer.model
 
 
 def _trained(
-    paths: Paths | None, model: ModelConfig | None, config: TrainConfig, may_hold_out: bool,
-    tokenizer: str, vocab_size: int | None,
+    paths: Paths | None, model: ModelConfig | None, config: TrainConfig,
+    given: Collection[str] | None, tokenizer: str, vocab_size: int | None,
 ) -> Trainer:  # fmt: skip
     dataset = Dataset.bundled() if paths is None else Dataset.load(paths)
-    if may_hold_out and not dataset.is_bundled:
-        config = with_validation(config, dataset)
+    if given is not None:
+        config = for_own_data(config, dataset, given)
     trainer = Trainer(LLM.from_dataset(dataset, model, tokenizer, vocab_size), config)
     for phase in phases_of(dataset, config):
         if phase.texts and phase.epochs:

@@ -20,8 +20,8 @@ from rustgpt.phase import Phase
 from rustgpt.replay import Replay
 from rustgpt.stepper import Stepper, adam
 from rustgpt.text.dialogue import Dialogue
-from rustgpt.text.pieces import Text, checked, cut, encode_text, hold_out
-from rustgpt.text.rows import AnyRow, count_targets
+from rustgpt.text.pieces import Ids, Text, checked, cut, encode_text, hold_out
+from rustgpt.text.rows import AnyRow, Row, count_targets
 from rustgpt.training_record import Recorded
 from rustgpt.training_state import Epoch, Evaluation, Step, TrainingState
 from rustgpt.validation import Validation
@@ -137,7 +137,7 @@ class Trainer(Recorded):
         """
         config = self.config
         _check_list(texts)
-        rows = (encode_text(text, self.model.tokenizer, config.loss_on) for text in texts)
+        rows = map(self._encoder(config.loss_on), texts)
         return self._fit(
             rows, config.tune_epochs, config.tune_rate, "instruction tuning", part,
             config.tune_validation_share, config.loss_on,
@@ -163,7 +163,7 @@ class Trainer(Recorded):
             As `fit_ids`.
         """
         _check_list(texts)
-        rows = (self.model.tokenizer.encode(text, True) for text in texts)
+        rows = map(self._encoder(), texts)
         return self._fit(rows, epochs, rate, phase, part, self.config.validation_share)
 
     def fit_ids(
@@ -228,13 +228,12 @@ class Trainer(Recorded):
         self.stopped = False
         tokenizer, config = self.model.tokenizer, self.config
         rows, held_out = self._rows(texts, share if self.validation is None else 0.0)
-        given = (encode_text(text, tokenizer, loss_on) for text in self.validation or [])
-        held_out += map(self._checked, given)
+        encode = self._encoder(loss_on)
+        held_out += map(self._checked, map(encode, self.validation or []))
         self.held_out_texts = len(held_out)
         validation = Validation(held_out, tokenizer, self.model.max_seq_len)
         replay = self.replay.get(name, Replay([], 0))
-        encoded = (encode_text(text, tokenizer, loss_on) for text in replay.texts)
-        old = cut(map(self._checked, encoded), self.model.max_seq_len)
+        old = cut(map(self._checked, map(encode, replay.texts)), self.model.max_seq_len)
         phase = Phase(
             rows + old, validation if validation.targets else None, rate,
             End.of(config, epochs, part), len(old), replay.count(len(rows)) if old else 0,
@@ -363,6 +362,11 @@ class Trainer(Recorded):
                 'loss; add answers, or count all words with loss_on="all"'
             )
         return rows, held_out
+
+    def _encoder(self, loss_on: str = "") -> Callable[[Text], Row | Sequence[int] | Ids]:
+        """Return `encode_text` for the model."""
+        model = self.model
+        return lambda text: encode_text(text, model.tokenizer, loss_on, model.config.add_bos_token)
 
     def _checked(self, text: Sequence[int] | AnyRow) -> AnyRow:
         return checked(text, self.model.tokenizer.vocab_size)

@@ -118,11 +118,12 @@ def same_gradient() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def small() -> Callable[..., ModelConfig]:
-    """small(**changes): the configuration of a model for tests."""
+    """small(**changes): the configuration of a model for tests, of which a text is all it reads."""
 
     def make(**changes: Any) -> ModelConfig:
         settings = {
             "embedding_dim": 6, "hidden_dim": 10, "n_layers": 2, "n_heads": 2, "max_seq_len": 12,
+            "add_bos_token": False,
         }  # fmt: skip
         return ModelConfig(**settings | changes)
 

@@ -269,3 +269,13 @@ def test_slots_must_be_whole_numbers(build, slots):
     with pytest.raises(DataError, match="the cache has slots 0 to 1, got"):
         build("default").decode_batch([[1], [2]], cache, slots)
     assert not cache.lengths.any()
+
+
+def test_a_prompt_begins_with_the_end_token(letters, small):
+    for bos in (True, False):
+        model = LLM(small(add_bos_token=bos), letters)
+        ids = [letters.end_id] * bos + letters.encode("a cat")
+        assert model.prompt_ids("a cat") == ids
+        made = list(model.stream(ids, 9, seed=1, temperature=1.0))
+        text = letters.decode(made, after=ids)
+        assert model.generate("a cat", 9, seed=1, temperature=1.0) == text

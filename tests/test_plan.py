@@ -7,7 +7,7 @@ import pytest
 import rustgpt
 from rustgpt.config import ModelConfig, TrainConfig
 from rustgpt.errors import CheckpointError, ConfigError, DataError
-from rustgpt.plan import phases_of, train, with_validation
+from rustgpt.plan import for_own_data, phases_of, train
 from rustgpt.text.dataset import Dataset
 
 SMALL = ModelConfig(embedding_dim=16, hidden_dim=16, n_layers=1, n_heads=2, max_seq_len=40)
@@ -72,5 +72,15 @@ def test_the_parts_of_the_phases_are_as_large_as_what_they_read():
 @pytest.mark.parametrize(("n", "share"), [(10, 0.0), (1000, 0.1)])
 def test_few_dialogues_are_all_learned(n, share):
     dataset = Dataset(["a b"], ["User: a Assistant: b </s>"] * n)
-    config = with_validation(TrainConfig(), dataset)
+    config = for_own_data(TrainConfig(), dataset)
     assert (config.validation_share, config.tune_validation_share) == (0.1, share)
+
+
+def test_the_training_on_own_texts_ends_when_it_gets_no_better():
+    dataset = Dataset(["a b"] * 20, [])
+    assert for_own_data(TrainConfig(), dataset).patience == 5
+    for name in ("patience", "pretrain_epochs", "max_steps", "max_tokens", "max_time"):
+        assert for_own_data(TrainConfig(), dataset, {name}).patience == 0
+    nothing_held_out = for_own_data(TrainConfig(), dataset, ["validation_share"])
+    assert nothing_held_out == TrainConfig()
+    assert for_own_data(TrainConfig(), Dataset.bundled("zh")) == TrainConfig()

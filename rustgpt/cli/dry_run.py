@@ -73,9 +73,10 @@ def measure(model: LLM, config: TrainConfig, phase: PlannedPhase) -> Estimate | 
 
 def guessing_loss(texts: Iterable[Text], model: LLM, loss_on: str = "") -> float:
     """Return the mean loss of always guessing each token as often as it comes."""
+    bos = model.config.add_bos_token
     counts: Any = np.zeros(model.tokenizer.vocab_size, np.int64)
     for text in texts:
-        row = checked(encode_text(text, model.tokenizer, loss_on), len(counts))
+        row = checked(encode_text(text, model.tokenizer, loss_on, bos), len(counts))
         targets = targets_of(row)
         counts += np.bincount(targets[targets >= 0], minlength=len(counts))
     shares = counts[counts > 0] / max(1, counts.sum())

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     from rustgpt.llm import LLM
 
     model = LLM.load(args.model)
-    length, most = len(model.tokenizer.encode(args.text)), model.max_seq_len
+    length, most = len(model.prompt_ids(args.text)), model.max_seq_len
     if length > most:
         note(f"rustgpt: the text has {length} tokens; the model sees the last {most} of them")
     made = model.generate(args.text, args.max_new_tokens, args.temperature, args.seed)

@@ -17,7 +17,8 @@ from rustgpt.config import ModelConfig, TrainConfig, kind_of
 from rustgpt.errors import ConfigError
 
 TABLES: Final = {"model": ModelConfig, "train": TrainConfig}
-BY_DATA: Final = ("validation_share", "tune_validation_share")  # unless given, the data decide
+# Unless given, the data decide.
+BY_DATA: Final = ("validation_share", "tune_validation_share", "patience")
 
 
 def add_settings(parser: argparse.ArgumentParser, of_training: Collection[str] = ()) -> None:

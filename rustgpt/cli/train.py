@@ -13,11 +13,11 @@ from rustgpt.cli.data import add_data, read_data, short_report
 from rustgpt.cli.interrupts import Interrupts
 from rustgpt.cli.keeper import Keeper
 from rustgpt.cli.options import LONGEST_TIME, add_number, add_path, duration, path
-from rustgpt.cli.settings import BY_DATA, add_settings, given_settings, read_settings, to_toml
+from rustgpt.cli.settings import add_settings, given_settings, read_settings, to_toml
 from rustgpt.cli.terminal import note, say, span
 from rustgpt.cli.tokenizer_flags import add_tokenizer, chosen_tokenizer
-from rustgpt.cli.watch import LIMITS, Watch
-from rustgpt.config import UNLIMITED
+from rustgpt.cli.watch import Watch
+from rustgpt.config import LIMITS, UNLIMITED
 from rustgpt.errors import ConfigError, DataError, TrainingError
 
 if TYPE_CHECKING:
@@ -146,15 +146,14 @@ def _new_trainer(args: argparse.Namespace, dataset: Dataset) -> tuple[Trainer, s
 
     Its model is that of `--init`, or a new one that fits.
 
-    Of own data a share is held out, if none was given.
+    Own data decide what of the settings was not given; see `for_own_data`.
     """
     from rustgpt.llm import LLM
-    from rustgpt.plan import held_out, with_validation
+    from rustgpt.plan import for_own_data, held_out
     from rustgpt.trainer import Trainer
 
     (model, config), given = read_settings(args), given_settings(args)[1]
-    if not (dataset.is_bundled or given.keys() & BY_DATA):
-        config = with_validation(config, dataset)
+    config = for_own_data(config, dataset, given)
     if (config.eval_every or config.patience) and not held_out(config):
         raise ConfigError(
             "--eval-every and --patience are about texts that are not learned, and of these data "
@@ -190,7 +189,8 @@ def _report(dataset: Dataset, trainer: Trainer, why: str) -> None:
 
     if not dataset.is_bundled:
         model, loss_on = trainer.model, trainer.config.loss_on
-        summary = summarize(dataset, model.tokenizer, model.max_seq_len, loss_on, LOOKED_AT)
+        bos = model.config.add_bos_token
+        summary = summarize(dataset, model.tokenizer, model.max_seq_len, loss_on, LOOKED_AT, bos)
         for line in filter(None, [*short_report(dataset, summary), why]):
             note(f"rustgpt: {line}")
 

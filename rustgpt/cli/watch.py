@@ -21,7 +21,6 @@ BEST: Final = "best"  # the folder, within that of the training, for the best mo
 LONG: Final = 600.0  # seconds of a training that tells how long it takes
 EVALUATIONS: Final = 20  # that are told of in a phase, unless it was said how many there are
 MEASURED: Final = 3  # steps until that can be told
-LIMITS: Final = ("pretrain_epochs", "tune_epochs", "max_steps", "max_tokens", "max_time")
 
 
 class Watch:
@@ -112,6 +111,12 @@ class Watch:
         if self._trainer.config.eval_every or told > self._told:
             self._progress.note(f"{evaluation.phase}, step {evaluation.step:,}: {figures}{best}")
             self._told = told
+        patience = self._trainer.config.patience
+        if patience and self._trainer.state.waited >= patience:
+            self._progress.note(
+                f"rustgpt: no lower validation loss for {patience} evaluations, so the "
+                f"{evaluation.phase} ends; --patience 0 lets it go on"
+            )
         if evaluation.best:
             try:
                 self._trainer.model.save(self._folder)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 from rustgpt.errors import DataError, TokenizerError
 from rustgpt.text.dialogue import chat_prompt
-from rustgpt.text.tokenizer import Tokenizer
 
 
 class Chat:
@@ -12,8 +11,10 @@ class Chat:
 
     Parameters
     ----------
-    tokenizer
-        Of the model.
+    encode
+        Returns the token ids of a prompt.
+    decode
+        Returns the text of token ids.
     max_seq_len
         The most tokens that the model sees at once.
     generate
@@ -22,11 +23,13 @@ class Chat:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        encode: Callable[[str], Sequence[int]],
+        decode: Callable[[Sequence[int]], str],
         max_seq_len: int,
         generate: Callable[[Sequence[int]], Sequence[int]],
     ) -> None:
-        self._tokenizer = tokenizer
+        self._encode = encode
+        self._decode = decode
         self._max_seq_len = max_seq_len
         self._generate = generate
 
@@ -42,10 +45,10 @@ class Chat:
         """
         if not isinstance(question, str):
             raise TokenizerError(f"a question must be text, not {type(question).__name__}")
-        ids = self._tokenizer.encode(chat_prompt(question.strip()))
+        ids = self._encode(chat_prompt(question.strip()))
         if len(ids) >= self._max_seq_len:
             raise DataError(
                 f"the question has {len(ids)} tokens with its frame, but the model sees "
                 f"{self._max_seq_len} at once: ask a shorter one"
             )
-        return self._tokenizer.decode(self._generate(ids)).strip()
+        return self._decode(self._generate(ids)).strip()

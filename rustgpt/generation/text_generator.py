@@ -29,6 +29,15 @@ class TextGenerator:
         """Continue texts in a cache; return (B, V) the scores of what may follow."""
         raise NotImplementedError
 
+    @property
+    def add_bos_token(self) -> bool:
+        """Whether a prompt begins with the end token."""
+        raise NotImplementedError
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Return the token ids of a prompt; TokenizerError if it is not text."""
+        return [self.tokenizer.end_id] * self.add_bos_token + self.tokenizer.encode(text)
+
     def stream(
         self,
         prompt: Sequence[int],
@@ -104,7 +113,7 @@ class TextGenerator:
         TokenizerError
             If the prompt is not text.
         """
-        ids = self.tokenizer.encode(prompt)
+        ids = self.prompt_ids(prompt)
         made = self._made(ids, max_new_tokens, temperature, seed)
         return self.tokenizer.decode(made, after=ids)
 
@@ -125,7 +134,8 @@ class TextGenerator:
         """
         check_sampling(max_new_tokens, temperature, seed)
         return Chat(
-            self.tokenizer,
+            self.prompt_ids,
+            self.tokenizer.decode,
             self.max_seq_len,
             lambda ids: self._made(ids, max_new_tokens, temperature, seed),
         )

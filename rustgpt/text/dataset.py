@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from rustgpt.errors import ConfigError, DataError
-from rustgpt.text.dialogue import Dialogue, encode_dialogue
+from rustgpt.text.dialogue import Dialogue
 from rustgpt.text.reading import AUTO, Report, read
 from rustgpt.text.records import Kind
-from rustgpt.text.rows import Row
 from rustgpt.text.sources import StrPath
 from rustgpt.text.tokenizer import AUTO as AUTO_TOKENIZER
-from rustgpt.text.tokenizer import BaseTokenizer, Tokenizer, tokenizer_for
+from rustgpt.text.tokenizer import BaseTokenizer, tokenizer_for
 
 Paths = StrPath | Iterable[StrPath]
 
@@ -148,22 +145,6 @@ class Dataset:
     def tokenizer(self, name: str = AUTO_TOKENIZER, vocab_size: int | None = None) -> BaseTokenizer:
         """Return the tokenizer with which a model is to learn these data; see `tokenizer_for`."""
         return tokenizer_for(self.pretraining_data, name, vocab_size, self.chat_training_data)
-
-    def pretraining_rows(self, tokenizer: Tokenizer) -> Iterator[Row]:
-        """Yield the statements and documents as token ids."""
-        return (_row(tokenizer, text) for text in self.pretraining_data)
-
-    def chat_rows(self, tokenizer: Tokenizer, loss_on: str = "assistant") -> Iterator[Row]:
-        """Yield the dialogues as token ids, with what is to be learned; see `encode_dialogue`."""
-        for item in self.tuning_data:
-            if isinstance(item, str):
-                yield _row(tokenizer, item)
-            else:
-                yield encode_dialogue(tokenizer, item, loss_on)
-
-
-def _row(tokenizer: Tokenizer, text: str) -> Row:
-    return Row(np.array(tokenizer.encode(text, True), np.int32))
 
 
 def _parsed(text: str) -> Dialogue | None:

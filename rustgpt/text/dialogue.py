@@ -104,7 +104,9 @@ def split_chat(text: str) -> tuple[str, str]:
     return dialogue.question, dialogue.turns()[0][-1].content
 
 
-def encode_dialogue(tokenizer: Tokenizer, dialogue: Dialogue, loss_on: str = "assistant") -> Row:
+def encode_dialogue(
+    tokenizer: Tokenizer, dialogue: Dialogue, loss_on: str = "assistant", bos: bool = False
+) -> Row:
     """Turn a dialogue into token ids, and mark what is to be learned.
 
     Only the end of each answer becomes the end token; ``</s>`` within a message is ordinary text.
@@ -118,11 +120,13 @@ def encode_dialogue(tokenizer: Tokenizer, dialogue: Dialogue, loss_on: str = "as
         What is said.
     loss_on
         "assistant" if its words and the end token behind them count, "all" if all does.
+    bos
+        Whether it begins with the end token; the other turns do in any case.
     """
     if loss_on not in ("assistant", "all"):
         raise ConfigError(f"the loss must be on assistant or all, not on {loss_on!r:.60}")
-    ids: list[int] = []
-    learned: list[bool] = []
+    ids = [tokenizer.end_id] * bos
+    learned = [False] * bos
     for turn in dialogue.turns():
         before = " ".join([*map(str, turn[:-1]), NAMES["assistant"]])
         head, whole = tokenizer.encode(before), tokenizer.encode(f"{before} {turn[-1].content}")

@@ -18,7 +18,9 @@ Ids = NDArray[np.int32]
 Text = str | Dialogue | Row | Sequence[int] | Ids
 
 
-def encode_text(text: Text, tokenizer: Tokenizer, loss_on: str = "") -> Row | Sequence[int] | Ids:
+def encode_text(
+    text: Text, tokenizer: Tokenizer, loss_on: str = "", bos: bool = False
+) -> Row | Sequence[int] | Ids:
     """Return the ids of a text of any form.
 
     Parameters
@@ -26,13 +28,18 @@ def encode_text(text: Text, tokenizer: Tokenizer, loss_on: str = "") -> Row | Se
     loss_on
         What counts in the loss of a dialogue, "assistant" or "all"; "" if strings are no dialogues.
         A string that is none is learned as it is.
+    bos
+        Whether a string or a dialogue begins with the end token.
     """
     if isinstance(text, str) and loss_on:
         with suppress(DataError):
             text = Dialogue.parse(text)
     if isinstance(text, Dialogue):
-        return encode_dialogue(tokenizer, text, "all" if loss_on == "all" else "assistant")
-    return tokenizer.encode(text, True) if isinstance(text, str) else text
+        return encode_dialogue(tokenizer, text, "all" if loss_on == "all" else "assistant", bos)
+    if isinstance(text, (Row, np.ndarray, list, tuple)):
+        return text
+    ids, end = tokenizer.encode(text, True), tokenizer.end_id
+    return [end, *ids] if bos and ids not in ([], [end]) else ids
 
 
 def checked(text: Sequence[int] | AnyRow, vocab_size: int) -> AnyRow:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 from typing import Final, NamedTuple
@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from rustgpt.text.dataset import Dataset
+from rustgpt.text.pieces import Text, encode_text
 from rustgpt.text.rows import Row
 from rustgpt.text.tokenizer import BaseTokenizer, Tokenizer
 from rustgpt.text.vocab import END
@@ -102,6 +103,7 @@ def summarize(
     context: int,
     loss_on: str = "assistant",
     most: int | None = None,
+    bos: bool = True,
 ) -> Summary:
     """Count what a training on data with this tokenizer and context would see.
 
@@ -109,6 +111,8 @@ def summarize(
     ----------
     most
         Look at the first so many characters only.
+    bos
+        Whether each text begins with the end token; see `ModelConfig.add_bos_token`.
     """
     dataset, whole = _beginning(dataset, most)
     is_spelled = np.zeros(tokenizer.vocab_size, bool)
@@ -116,11 +120,12 @@ def summarize(
     counts = [[0] * len(Shares._fields), [0] * len(Shares._fields)]
     size = spelled = longest = 0
     texts = chain(dataset.pretraining_data, dataset.chat_training_data)
-    for text, (row, phase) in zip(texts, _rows(dataset, tokenizer, loss_on), strict=True):
+    for text, (row, phase) in zip(texts, _rows(dataset, tokenizer, loss_on, bos), strict=True):
         size += _bytes(text)
         tokens = len(row.ids)
         counted = row.counted
-        seen = (1, tokens, tokens - (row.ids[-1] == tokenizer.end_id) < 2, tokens > context + 1)
+        single = tokens - (row.ids[-1] == tokenizer.end_id) - bos < 2
+        seen = (1, tokens, single, tokens > context + 1)
         masked = counted is not None and not counted[:context].any()
         counts[phase] = [a + int(b) for a, b in zip(counts[phase], (*seen, masked), strict=True)]
         spelled += int(is_spelled[row.ids].sum())
@@ -135,6 +140,7 @@ def examples(
     context: int,
     number: int,
     loss_on: str = "assistant",
+    bos: bool = True,
 ) -> list[list[Segment]]:
     """Return the first texts and the first dialogues as the model will see them.
 
@@ -147,7 +153,7 @@ def examples(
         dataset.dialogues[:number],
     )
     most = min(context, EXAMPLE_TOKENS) + 1
-    return [_segments(row, tokenizer, most) for row, _ in _rows(first, tokenizer, loss_on)]
+    return [_segments(row, tokenizer, most) for row, _ in _rows(first, tokenizer, loss_on, bos)]
 
 
 def _segments(row: Row, tokenizer: Tokenizer, most: int) -> list[Segment]:
@@ -160,12 +166,17 @@ def _segments(row: Row, tokenizer: Tokenizer, most: int) -> list[Segment]:
     ]
 
 
-def _rows(dataset: Dataset, tokenizer: Tokenizer, loss_on: str) -> Iterator[tuple[Row, int]]:
+def _rows(
+    dataset: Dataset, tokenizer: Tokenizer, loss_on: str, bos: bool
+) -> Iterator[tuple[Row, int]]:
     """Yield the rows of both phases, with the number of the phase."""
-    for row in dataset.pretraining_rows(tokenizer):
-        yield row, 0
-    for row in dataset.chat_rows(tokenizer, loss_on):
-        yield row, 1
+    phases: tuple[tuple[Iterable[Text], str], ...] = (
+        (dataset.pretraining_data, ""), (dataset.tuning_data, loss_on),
+    )  # fmt: skip
+    for phase, (texts, counts) in enumerate(phases):
+        for text in texts:
+            row = encode_text(text, tokenizer, counts, bos)
+            yield row if isinstance(row, Row) else Row(np.asarray(row, np.int32)), phase
 
 
 def _beginning(dataset: Dataset, most: int | None) -> tuple[Dataset, bool]:

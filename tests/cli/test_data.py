@@ -36,20 +36,20 @@ def test_what_would_be_read(process, rows):
     ]
     assert lines[6] == "Read: 1 file, 1 text, 1 dialogue"
     assert re.fullmatch(
-        r"Tokens: 19, 0\.\d{3} a byte, by WordTokenizer with \d+ tokens; 0 of them pieces of "
+        r"Tokens: 21, 0\.\d{3} a byte, by WordTokenizer with \d+ tokens; 0 of them pieces of "
         "unknown words",
         lines[7],
     )
     assert lines[8] == (
-        "Longest: 15 tokens; the context has 80, so 0 texts and 0 dialogues will be cut"
+        "Longest: 16 tokens; the context has 80, so 0 texts and 0 dialogues will be cut"
     )
     assert lines[9].startswith("Tokenizer: words, for there are dialogues, ")
-    assert lines[10].startswith("warning: the data are 19 tokens")
+    assert lines[10].startswith("warning: the data are 21 tokens")
     assert lines[11:] == [
         "",
         "What the model will see; the loss counts from >> to <<:",
-        "1. Moles>> dig.</s><<",
-        r"2. User: Is tar sticky? Assistant:>> Yes,\nit is.</s><<",
+        "1. </s>>>Moles dig.</s><<",
+        r"2. </s>User: Is tar sticky? Assistant:>> Yes,\nit is.</s><<",
     ]
 
 
@@ -59,18 +59,18 @@ def test_as_json(inside, rows):
     (file,) = facts["files"]
     assert (file["form"], file["texts"], file["dialogues"]) == ("json", 1, 1)
     assert (file["empty"], file["unusable"], file["ignored"]) == (1, 1, {"source": 1})
-    assert (facts["tokens"], facts["longest"], facts["unknown_pieces"]) == (19, 15, 0)
-    assert facts["tokens_per_byte"] == 19 / facts["bytes"]
-    assert facts["dialogues"] == {"rows": 1, "tokens": 15, "single": 0, "cut": 1, "masked": 0}
+    assert (facts["tokens"], facts["longest"], facts["unknown_pieces"]) == (21, 16, 0)
+    assert facts["tokens_per_byte"] == 21 / facts["bytes"]
+    assert facts["dialogues"] == {"rows": 1, "tokens": 16, "single": 0, "cut": 1, "masked": 0}
     assert len(facts["warnings"]) == 2
     assert facts["examples"][1][:1] == [
-        {"text": "User: Is tar sticky? Assistant:", "counted": False}
+        {"text": "</s>User: Is tar sticky? Assistant:", "counted": False}
     ]
 
 
 def test_the_loss_on_all(inside, rows):
     done = inside("data", rows, "--loss-on", "all")
-    assert r"2. User>>: Is tar sticky? Assistant: Yes,\nit is.</s><<" in done.out
+    assert r"2. </s>>>User: Is tar sticky? Assistant: Yes,\nit is.</s><<" in done.out
 
 
 def test_a_folder_of_many_files(inside, tmp_path):

@@ -423,14 +423,14 @@ def test_paths_of_every_kind(process, tmp_path):
     assert done.status == 0
     assert "Texts: 2 for pre-training, 2 for instruction tuning" in done.out
     lines = done.err.splitlines()
-    assert lines[0].startswith("rustgpt: 4 files, 2 texts, 2 dialogues; 43 tokens, ")
+    assert lines[0].startswith("rustgpt: 4 files, 2 texts, 2 dialogues; 47 tokens, ")
     assert lines[1:5] == [
         "rustgpt: 'notes/deep/bees.jsonl': JSON lines, 1 dialogue",
         "rustgpt:   cannot be used: 1 row",
         "rustgpt:     row 2: 'answer' is null, not text",
         "rustgpt:   ignored keys: 'source' (1)",
     ]
-    assert lines[5].startswith("rustgpt: warning: the data are 43 tokens, too few")
+    assert lines[5].startswith("rustgpt: warning: the data are 47 tokens, too few")
     assert rustgpt.LLM.load(tmp_path / "a").config.embedding_dim == 16
 
 

@@ -121,6 +121,7 @@ def test_patience_ends_a_phase(inside, own, monkeypatch):
         1, 2, 3,
     ]  # fmt: skip
     assert done.status == 0
+    assert done.err.count("no lower validation loss for 2 evaluations, so the pre-training") == 1
 
 
 def test_what_counts_in_tuning(inside, small, tmp_path):

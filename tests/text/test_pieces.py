@@ -93,3 +93,28 @@ def test_a_text_of_any_form():
     assert tokenizer.decode(row.ids[1:][row.counted], skip_special=False) == "The sun</s>"
     assert count_targets([encode_text(text, tokenizer, "all")]) == len(ids) - 1
     assert encode_text("The sun", tokenizer, "assistant") == tokenizer.encode("The sun")
+
+
+def test_a_text_begins_with_the_end_token():
+    tokenizer = WordTokenizer.train(["Moles dig. </s>", "User: a Assistant: b </s>"])
+    end = tokenizer.end_id
+    ids = tokenizer.encode("Moles dig. </s>", True)
+    assert encode_text("Moles dig. </s>", tokenizer, bos=True) == [end, *ids]
+    assert encode_text("Moles dig. </s>", tokenizer) == ids
+    for nothing in ("", "</s>"):  # is not what a model shall learn to write
+        assert encode_text(nothing, tokenizer, bos=True) == tokenizer.encode(nothing, True)
+    for own in ([3, 4], Row(np.array([3, 4], np.int32))):
+        assert encode_text(own, tokenizer, bos=True) is own
+
+
+@pytest.mark.parametrize("loss_on", ["assistant", "all"])
+def test_a_dialogue_begins_with_the_end_token(loss_on):
+    text = "User: a Assistant: b </s> User: b Assistant: a </s>"
+    tokenizer = WordTokenizer.train([text])
+    plain = encode_text(text, tokenizer, loss_on)
+    row = encode_text(text, tokenizer, loss_on, bos=True)
+    assert row.ids.tolist() == [tokenizer.end_id, *plain.ids.tolist()]
+    if loss_on == "all":
+        assert row.counted is plain.counted is None
+    else:  # what is predicted first, "User", does not count
+        assert row.counted.tolist() == [False, *plain.counted.tolist()]

@@ -3,6 +3,7 @@
 import pytest
 
 from rustgpt.text.dataset import Dataset
+from rustgpt.text.pieces import encode_text
 from rustgpt.text.summary import examples, summarize
 
 NAMES = ["anneke", "bjarne", "cosima"]
@@ -21,10 +22,10 @@ def summary_of(texts, chats, context=80, **more):
 def test_counts():
     found = summary_of(["Moles dig.", "山水"], CHATS)
     assert (found.texts.rows, found.dialogues.rows) == (2, 2)
-    assert found.texts.tokens == 4 + 3  # with the end token
+    assert found.texts.tokens == 5 + 4  # with the end token on both sides
     assert found.bytes == 10 + 6 + sum(len(text) - 5 for text in CHATS)
     assert found.tokens_per_byte == found.tokens / found.bytes
-    assert (found.longest, found.spelled, found.texts.cut) == (26, 0, 0)
+    assert (found.longest, found.spelled, found.texts.cut) == (27, 0, 0)
     assert found.whole
 
 
@@ -48,7 +49,7 @@ def test_small_data_are_warned_of():
 
 def test_the_beginning_alone():
     texts = ["Moles dig."] * 3  # of 15 characters each with the end token
-    for most, rows, tokens in ((15, 1, 4), (20, 2, 5), (30, 2, 8), (31, 3, 9)):
+    for most, rows, tokens in ((15, 1, 5), (20, 2, 7), (30, 2, 10), (31, 3, 12)):
         found = summary_of(texts, CHATS, most=most)
         assert (found.texts.rows, found.texts.tokens, found.whole) == (rows, tokens, False)
         assert found.dialogues.rows == 0
@@ -67,15 +68,16 @@ def test_dialogues_that_do_not_fit_are_warned_of():
         "40 of 80 dialogues are longer than the context of 20 tokens and will be cut: a larger "
         "--max-seq-len keeps them whole"
     ]
-    assert summary_of([], CHATS, context=25).dialogues.cut == 0
-    assert summary_of([], CHATS, context=24).dialogues.cut == 1
+    assert summary_of([], CHATS, context=26).dialogues.cut == 0
+    assert summary_of([], CHATS, context=25).dialogues.cut == 1
+    assert summary_of([], CHATS, context=25, bos=False).dialogues.cut == 0
 
 
 def test_dialogues_without_a_counted_token_are_warned_of():
     found = summary_of([], CHATS * 40, context=7)
     assert found.dialogues.masked == 80
     assert "in 80 of 80 dialogues the answer begins behind the context" in found.warnings()[1]
-    assert summary_of([], CHATS, context=9).dialogues.masked == 1
+    assert summary_of([], CHATS, context=10).dialogues.masked == 1
     assert summary_of([], CHATS, context=7, loss_on="all").dialogues.masked == 0
 
 
@@ -83,23 +85,22 @@ def test_examples_are_marked_where_the_loss_counts():
     data = Dataset(["Moles dig. </s>", "Tar </s>"], CHATS)
     tokenizer = data.tokenizer()
     assert examples(data, tokenizer, 80, 1) == [
-        [("Moles", False), (" dig.</s>", True)],
-        [("User: What do moles dig? Assistant:", False), (" Tunnels, mostly.</s>", True)],
+        [("</s>", False), ("Moles dig.</s>", True)],
+        [("</s>User: What do moles dig? Assistant:", False), (" Tunnels, mostly.</s>", True)],
     ]
     both = examples(data, tokenizer, 80, 2)
     assert [counts for _, counts in both[3]] == [False, True, False, True]
     assert examples(data, tokenizer, 80, 0) == []
     short = examples(data, tokenizer, 2, 1)
-    assert short[0] == [("Moles", False), (" dig.", True)]
-    assert examples(data, tokenizer, 80, 1, "all")[1][0] == ("User", False)
+    assert short[0] == [("</s>", False), ("Moles dig", True)]
+    assert examples(data, tokenizer, 80, 1, "all")[1][0] == ("</s>", False)
+    assert examples(data, tokenizer, 80, 1, bos=False)[0][0] == ("Moles", False)
 
 
 @pytest.mark.parametrize("context", [1, 5])
 def test_nothing_is_lost_by_the_marks(context):
     data = Dataset(["Moles dig, don't they? </s>"], CHATS)
     tokenizer = data.tokenizer()
-    for example, row in zip(
-        examples(data, tokenizer, context, 1), data.pretraining_rows(tokenizer), strict=False
-    ):
-        whole = tokenizer.decode(row.ids[: context + 1].tolist(), False)
-        assert "".join(text for text, _ in example) == whole
+    ids = encode_text(data.pretraining_data[0], tokenizer, bos=True)
+    whole = tokenizer.decode(ids[: context + 1], False)
+    assert "".join(text for text, _ in examples(data, tokenizer, context, 1)[0]) == whole
