@@ -38,7 +38,8 @@ def encode_text(
         return encode_dialogue(tokenizer, text, "all" if loss_on == "all" else "assistant", bos)
     if isinstance(text, (Row, np.ndarray, list, tuple)):
         return text
-    ids, end = tokenizer.encode(text, True), tokenizer.end_id
+    # Of what is no text, the tokenizer says so.
+    ids, end = tokenizer.encode(text, True), tokenizer.end_id  # type: ignore[arg-type]
     return [end, *ids] if bos and ids not in ([], [end]) else ids
 
 
