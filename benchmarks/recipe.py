@@ -110,7 +110,7 @@ def run_pytorch(arguments: argparse.Namespace) -> float:
     import torch
     from pytorch_gpt2 import GPT2
 
-    from rustgpt.phase import data_order
+    from rustgpt.data_order import DataOrder
 
     training, validation, n_kinds = read(arguments.text)
     torch.manual_seed(arguments.seed)
@@ -118,7 +118,7 @@ def run_pytorch(arguments: argparse.Namespace) -> float:
     trainer = pytorch_trainer(model, arguments)
     windows = draw_windows(training, arguments.iterations, arguments.seed)
     # The order in which rustgpt's Trainer shuffles its first epoch.
-    order = data_order(len(windows), arguments.seed, 0, 0)
+    order = DataOrder(len(windows), arguments.seed, 0, 0)[:]
     ids = torch.from_numpy(windows[order].astype(np.int64))
     for step, batch in enumerate(ids.view(-1, BATCH, CONTEXT + 1)):
         for group in trainer.optimizer.param_groups:

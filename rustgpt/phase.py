@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rustgpt.layers.memory import Indices
-from rustgpt.parallel.batches import steps_of
-from rustgpt.replay import old_rows
-from rustgpt.text.rows import AnyRow
+from rustgpt.data_order import DataOrder, Order, Steps, steps_of_texts, steps_of_tokens
+from rustgpt.replay import MixedOrder, old_rows
+from rustgpt.text.rows import AnyRow, Rows
 from rustgpt.training_state import Epoch, Step
 
 if TYPE_CHECKING:
@@ -28,33 +29,33 @@ class Phase:
 
     Parameters
     ----------
-    rows
-        To learn, each fitting the context.
+    rows, old
+        To learn, each fitting the context; and, with the numbers that follow, those that were
+        learned before.
     validation
         What is evaluated; None for nothing.
     rate
         The highest learning rate.
     end
         When the phase is over.
-    old, drawn
-        How many rows, the last ones, were learned before; and how many of these an epoch has.
+    drawn
+        How many of the old rows an epoch has.
 
     Attributes
     ----------
-    steps : list
+    steps : Steps
         Which rows each step of the present epoch has.
     """
 
-    rows: list[AnyRow]
+    rows: Rows
+    old: Rows
     validation: Validation | None
     rate: float
     end: End
-    old: int = 0
     drawn: int = 0
-    steps: list[Indices] = field(default_factory=list)
+    steps: Steps = field(default_factory=lambda: steps_of_texts(DataOrder(0, 0, 0, 0), 1))
 
     def __post_init__(self) -> None:
-        self._lengths = np.array([len(row) - 1 for row in self.rows], np.int32)
         self._began = time.perf_counter()
         self._first_step = self._first_read = 0
         self._first_second = 0.0
@@ -62,19 +63,43 @@ class Phase:
     def plan(self, state: TrainingState, config: TrainConfig) -> None:
         """Put the rows of the present epoch in order, and divide them into steps."""
         place = state.seed, state.phase_number, state.epoch
-        new = len(self.rows) - self.old
-        order = data_order(new + self.drawn, *place)
+        new = len(self.rows)
+        order: Order = DataOrder(new + self.drawn, *place)
         if self.drawn:
-            rows = new + old_rows(self.old, self.drawn, *place)
-            order = np.concatenate([np.arange(new), rows])[order]
-        self.steps = steps_of(order, self._lengths, config.batch_size, config.batch_tokens)
+            order = MixedOrder(order, new, old_rows(len(self.old), self.drawn, *place))
+        if config.batch_tokens:
+            self.steps = steps_of_tokens(order, self._lengths, config.batch_tokens)
+        else:
+            self.steps = steps_of_texts(order, config.batch_size)
+
+    def batch(self, position: int) -> list[AnyRow]:
+        """Return the rows of a step of the present epoch."""
+        new = len(self.rows)
+        which = self.steps[position].tolist()
+        return [self.rows[i] if i < new else self.old[i - new] for i in which]
+
+    def _lengths(self, which: NDArray[Any]) -> NDArray[np.int64]:  # (n,) -> (n,)
+        """Return how many tokens are read of each of these rows."""
+        new = len(self.rows)
+        found = np.empty(len(which), np.int64)
+        found[which < new] = self.rows.lengths(which[which < new])
+        found[which >= new] = self.old.lengths(which[which >= new] - new)
+        return found
 
     def most_texts(self, config: TrainConfig) -> int:
-        """Return the most texts that a step may have."""
+        """Return the most texts that a step may have: as many of the shortest as fit."""
         if not config.batch_tokens:
-            return len(self.rows)
-        ends = np.cumsum(np.sort(self._lengths))  # the shortest ones first
-        return max(1, int(np.searchsorted(ends, config.batch_tokens, side="right")))
+            return len(self.rows) + len(self.old)
+        counts = np.zeros(max(self.rows.longest(), self.old.longest()), np.int64)  # of each length
+        for edges in chain(self.rows.parts(), self.old.parts()):
+            counts += np.bincount(edges[:, 1] - edges[:, 0] - 1, minlength=len(counts))
+        most, room = 0, config.batch_tokens
+        for length, count in enumerate(counts.tolist()):
+            fit = min(count, room // length) if length else count
+            most, room = most + fit, room - fit * length
+            if fit < count:
+                break
+        return max(1, most)
 
     def begin(self, state: TrainingState) -> None:
         """Begin, or go on, from now: the clock runs."""
@@ -134,8 +159,3 @@ class Phase:
             state.phase, state.epoch + 1, self.total_epochs(state), state.mean_loss,
             state.largest_norm, pace, self.pace(state)[1], complete, evaluation,
         )  # fmt: skip
-
-
-def data_order(n: int, seed: int, phase: int, epoch: int) -> Any:  # -> (n,)
-    """Return the order in which an epoch of a phase, both from 0, goes through n rows."""
-    return np.random.default_rng((seed, phase, epoch)).permutation(n)

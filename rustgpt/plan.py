@@ -74,9 +74,7 @@ def _size(text: Any) -> int:
     return len(text if isinstance(text, str) else text.text())
 
 
-def for_own_data(
-    config: TrainConfig, dataset: Dataset, given: Collection[str] = ()
-) -> TrainConfig:
+def for_own_data(config: TrainConfig, dataset: Dataset, given: Collection[str] = ()) -> TrainConfig:
     """Return the settings with what own data decide: how much is held out, and the patience.
 
     Parameters

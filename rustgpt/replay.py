@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from rustgpt.data_order import Indices, Order
 from rustgpt.errors import ConfigError
-from rustgpt.layers.memory import Indices
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,41 @@ class Replay:
         return math.ceil(new * self.share / (1 - self.share) - 1e-9)  # 0.8 means 40 for 10
 
 
+class MixedOrder:
+    """The order of an epoch in which some old rows stand among the new ones.
+
+    Parameters
+    ----------
+    order
+        Of all rows of the epoch, the new ones before the old.
+    new
+        How many new rows there are.
+    old
+        (D,) which old rows the epoch has; their numbers follow those of the new ones.
+    """
+
+    def __init__(self, order: Order, new: int, old: Indices) -> None:
+        self._order, self._new, self._old = order, new, old
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: slice) -> Indices:
+        which = self._order[index]
+        old = self._new + self._old[np.maximum(which - self._new, 0)]
+        return np.where(which < self._new, which, old)
+
+
 def old_rows(n: int, drawn: int, seed: int, phase: int, epoch: int) -> Indices:  # -> (drawn,)
     """Return which of n old rows an epoch of a phase, both from 0, takes.
 
     They come in rounds, each with all of them, and each epoch takes the next ones.
     """
     if not n or not drawn:
-        return np.empty(0, np.int32)
+        return np.empty(0, np.int64)
     first, end = epoch * drawn, (epoch + 1) * drawn
     rounds = range(first // n, (end - 1) // n + 1)
     orders = [np.random.default_rng((seed, phase, turn, n)).permutation(n) for turn in rounds]
     begin = first - rounds.start * n
-    rows: Indices = np.concatenate(orders)[begin : begin + drawn].astype(np.int32)
+    rows: Indices = np.concatenate(orders)[begin : begin + drawn]
     return rows

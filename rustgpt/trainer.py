@@ -20,8 +20,8 @@ from rustgpt.phase import Phase
 from rustgpt.replay import Replay
 from rustgpt.stepper import Stepper, adam
 from rustgpt.text.dialogue import Dialogue
-from rustgpt.text.pieces import Ids, Text, checked, cut, encode_text, hold_out
-from rustgpt.text.rows import AnyRow, Row, count_targets
+from rustgpt.text.pieces import Text, checked, encode_text, hold_out
+from rustgpt.text.rows import AnyRow, Rows, count_targets
 from rustgpt.training_record import Recorded
 from rustgpt.training_state import Epoch, Evaluation, Step, TrainingState
 from rustgpt.validation import Validation
@@ -136,8 +136,7 @@ class Trainer(Recorded):
         Texts that are not of the form "User: ... Assistant: ..." are learned as they are.
         """
         config = self.config
-        _check_list(texts)
-        rows = map(self._encoder(config.loss_on), texts)
+        rows = self._encoded(texts, config.loss_on)
         return self._fit(
             rows, config.tune_epochs, config.tune_rate, "instruction tuning", part,
             config.tune_validation_share, config.loss_on,
@@ -162,8 +161,7 @@ class Trainer(Recorded):
         ConfigError, DataError, TrainingError
             As `fit_ids`.
         """
-        _check_list(texts)
-        rows = map(self._encoder(), texts)
+        rows = self._encoded(texts)
         return self._fit(rows, epochs, rate, phase, part, self.config.validation_share)
 
     def fit_ids(
@@ -207,11 +205,12 @@ class Trainer(Recorded):
             If the loss or the gradient is not finite; the step that gave it is not applied, but
             those before it have led there. Or if the model is being trained already.
         """
-        return self._fit(texts, epochs, rate, phase, part, self.config.validation_share)
+        rows = Rows.of(map(self._checked, texts))
+        return self._fit(rows, epochs, rate, phase, part, self.config.validation_share)
 
     def _fit(
         self,
-        texts: Iterable[Sequence[int] | AnyRow],
+        texts: Rows,
         epochs: int,
         rate: float,
         name: str,
@@ -228,15 +227,15 @@ class Trainer(Recorded):
         self.stopped = False
         tokenizer, config = self.model.tokenizer, self.config
         rows, held_out = self._rows(texts, share if self.validation is None else 0.0)
-        encode = self._encoder(loss_on)
-        held_out += map(self._checked, map(encode, self.validation or []))
+        if self.validation is not None:
+            held_out = self._encoded(self.validation, loss_on)
         self.held_out_texts = len(held_out)
         validation = Validation(held_out, tokenizer, self.model.max_seq_len)
         replay = self.replay.get(name, Replay([], 0))
-        old = cut(map(self._checked, map(encode, replay.texts)), self.model.max_seq_len)
+        old = self._encoded(replay.texts, loss_on).cut(self.model.max_seq_len)
         phase = Phase(
-            rows + old, validation if validation.targets else None, rate,
-            End.of(config, epochs, part), len(old), replay.count(len(rows)) if old else 0,
+            rows, old, validation if validation.targets else None, rate,
+            End.of(config, epochs, part), replay.count(len(rows)) if old else 0,
         )  # fmt: skip
         optimizer = self._make_optimizer(self.model, config)
         with Stepper(self.model, config, optimizer, phase.most_texts(config)) as stepper:
@@ -303,7 +302,7 @@ class Trainer(Recorded):
 
     def _step(self, phase: Phase, stepper: Stepper) -> None:
         state, config = self.state, self.config
-        batch = [phase.rows[i] for i in phase.steps[state.position]]
+        batch = phase.batch(state.position)
         rate = learning_rate(
             state.step, phase.total_steps(state), phase.rate, config.schedule,
             config.warmup_steps, config.final_rate,
@@ -337,36 +336,39 @@ class Trainer(Recorded):
         if self.on_evaluation:
             self.on_evaluation(evaluation)
 
-    def _rows(
-        self, texts: Iterable[Sequence[int] | AnyRow], share: float
-    ) -> tuple[list[AnyRow], list[AnyRow]]:
-        """Return the texts' ids, cut so that each fits the context; and whole ones to validate on.
+    def _rows(self, whole: Rows, share: float) -> tuple[Rows, Rows]:
+        """Return the texts, cut so that each fits the context; and whole ones to validate on.
 
         A row has one token more than the context: the last is predicted, not read.
         """
         longest = self.model.max_seq_len
-        whole = [self._checked(text) for text in texts]
-        held_out: list[AnyRow] = []
+        held_out = Rows.of([])
         self.too_small_to_split = False
         if share:
             whole, held_out = hold_out(whole, share, self.config.seed)
             self.too_small_to_split = not held_out
-        self.split_texts = sum(len(row) > longest + 1 for row in whole)
-        self.skipped_texts = sum(len(row) < 2 for row in whole)
-        rows = cut(whole, longest)
+        self.split_texts = self.skipped_texts = 0
+        for edges in whole.parts():
+            lengths = edges[:, 1] - edges[:, 0]  # (n,)
+            self.split_texts += int((lengths > longest + 1).sum())
+            self.skipped_texts += int((lengths < 2).sum())
+        rows = whole.cut(longest)
         if not rows:
             raise DataError("there is nothing to train on: no text has two tokens; add some text")
-        if not count_targets(rows):
+        if not rows.count_targets():
             raise DataError(
                 "there is nothing to train on: of no text there is a token that counts in the "
                 'loss; add answers, or count all words with loss_on="all"'
             )
         return rows, held_out
 
-    def _encoder(self, loss_on: str = "") -> Callable[[Text], Row | Sequence[int] | Ids]:
-        """Return `encode_text` for the model."""
-        model = self.model
-        return lambda text: encode_text(text, model.tokenizer, loss_on, model.config.add_bos_token)
+    def _encoded(self, texts: Sequence[Text], loss_on: str = "") -> Rows:
+        """Return whole texts as token ids."""
+        if isinstance(texts, (str, bytes)):
+            raise DataError("the texts to learn must be a list of strings, not one string")
+        tokenizer, bos = self.model.tokenizer, self.model.config.add_bos_token
+        rows = (encode_text(text, tokenizer, loss_on, bos) for text in texts)
+        return Rows.of(map(self._checked, rows))
 
     def _checked(self, text: Sequence[int] | AnyRow) -> AnyRow:
         return checked(text, self.model.tokenizer.vocab_size)
@@ -383,9 +385,3 @@ def _check_run(epochs: Any, rate: Any, part: Any) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _check_list(texts: Any) -> None:
-    """Raise DataError if there is one text and no list of texts."""
-    if isinstance(texts, (str, bytes)):
-        raise DataError("the texts to learn must be a list of strings, not one string")

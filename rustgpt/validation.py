@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rustgpt.text.pieces import cut
-from rustgpt.text.rows import AnyRow, Row, count_targets, ids_of
+from rustgpt.text.rows import AnyRow, Row, Rows, ids_of
 from rustgpt.training_state import Evaluation, TrainingState
 
 if TYPE_CHECKING:
@@ -32,9 +31,9 @@ class Validation:
         How many tokens of a text are read at once.
     """
 
-    def __init__(self, rows: Sequence[AnyRow], tokenizer: Tokenizer, longest: int) -> None:
-        self.rows = cut(rows, longest)
-        self.targets = count_targets(self.rows)
+    def __init__(self, rows: Rows, tokenizer: Tokenizer, longest: int) -> None:
+        self.rows = rows.cut(longest)
+        self.targets = self.rows.count_targets()
         self.bytes = sum(counted_bytes(row, tokenizer) for row in rows)
 
     def loss(self, stepper: Stepper, stopped: Callable[[], bool] = lambda: False) -> float | None:

@@ -15,9 +15,9 @@ import pytest
 
 import rustgpt
 from rustgpt.config import TrainConfig
+from rustgpt.data_order import DataOrder
 from rustgpt.errors import ConfigError
 from rustgpt.llm import LLM
-from rustgpt.phase import data_order
 from rustgpt.trainer import Trainer
 from rustgpt.training_state import TrainingState
 
@@ -198,13 +198,13 @@ def test_a_stop_before_the_first_step_of_a_run_changes_nothing(model_of, monkeyp
 
     def order_and_a_signal(*given):
         trainer.stop()
-        return data_order(*given)
+        return DataOrder(*given)
 
     model, state = model_of(), None
     if stop:
         state = Run(model, config_of(), stop).trainer.state
     before = model.parameters.copy()
-    monkeypatch.setattr("rustgpt.phase.data_order", order_and_a_signal)
+    monkeypatch.setattr("rustgpt.phase.DataOrder", order_and_a_signal)
     trainer = Trainer(model, config_of(), lambda _: 1 / 0, lambda _: 1 / 0, state=state)
     assert trainer.pretrain(TEXTS) == trainer.epochs == []
     assert (trainer.stopped, trainer.steps) == (True, stop)
@@ -348,16 +348,16 @@ def test_an_optimizer_refuses_moments_that_are_no_numbers(stopped, kind):
 @pytest.mark.parametrize("n", [0, 1, 2, 7, 100])
 def test_an_order_is_a_permutation(n):
     for seed, phase, epoch in itertools.product((0, 1, 2**63 - 1), (0, 1), (0, 1, 9)):
-        assert sorted(data_order(n, seed, phase, epoch).tolist()) == list(range(n))
+        assert sorted(DataOrder(n, seed, phase, epoch)[:].tolist()) == list(range(n))
 
 
 def test_each_seed_phase_and_epoch_has_its_own_order():
     places = list(itertools.product(range(4), range(4), range(4)))
-    orders = {place: tuple(data_order(30, *place).tolist()) for place in places}
+    orders = {place: tuple(DataOrder(30, *place)[:].tolist()) for place in places}
     assert len(set(orders.values())) == len(places)
     np.random.default_rng(5).random()
     assert all(
-        tuple(data_order(30, *place).tolist()) == orders[place] for place in reversed(places)
+        tuple(DataOrder(30, *place)[:].tolist()) == orders[place] for place in reversed(places)
     )
 
 
@@ -384,7 +384,7 @@ def orders_seen(model_of, monkeypatch, stop=STEPS, state=None, texts=16):
 
 def test_a_training_follows_the_orders(model_of, monkeypatch):
     orders, _ = orders_seen(model_of, monkeypatch)
-    expected = [1 + data_order(16, 1, phase, epoch) for phase in (0, 1) for epoch in (0, 1)]
+    expected = [1 + DataOrder(16, 1, phase, epoch)[:] for phase in (0, 1) for epoch in (0, 1)]
     assert orders == [half.tolist() for order in expected for half in (order[:8], order[8:])]
     assert len({tuple(order) for order in orders}) == 8
 
@@ -400,8 +400,8 @@ def test_a_fresh_process_computes_the_same_order(model_of, monkeypatch, tmp_path
     """Whatever it has done before, and whatever the seed of its hashes."""
     orders, _ = orders_seen(model_of, monkeypatch)
     code = (
-        "import json; from rustgpt.phase import data_order; "
-        "print(json.dumps([data_order(16, 1, phase, 1).tolist() for phase in (0, 1)]))"
+        "import json; from rustgpt.data_order import DataOrder; "
+        "print(json.dumps([DataOrder(16, 1, phase, 1)[:].tolist() for phase in (0, 1)]))"
     )
     environment = os.environ | {
         "PYTHONPATH": str(Path(rustgpt.__file__).parents[1]), "PYTHONHASHSEED": "7",

@@ -8,7 +8,7 @@ import pytest
 from rustgpt.config import TrainConfig
 from rustgpt.llm import LLM
 from rustgpt.stepper import Stepper
-from rustgpt.text.rows import Row
+from rustgpt.text.rows import Row, Rows
 from rustgpt.text.tokenizer import WordTokenizer
 from rustgpt.trainer import Trainer
 from rustgpt.training_state import TrainingState, perplexity
@@ -137,7 +137,7 @@ def test_bytes_are_those_of_the_predictions_that_count():
 
 def test_what_has_no_bytes_has_no_bits_a_byte(model_of):
     model = model_of()
-    validation = Validation([np.array([1, 27], np.int32)][:0], model.tokenizer, 8)
+    validation = Validation(Rows.of([]), model.tokenizer, 8)
     assert math.isnan(validation.bits_per_byte(1.0))
     assert perplexity(1e4) == math.inf
 

@@ -75,31 +75,6 @@ def count_tokens(rows: Sequence[AnyRow | Text]) -> int:
     return sum(len(row) - 1 for row in rows)
 
 
-def steps_of(order: Indices, lengths: Indices, texts: int, tokens: int = 0) -> list[Indices]:
-    """Return which texts each step of an epoch has.
-
-    Parameters
-    ----------
-    order
-        (n,) of the texts.
-    lengths
-        (n,) how many tokens each text has to be read.
-    texts
-        Of a step.
-    tokens
-        The most that a step reads, instead: as many texts as fit, but at least one.
-    """
-    if not tokens:
-        return [order[first : first + texts] for first in range(0, len(order), texts)]
-    ends = np.cumsum(lengths[order])
-    steps, first, read = [], 0, 0
-    while first < len(order):
-        stop = max(first + 1, int(np.searchsorted(ends, read + tokens, side="right")))
-        steps.append(order[first:stop])
-        first, read = stop, int(ends[stop - 1])
-    return steps
-
-
 def divided(batch: list[AnyRow], n: int) -> list[list[Piece]]:
     """Return each of n threads' pieces: whole texts."""
     each = max(TOKENS_A_PIECE // n, TOKENS_OF_A_THREAD)

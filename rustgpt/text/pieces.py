@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rustgpt.errors import DataError
 from rustgpt.text.dialogue import Dialogue, encode_dialogue
-from rustgpt.text.rows import AnyRow, Row, count_targets, ids_of
+from rustgpt.text.rows import AnyRow, Edges, Row, Rows
 from rustgpt.text.tokenizer import Tokenizer, token_ids
 
 FEW = 10  # texts of which none is held out as a whole, but the end of each
@@ -57,30 +57,17 @@ def checked(text: Sequence[int] | AnyRow, vocab_size: int) -> AnyRow:
         return token_ids(text, vocab_size)
     ids = token_ids(text.ids, vocab_size)
     if text.counted is None:
-        return ids
+        return Row(ids, continues=True) if text.continues else ids
     counted = np.asarray(text.counted)
     if counted.dtype != bool or counted.shape != (max(0, len(ids) - 1),):
         raise DataError(
             f"counted of a row of {len(ids)} ids must be {max(0, len(ids) - 1)} values of type "
             f"bool, got {counted.dtype} of shape {counted.shape}"
         )
-    return ids if counted.all() else Row(ids, counted)
+    return ids if counted.all() and not text.continues else Row(ids, counted, text.continues)
 
 
-def cut(rows: Iterable[AnyRow], longest: int) -> list[AnyRow]:
-    """Cut rows so that at most `longest` tokens of each are read.
-
-    The last token of a piece is the first of the next: every token but the first is predicted once.
-    Rows of less than two tokens are left out.
-    """
-    return [
-        _part(row, first, first + longest + 1)
-        for row in rows
-        for first in range(0, len(row) - 1, longest)
-    ]
-
-
-def hold_out(rows: Sequence[AnyRow], share: float, seed: int) -> tuple[list[AnyRow], list[AnyRow]]:
+def hold_out(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
     """Divide texts into those to learn and those to validate on.
 
     Parameters
@@ -94,29 +81,33 @@ def hold_out(rows: Sequence[AnyRow], share: float, seed: int) -> tuple[list[AnyR
 
     Returns
     -------
-    tuple of list
+    tuple of Rows
         The second is empty if the texts are too small to be divided.
     """
-    if len(rows) >= FEW:
-        n = min(max(1, round(share * len(rows))), len(rows) - 1)
-        drawn = set(np.random.default_rng((seed, len(rows))).permutation(len(rows))[:n].tolist())
-        learned = [row for i, row in enumerate(rows) if i not in drawn]
-        held_out = [row for i, row in enumerate(rows) if i in drawn]
-    else:
-        edges = [len(row) - round(share * len(row)) for row in rows]
-        edges = [n if len(row) - n > 1 else len(row) for row, n in zip(rows, edges, strict=True)]
-        learned = [_part(row, 0, n) for row, n in zip(rows, edges, strict=True)]
-        held_out = [
-            _part(row, n, len(row)) for row, n in zip(rows, edges, strict=True) if n < len(row)
-        ]
-    if count_targets(held_out) and count_targets(learned):
+    learned = rows.with_edges(left for left, _ in _divided(rows, share, seed))
+    held_out = rows.with_edges(held for _, held in _divided(rows, share, seed))
+    if held_out.count_targets() and learned.count_targets():
         return learned, held_out
-    return list(rows), []
+    return rows, Rows.of([])
 
 
-def _part(row: AnyRow, first: int, stop: int) -> AnyRow:
-    """Return the tokens from first to stop."""
-    ids = ids_of(row)[first:stop]
-    if isinstance(row, Row) and row.counted is not None:
-        return Row(ids, row.counted[first : max(first, stop - 1)])
-    return ids
+def _divided(rows: Rows, share: float, seed: int) -> Iterator[tuple[Edges, Edges]]:
+    """Yield the edges of what is learned, and of what is held out, some at a time."""
+    total, rng = len(rows), np.random.default_rng((seed, len(rows)))
+    first = 0
+    for edges in rows.parts():
+        n = len(edges)
+        if total >= FEW:
+            # In all, the share of all; but one at least, and not all.
+            before, after = (round(share * i) for i in (first, first + n))
+            drawn = min(max(after - before, first == 0), n - 1)
+            held = np.zeros(n, np.bool_)
+            held[rng.permutation(n)[:drawn]] = True
+            yield edges[~held], edges[held]
+        else:
+            starts, stops = edges.T
+            at = stops - np.rint(share * (stops - starts)).astype(np.int64)
+            at = np.where(stops - at > 1, at, stops)
+            left, right = np.stack([starts, at], axis=1), np.stack([at, stops], axis=1)
+            yield left, right[at < stops]
+        first += n

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rustgpt.text.pieces import FEW, checked, cut, encode_text, hold_out
-from rustgpt.text.rows import Row, count_targets, ids_of, targets_of
+from rustgpt.text.pieces import FEW, checked, encode_text, hold_out
+from rustgpt.text.rows import Row, Rows, count_targets, ids_of, targets_of
 from rustgpt.text.tokenizer import WordTokenizer
 
 
@@ -38,49 +38,50 @@ def test_a_row_that_counts_everywhere_is_its_ids():
 def test_pieces_overlap_by_the_token_that_is_predicted_and_then_read():
     (text,) = texts(9)
     mask = np.arange(8) % 3 == 0
-    pieces = cut([Row(text, mask), texts(1)[0], texts(0)[0]], 4)
+    pieces = Rows.of([Row(text, mask), texts(1)[0], texts(0)[0]]).cut(4)
     assert as_lists(pieces) == [[0, 1, 2, 3, 4], [4, 5, 6, 7, 8]]
     assert np.concatenate([piece.counted for piece in pieces]).tolist() == mask.tolist()
-    assert as_lists(cut([text], 7)) == [list(range(8)), [7, 8]]
+    assert as_lists(Rows.of([text]).cut(7)) == [list(range(8)), [7, 8]]
 
 
 def test_whole_texts_are_held_out():
     rows = texts(*[5] * 30)
-    learned, held_out = hold_out(rows, 0.1, 7)
+    learned, held_out = hold_out(Rows.of(rows), 0.1, 7)
     assert (len(learned), len(held_out)) == (27, 3)
     assert sorted(as_lists(learned) + as_lists(held_out)) == as_lists(rows)
     assert as_lists(learned) == sorted(as_lists(learned))  # in their order
-    assert as_lists(hold_out(rows, 0.1, 7)[1]) == as_lists(held_out)
-    assert len({str(as_lists(hold_out(rows, 0.1, seed)[1])) for seed in range(9)}) > 5
-    assert len(hold_out(texts(*[5] * FEW), 0.01, 0)[1]) == 1
+    assert as_lists(hold_out(Rows.of(rows), 0.1, 7)[1]) == as_lists(held_out)
+    assert len({str(as_lists(hold_out(Rows.of(rows), 0.1, seed)[1])) for seed in range(9)}) > 5
+    assert len(hold_out(Rows.of(texts(*[5] * FEW)), 0.01, 0)[1]) == 1
 
 
 @pytest.mark.parametrize("n", [1, 2, FEW - 1])
 def test_of_few_texts_the_end_of_each_is_held_out(n):
     rows = texts(*[100] * n)
-    learned, held_out = hold_out(rows, 0.1, 0)
+    learned, held_out = hold_out(Rows.of(rows), 0.1, 0)
     assert [len(row) for row in learned] == [90] * n
     assert [len(row) for row in held_out] == [10] * n
     assert [a + b for a, b in zip(as_lists(learned), as_lists(held_out), strict=True)] == (
         as_lists(rows)
     )
     masked = Row(rows[0], np.arange(99) % 2 == 0)
-    (learned,), (held_out,) = hold_out([masked], 0.2, 0)
+    (learned,), (held_out,) = hold_out(Rows.of([masked]), 0.2, 0)
     assert learned.counted.tolist() == masked.counted[:79].tolist()
     assert held_out.counted.tolist() == masked.counted[80:].tolist()
 
 
 def test_a_text_too_short_to_be_divided_is_learned_whole():
-    learned, held_out = hold_out(texts(100, 12), 0.1, 0)
+    learned, held_out = hold_out(Rows.of(texts(100, 12)), 0.1, 0)
     assert ([len(row) for row in learned], [len(row) for row in held_out]) == ([90, 12], [10])
     for rows in (texts(4, 5), texts(*[1] * 20), []):
-        assert as_lists(hold_out(rows, 0.1, 0)[0]) == as_lists(rows)
-        assert hold_out(rows, 0.1, 0)[1] == []
+        assert as_lists(hold_out(Rows.of(rows), 0.1, 0)[0]) == as_lists(rows)
+        assert len(hold_out(Rows.of(rows), 0.1, 0)[1]) == 0
 
 
 def test_what_is_held_out_has_something_that_counts():
     rows = [Row(ids, np.zeros(4, bool)) for ids in texts(*[5] * 20)]
-    assert hold_out(rows, 0.2, 0) == (rows, [])
+    learned, held_out = hold_out(Rows.of(rows), 0.2, 0)
+    assert (as_lists(learned), len(held_out)) == (as_lists(rows), 0)
 
 
 def test_a_text_of_any_form():
