@@ -12,12 +12,14 @@ from rustgpt.config import LIMITS, UNLIMITED, ModelConfig, TrainConfig
 from rustgpt.errors import ConfigError
 from rustgpt.file_set import locked
 from rustgpt.llm import LLM
-from rustgpt.text.dataset import Dataset, Paths
+from rustgpt.text.dataset import Dataset
 from rustgpt.text.sources import StrPath
+from rustgpt.text.stored import Paths, characters
 from rustgpt.text.tokenizer import AUTO
 from rustgpt.trainer import Trainer
 
 OWN_SHARE: Final = 0.1  # of own texts, for the validation
+MOST_HELD_OUT: Final = 2**20  # characters
 PATIENCE: Final = 5  # evaluations of own texts
 MANY_DIALOGUES: Final = 1000  # of fewer, none is left out: each may hold a fact
 
@@ -61,17 +63,13 @@ def phases_of(dataset: Dataset, config: TrainConfig) -> list[PlannedPhase]:
         ("instruction tuning", dataset.tuning_data, config.tune_epochs, usual.tune_epochs),
     ]
     amounts = [
-        sum(map(_size, texts)) * (epochs if epochs < UNLIMITED else otherwise)
+        characters(texts) * (epochs if epochs < UNLIMITED else otherwise)
         for _, texts, epochs, otherwise in found
     ]
     return [
         PlannedPhase(name, texts, epochs, max(amount / max(1, sum(amounts)), 1e-6))
         for (name, texts, epochs, _), amount in zip(found, amounts, strict=True)
     ]
-
-
-def _size(text: Any) -> int:
-    return len(text if isinstance(text, str) else text.text())
 
 
 def for_own_data(config: TrainConfig, dataset: Dataset, given: Collection[str] = ()) -> TrainConfig:
@@ -86,14 +84,19 @@ def for_own_data(config: TrainConfig, dataset: Dataset, given: Collection[str] =
     if dataset.is_bundled:
         return config
     if not {"validation_share", "tune_validation_share"} & {*given}:
+        texts, chats = map(own_share, (dataset.pretraining_data, dataset.chat_training_data))
         many = len(dataset.chat_training_data) >= MANY_DIALOGUES
-        tune_share = OWN_SHARE if many else 0.0
         config = dataclasses.replace(
-            config, validation_share=OWN_SHARE, tune_validation_share=tune_share
+            config, validation_share=texts, tune_validation_share=chats if many else 0.0
         )
     if held_out(config) and not {"patience", *LIMITS} & {*given}:
         config = dataclasses.replace(config, patience=PATIENCE)
     return config
+
+
+def own_share(texts: Sequence[Any]) -> float:
+    """Return which share of own texts is held out: a tenth, but no more than is of use."""
+    return min(OWN_SHARE, MOST_HELD_OUT / max(1, characters(texts)))
 
 
 def held_out(config: TrainConfig) -> bool:

@@ -20,8 +20,9 @@ from rustgpt.phase import Phase
 from rustgpt.replay import Replay
 from rustgpt.stepper import Stepper, adam
 from rustgpt.text.dialogue import Dialogue
-from rustgpt.text.pieces import Text, checked, encode_text, hold_out
+from rustgpt.text.pieces import Text, checked, hold_out
 from rustgpt.text.rows import AnyRow, Rows, count_targets
+from rustgpt.text.stored import encode_all
 from rustgpt.training_record import Recorded
 from rustgpt.training_state import Epoch, Evaluation, Step, TrainingState
 from rustgpt.validation import Validation
@@ -205,7 +206,7 @@ class Trainer(Recorded):
             If the loss or the gradient is not finite; the step that gave it is not applied, but
             those before it have led there. Or if the model is being trained already.
         """
-        rows = Rows.of(map(self._checked, texts))
+        rows = Rows.of(checked(text, self.model.tokenizer.vocab_size) for text in texts)
         return self._fit(rows, epochs, rate, phase, part, self.config.validation_share)
 
     def _fit(
@@ -366,12 +367,7 @@ class Trainer(Recorded):
         """Return whole texts as token ids."""
         if isinstance(texts, (str, bytes)):
             raise DataError("the texts to learn must be a list of strings, not one string")
-        tokenizer, bos = self.model.tokenizer, self.model.config.add_bos_token
-        rows = (encode_text(text, tokenizer, loss_on, bos) for text in texts)
-        return Rows.of(map(self._checked, rows))
-
-    def _checked(self, text: Sequence[int] | AnyRow) -> AnyRow:
-        return checked(text, self.model.tokenizer.vocab_size)
+        return encode_all(texts, self.model.tokenizer, loss_on, self.model.config.add_bos_token)
 
 
 def _check_run(epochs: Any, rate: Any, part: Any) -> None:

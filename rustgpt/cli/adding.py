@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from rustgpt.cli.data import read_data
@@ -13,6 +14,8 @@ from rustgpt.cli.terminal import note
 from rustgpt.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rustgpt.llm import LLM
     from rustgpt.text.dataset import Dataset
     from rustgpt.trainer import Trainer
@@ -98,7 +101,7 @@ def initial_model(args: argparse.Namespace, dataset: Dataset) -> LLM:
     if not args.extend_vocab:
         return model
     before = model.tokenizer.vocab_size
-    model = model.extend_vocab([*dataset.pretraining_data, *dataset.chat_training_data])
+    model = model.extend_vocab(chain(dataset.pretraining_data, dataset.chat_training_data))
     note(f"rustgpt: {model.tokenizer.vocab_size - before:,} new words in the vocabulary")
     return model
 
@@ -128,7 +131,7 @@ def note_origin(trainer: Trainer, args: argparse.Namespace) -> None:
     trainer.notes["before"] = before
 
 
-def replay(trainer: Trainer, args: argparse.Namespace, dataset: Dataset) -> list[str]:
+def replay(trainer: Trainer, args: argparse.Namespace, dataset: Dataset) -> Sequence[str]:
     """Have a trainer learn old texts again; return all of them.
 
     Each phase learns those of its own kind; a pre-training alone learns the dialogues too.
@@ -138,15 +141,21 @@ def replay(trainer: Trainer, args: argparse.Namespace, dataset: Dataset) -> list
     if not args.replay:
         return []
     old = [_read(source) for source in trainer.notes["before"]]
-    statements = [text for data in old for text in data.pretraining_data]
-    dialogues = [text for data in old for text in data.chat_training_data]
+    statements = _joined([data.pretraining_data for data in old])
+    dialogues = _joined([data.chat_training_data for data in old])
     alone = not (dataset.pretraining_data and dataset.chat_training_data)
-    both = [*dialogues, *statements]
+    both = _joined([dialogues, statements])
     trainer.replay = {
         PRETRAINING: Replay(both if alone else statements, share(args)),
         TUNING: Replay(dialogues or statements, share(args)),
     }
     return both
+
+
+def _joined(lists: list[Sequence[str]]) -> Sequence[str]:
+    """Return all texts of some lists; of one alone the list itself, which may be stored."""
+    lists = [texts for texts in lists if texts]
+    return lists[0] if len(lists) == 1 else [*chain(*lists)]
 
 
 def _read(source: dict[str, Any]) -> Dataset:

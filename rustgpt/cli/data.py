@@ -6,8 +6,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from rustgpt.cli.options import add_number, path
-from rustgpt.cli.terminal import say
+from rustgpt.cli.options import add_number, add_path, path
+from rustgpt.cli.terminal import Reading, say
 from rustgpt.cli.tokenizer_flags import add_tokenizer, chosen_tokenizer
 from rustgpt.config import ModelConfig, TrainConfig
 from rustgpt.errors import ConfigError
@@ -49,6 +49,11 @@ def add_data(group: argparse._ActionsContainer, positional: bool = True) -> None
         help="the form of your files, or of the records in them, where their content shall not "
         f"decide: {', '.join(FORMATS[1:])}; text is a whole document (default: {FORMATS[0]})",
     )
+    text = (
+        "where the tokens of more than 16 MB of your data are kept for the next time (default: "
+        "rustgpt in your folder for caches)"
+    )
+    add_path(group, "--cache", "DIR", text)
     group.add_argument(
         "--language",
         choices=LANGUAGES,
@@ -68,8 +73,9 @@ def read_data(args: argparse.Namespace) -> Dataset:
     if args.language:
         raise ConfigError("--language chooses among the bundled data: leave it out with your own")
     return Dataset.load(
-        paths, pretraining=args.pretrain, chat=args.chat, form=args.format or FORMATS[0]
-    )
+        paths, pretraining=args.pretrain, chat=args.chat, form=args.format or FORMATS[0],
+        cache=getattr(args, "cache", None), on_progress=Reading(),
+    )  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from rustgpt.benchmark import peak_memory_mb
 from rustgpt.cli.terminal import say, span
-from rustgpt.text.pieces import checked, encode_text
-from rustgpt.text.rows import targets_of
+from rustgpt.text.stored import encode_all
 from rustgpt.trainer import Trainer
 from rustgpt.training_state import perplexity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from rustgpt.config import TrainConfig
     from rustgpt.llm import LLM
@@ -71,14 +70,10 @@ def measure(model: LLM, config: TrainConfig, phase: PlannedPhase) -> Estimate | 
     return Estimate(step.total, step.epochs, step.tokens_per_second, taken + step.seconds_left)
 
 
-def guessing_loss(texts: Iterable[Text], model: LLM, loss_on: str = "") -> float:
+def guessing_loss(texts: Sequence[Text], model: LLM, loss_on: str = "") -> float:
     """Return the mean loss of always guessing each token as often as it comes."""
-    bos = model.config.add_bos_token
-    counts: Any = np.zeros(model.tokenizer.vocab_size, np.int64)
-    for text in texts:
-        row = checked(encode_text(text, model.tokenizer, loss_on, bos), len(counts))
-        targets = targets_of(row)
-        counts += np.bincount(targets[targets >= 0], minlength=len(counts))
+    rows = encode_all(texts, model.tokenizer, loss_on, model.config.add_bos_token)
+    counts = rows.frequencies(model.tokenizer.vocab_size)  # (V,)
     shares = counts[counts > 0] / max(1, counts.sum())
     return max(0.0, -float((shares * np.log(shares)).sum()))
 

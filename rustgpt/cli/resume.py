@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +17,7 @@ from rustgpt.errors import CheckpointError, ConfigError, DataError
 from rustgpt.history import newest_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from rustgpt.text.dataset import Dataset
     from rustgpt.trainer import Trainer
@@ -69,19 +68,13 @@ def phases(dataset: Dataset, config: TrainConfig) -> int:
 
 def digests(dataset: Dataset, old: Sequence[str]) -> dict[str, str]:
     """Return the SHA-256 of the texts of each phase, and of the old ones."""
+    from rustgpt.text.stored import digest
+
     return {
-        "pretrain": _digest(dataset.pretraining_data),
-        "chat": _digest(dataset.chat_training_data),
-        "replay": _digest(old),
+        "pretrain": digest(dataset.pretraining_data),
+        "chat": digest(dataset.chat_training_data),
+        "replay": digest(old),
     }
-
-
-def _digest(texts: Iterable[object]) -> str:
-    sha256 = hashlib.sha256()
-    for text in texts:
-        content = str(text).encode("utf-8", "surrogatepass")
-        sha256.update(len(content).to_bytes(8, "little") + content)
-    return sha256.hexdigest()
 
 
 # To go on

@@ -88,6 +88,51 @@ def span(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
+class Reading:
+    """Shows how work on much data goes: a bar on a terminal, otherwise a line now and then."""
+
+    def __init__(self) -> None:
+        self._is_bar = is_terminal(sys.stderr) and _columns(sys.stderr) > 0
+        self._bar: Any = None
+        self._what, self._began, self._last = "", 0.0, 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show that so many bytes of all are done."""
+        now = time.monotonic()
+        if what != self._what:
+            self._what, self._began, self._last = what, now, now
+        ends = done >= total
+        if not ends and now - self._last < (BAR_EVERY if self._is_bar else LINE_EVERY):
+            return
+        self._last = now
+        if self._is_bar:
+            self._advance(done, total)
+        elif not ends or now - self._began >= LINE_EVERY:
+            taken = max(now - self._began, 1e-9)
+            left = span(taken * (total - done) / max(1, done))
+            note(
+                f"rustgpt: {what}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB, "
+                f"{done / taken / 1e6:,.1f} MB/s, {left} left"
+            )
+        if ends:
+            self._what = ""
+
+    def _advance(self, done: int, total: int) -> None:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            if self._bar is None:
+                from tqdm import tqdm
+
+                self._bar = tqdm(
+                    desc=self._what, total=total, file=sys.stderr, dynamic_ncols=True,
+                    unit="B", unit_scale=True,
+                )  # fmt: skip
+            self._bar.n = done
+            self._bar.refresh()
+            if done >= total:
+                self._bar.close()
+                self._bar = None
+
+
 class Progress:
     """Shows how a phase of the training goes: a bar on a terminal, otherwise a line now and then.
 

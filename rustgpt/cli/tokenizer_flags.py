@@ -32,10 +32,8 @@ def add_tokenizer(group: argparse._ActionsContainer) -> None:
 
 def chosen_tokenizer(args: argparse.Namespace, dataset: Dataset) -> tuple[BaseTokenizer, str]:
     """Return the tokenizer that the flags name, or that suits the data, and why; "" if named."""
-    from rustgpt.text.choose import choose
-
     name, why = args.tokenizer or AUTO, ""
     if name == AUTO:
-        name, why = choose(dataset.pretraining_data, dataset.chat_training_data)
+        name, why = dataset.suitable_tokenizer()
         why = f"tokenizer: {why}; --tokenizer chooses another"
     return dataset.tokenizer(name, args.vocab_size), why

@@ -118,6 +118,7 @@ def trained(args: argparse.Namespace) -> tuple[LLM, int]:
         # With the optimizer's two moments:
         check_space(args.out, 3 * model.parameters.nbytes + len(model.tokenizer.to_json().encode()))
         _report(dataset, trainer, why)
+        _tokenise(dataset, trainer)
         _describe(model, dataset, trainer.config)
         if source:
             note(f"\nrustgpt: going on {resume.describe(trainer)}")
@@ -183,6 +184,18 @@ def _dry_run(args: argparse.Namespace) -> None:
     dry_run.report(trainer.model, trainer.config, phases_of(dataset, trainer.config))
 
 
+def _tokenise(dataset: Dataset, trainer: Trainer) -> None:
+    """Have the tokens of data larger than memory on disk, while Ctrl-C still ends at once."""
+    from rustgpt.plan import phases_of
+    from rustgpt.text.stored import encode_all
+
+    config, bos = trainer.config, trainer.model.config.add_bos_token
+    for phase in phases_of(dataset, config) if dataset.stored else ():
+        if phase.texts and phase.epochs:
+            loss_on = config.loss_on if phase.tunes else ""
+            encode_all(phase.texts, trainer.model.tokenizer, loss_on, bos)
+
+
 def _report(dataset: Dataset, trainer: Trainer, why: str) -> None:
     """Tell what was read of one's own data, and warn of what cannot work."""
     from rustgpt.text.summary import summarize
@@ -197,9 +210,10 @@ def _report(dataset: Dataset, trainer: Trainer, why: str) -> None:
 
 def _example(dataset: Dataset, files: Sequence[str] | None) -> str:
     """Return a question to show what the model has learned; "" if there are no dialogues."""
-    questions = [dialogue.question for dialogue in dataset.dialogues if dialogue]
-    others = len(dataset.dialogues) - len(questions)
-    if files and not questions:
+    first, _ = dataset.beginning(LOOKED_AT)
+    questions = [dialogue.question for dialogue in first.dialogues if dialogue]
+    others = dataset.other_chats
+    if files and others == len(dataset.dialogues):
         raise DataError(
             f"{', '.join(map(repr, files))} holds no dialogue: one must be "
             "'User: ... Assistant: ...', or an object with question and answer"
@@ -239,7 +253,8 @@ def _written(
     try:
         if question:
             return question, model.chat(temperature=temperature).send(question)
-        ids = model.tokenizer.encode(dataset.pretraining_data[0][:1000], allow_special=True)
+        (text,) = dataset.beginning(1000)[0].pretraining_data[:1]
+        ids = model.tokenizer.encode(text[:1000], allow_special=True)
         words = takewhile(lambda i: i != model.tokenizer.end_id, ids)
         prompt = model.tokenizer.decode([*islice(words, 3)])
         return prompt, model.generate(prompt, temperature=temperature)

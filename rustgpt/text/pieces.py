@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from rustgpt.errors import DataError
 from rustgpt.text.dialogue import Dialogue, encode_dialogue
+from rustgpt.text.plain import Continued
 from rustgpt.text.rows import AnyRow, Edges, Row, Rows
 from rustgpt.text.tokenizer import Tokenizer, token_ids
 
@@ -40,6 +41,8 @@ def encode_text(
         return text
     # Of what is no text, the tokenizer says so.
     ids, end = tokenizer.encode(text, True), tokenizer.end_id  # type: ignore[arg-type]
+    if isinstance(text, Continued):
+        return Row(np.array(ids, np.int32), continues=True)
     return [end, *ids] if bos and ids not in ([], [end]) else ids
 
 

@@ -29,9 +29,16 @@ def ended(text: str) -> str | None:
     return text if text.endswith(END) else f"{text} {END}"
 
 
+class Continued(str):
+    """A piece of a document that goes on with the one before it."""
+
+
 def whole_document(pieces: Iterable[str]) -> Iterator[str]:
-    """Yield a document whose lines end in line feeds alone, the last piece with its end token."""
-    before = ""
+    """Yield a document whose lines end in line feeds alone, the last piece with its end token.
+
+    All pieces but the first are `Continued`.
+    """
+    kind, before = str, ""
     for piece in pieces:
         piece = piece.replace("\r\n", "\n")
         if not before:
@@ -39,9 +46,9 @@ def whole_document(pieces: Iterable[str]) -> Iterator[str]:
         elif piece.isspace():
             before += piece
         elif piece:
-            yield before
-            before = piece
-    yield ended(before) or ""
+            yield kind(before)
+            kind, before = Continued, piece
+    yield kind(ended(before) or "")
 
 
 def dialogue_form(head: str) -> bool:

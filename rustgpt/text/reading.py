@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -89,7 +89,11 @@ class Report:
 
 
 def read(
-    paths: StrPath | Iterable[StrPath], report: Report, kind: Kind = "auto", form: str = AUTO
+    paths: StrPath | Iterable[StrPath],
+    report: Report,
+    kind: Kind = "auto",
+    form: str = AUTO,
+    on_bytes: Callable[[int], None] | None = None,
 ) -> Iterator[Item]:
     """Read all that paths mean, one text or dialogue after another.
 
@@ -106,6 +110,8 @@ def read(
         Whether to read texts, dialogues, or whichever each record is.
     form
         One of `FORM_NAMES`: of the files, or of the records in them.
+    on_bytes
+        Called before each item with the number of bytes that were read.
 
     Raises
     ------
@@ -117,10 +123,19 @@ def read(
     if form not in FORM_NAMES:
         raise ConfigError(f"the format must be one of {', '.join(FORM_NAMES)}, not {form!r:.60}")
     sources, first = find_sources(paths), len(report.files)
+    before = here = 0  # bytes of the files before, and of this one
+
+    def tell(position: int) -> None:
+        nonlocal here
+        here = position
+        if on_bytes:
+            on_bytes(before + here)
+
     for source in sources:
         file = FileReport(source.name)
+        before, here = before + here, 0
         try:
-            yield from read_source(source, file, kind, form)
+            yield from read_source(source, file, kind, form, tell)
         except DataError as error:
             if source.named or file.texts or file.dialogues:
                 raise
@@ -132,7 +147,11 @@ def read(
 
 
 def read_source(
-    source: Source, report: FileReport, kind: Kind = "auto", form: str = AUTO
+    source: Source,
+    report: FileReport,
+    kind: Kind = "auto",
+    form: str = AUTO,
+    on_bytes: Callable[[int], None] | None = None,
 ) -> Iterator[Item]:
     """Read one source; see `read`."""
     only = form if form in FORMS else None
@@ -156,6 +175,8 @@ def read_source(
                 report.texts += item.endswith(END)
                 report.single += len(item) <= len(f"? {END}")
             del record  # the text may be as large as the file
+            if on_bytes:
+                on_bytes(content.position())
             yield item
 
 
@@ -163,7 +184,7 @@ def _item(record: Record, report: FileReport, kind: Kind, only: str | None) -> I
     if isinstance(record.value, Unusable):
         raise record.value
     if report.form == "text":  # whatever it begins with
-        return str(record.value) or None
+        return record.value or None if isinstance(record.value, str) else None
     return read_record(record.value, report.ignored, kind, only)
 
 

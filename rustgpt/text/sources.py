@@ -147,6 +147,10 @@ class Content:
         self._start = start
         self.name = name
 
+    def position(self) -> int:
+        """Return how many bytes were read."""
+        return self._file.tell()
+
     def head(self, size: int = 2**16) -> str:
         """Return the beginning, of so many bytes at most; what is no text in it does not matter."""
         self._file.seek(self._start)

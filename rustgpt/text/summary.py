@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise
+from itertools import chain, pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -114,7 +114,9 @@ def summarize(
     bos
         Whether each text begins with the end token; see `ModelConfig.add_bos_token`.
     """
-    dataset, whole = _beginning(dataset, most)
+    whole = True
+    if most is not None:
+        dataset, whole = dataset.beginning(most)
     is_spelled = np.zeros(tokenizer.vocab_size, bool)
     is_spelled[_spelled_ids(tokenizer)] = True
     counts = [[0] * len(Shares._fields), [0] * len(Shares._fields)]
@@ -177,23 +179,6 @@ def _rows(
         for text in texts:
             row = encode_text(text, tokenizer, counts, bos)
             yield row if isinstance(row, Row) else Row(np.asarray(row, np.int32)), phase
-
-
-def _beginning(dataset: Dataset, most: int | None) -> tuple[Dataset, bool]:
-    """Return the first so many characters of data, and whether those are all."""
-    if most is None:
-        return dataset, True
-    texts = []
-    for text in dataset.pretraining_data:
-        if most <= 0:
-            break
-        texts.append(text[:most])
-        most -= len(text)
-    ends = accumulate(map(len, dataset.chat_training_data))
-    chats = sum(end < most for end in ends) + (most > 0)
-    first = Dataset(texts, dataset.chat_training_data[:chats], dataset.dialogues[:chats])
-    read = texts == dataset.pretraining_data and chats >= len(dataset.chat_training_data)
-    return first, read
 
 
 def _bytes(text: str) -> int:

@@ -131,7 +131,6 @@ def tokenizer_for(
     texts: Iterable[str],
     name: str = AUTO,
     vocab_size: int | None = None,
-    dialogues: Sequence[str] = (),
 ) -> BaseTokenizer:
     """Return the tokenizer with which a model is to learn texts.
 
@@ -144,9 +143,6 @@ def tokenizer_for(
         finds; anything else names a `tokenizer.json` or the folder of a model.
     vocab_size
         The most tokens to have; by default 32,768 of words or characters, and 4,096 of BPE.
-    dialogues
-        Dialogues to be learned too, where they are known apart.
-
     Raises
     ------
     ConfigError
@@ -156,7 +152,7 @@ def tokenizer_for(
     """
     if name == AUTO:
         first, texts = _beginning(texts)
-        name, _ = choose(first, dialogues)
+        name, _ = choose(first)
     if name not in KINDS:
         if vocab_size is not None:
             raise ConfigError(
@@ -166,7 +162,7 @@ def tokenizer_for(
         return load_tokenizer(name)
     if vocab_size is None and name in ("word", "char"):
         vocab_size = MOST
-    return KINDS[name](chain(texts, dialogues), vocab_size)
+    return KINDS[name](texts, vocab_size)
 
 
 def _beginning(texts: Iterable[str]) -> tuple[Sequence[str], Iterable[str]]:

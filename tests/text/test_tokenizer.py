@@ -65,9 +65,7 @@ def test_what_is_no_tokenizer(tmp_path):
 def test_one_trained_on_the_texts(name, kind):
     for texts in (TEXTS, iter(TEXTS)):
         assert tokenizer_for(texts, name).to_json() == kind.train(TEXTS).to_json()
-    assert tokenizer_for(TEXTS[:1], name, dialogues=TEXTS[1:]).to_json() == (
-        kind.train(TEXTS).to_json()
-    )
+    assert Dataset(TEXTS[:1], TEXTS[1:]).tokenizer(name).to_json() == (kind.train(TEXTS).to_json())
     with pytest.raises(ConfigError, match="the largest size of this vocabulary"):
         tokenizer_for(TEXTS, name, 256)
 
