@@ -25,6 +25,7 @@ from rustgpt.text.token_files import read_tokens, replacing, sweep, write_tokens
 from rustgpt.text.tokenizer import BaseTokenizer, Tokenizer, read_tokenizer, tokenizer_for
 
 LARGE: Final = 2**24  # bytes of data, from which on they are stored
+_DIGESTED: Final = 2**20  # characters at a time
 VERSION: Final = 1
 MANIFEST: Final = "data.json"
 PATIENCE: Final = 3600.0  # seconds to wait while another process reads the same data
@@ -151,8 +152,15 @@ class Extent:
 
 def add_to_digest(sha256: Any, text: str) -> None:
     """Add a text to a digest of many."""
-    content = text.encode("utf-8", "surrogatepass")
-    sha256.update(len(content).to_bytes(8, "little") + content)
+    parts = range(0, len(text), _DIGESTED)  # of a text as large as a file, no copy is made
+    length = sum(len(_bytes(text, first)) for first in parts)
+    sha256.update(length.to_bytes(8, "little"))
+    for first in parts:
+        sha256.update(_bytes(text, first))
+
+
+def _bytes(text: str, first: int) -> bytes:
+    return text[first : first + _DIGESTED].encode("utf-8", "surrogatepass")
 
 
 class StoredData:
