@@ -19,7 +19,7 @@ from rustgpt.text.tokenizer import AUTO
 from rustgpt.trainer import Trainer
 
 OWN_SHARE: Final = 0.1  # of own texts, for the validation
-MOST_HELD_OUT: Final = 2**20  # characters
+MOST_HELD_OUT: Final = 2**18  # characters
 PATIENCE: Final = 5  # evaluations of own texts
 MANY_DIALOGUES: Final = 1000  # of fewer, none is left out: each may hold a fact
 

@@ -27,8 +27,9 @@ DATA: Final = (
     *("paths", "pretrain", "chat", "format", "language", "tokenizer", "vocab_size"),
     *adding.ARGUMENTS,
 )
-FILES: Final = ("paths", "pretrain", "chat", "init")  # of these, the ones that name files
-RUN: Final = ("save_every", "keep", "sample_every")  # which may be others when the training goes on
+FILES: Final = ("paths", "pretrain", "chat", "init", "cache")  # of these, the ones that name files
+# Which may be others when the training goes on.
+RUN: Final = ("save_every", "keep", "sample_every", "cache")
 
 
 def write_notes(
@@ -44,7 +45,7 @@ def write_notes(
     trainer.notes.update(
         data={name: _whole(name, getattr(args, name, None)) for name in DATA},
         sha256=digests(dataset, old),
-        run={name: getattr(args, name) for name in RUN},
+        run={name: _whole(name, getattr(args, name)) for name in RUN},
         phases=phases(dataset, trainer.config),
         **_machine(trainer.config),
     )

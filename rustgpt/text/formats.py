@@ -6,12 +6,13 @@ import csv
 import json
 import re
 from collections.abc import Iterator
-from itertools import islice
-from typing import Any, Final, NamedTuple
+from itertools import chain, islice, starmap
+from typing import Final, NamedTuple
 
 from rustgpt.errors import DataError
+from rustgpt.text.json_stream import DECODER, JsonStream, NotJson, is_one_value
 from rustgpt.text.plain import dialogue_blocks, dialogue_form, is_list, whole_document
-from rustgpt.text.records import FORMS, Twice, Unusable, form_of, is_message
+from rustgpt.text.records import FORMS, Unusable, form_of, is_message
 from rustgpt.text.sources import Content
 
 # By the name that --format has for it: how a report calls it.
@@ -34,7 +35,6 @@ _LOOKED_AT: Final = 100  # records in which a header is looked for
 
 # A list of strings, objects or lists; an object with a key.
 _JSON: Final = re.compile(r'\s*(?:\[\s*(?:[\[{"\]]|null\b)|\{\s*["}])')
-_SPACE: Final = re.compile(r"[ \t\n\r]*")
 _NAME: Final = re.compile(r"[^\W\d][\w-]{0,39}")
 
 
@@ -97,29 +97,34 @@ def records(content: Content, form: str, notes: list[str]) -> Iterator[Record]:
 # JSON
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    return content if len(content) == len(pairs) else Twice(content)
-
-
-# As a float, a number may have any count of digits.
-_DECODER: Final = json.JSONDecoder(parse_int=float, object_pairs_hook=_object)
-
-
 def _json_form(content: Content, ending: str) -> str:
     """Tell a file of one value from one with a value a line."""
-    first, second = [*islice(filter(str.strip, content.lines()), 2), "", ""][:2]
-    first, second = first.lstrip(), second.lstrip()
+    pieces = content.decoded()
+    text = _first_not_blank(pieces)
+    first = text[:1]
+    while text and "\n" not in text:
+        text = next(pieces, "")
+    second = (text.partition("\n")[2].lstrip() or _first_not_blank(pieces))[:1]
     if not second:
-        return "jsonl" if ending == ".jsonl" and first[:1] not in "[{" else "json"
-    try:
-        if isinstance(_DECODER.decode(first), (list, dict, str)):
-            return "jsonl"
-    except (ValueError, RecursionError):
-        pass  # the first line may be broken, or a part of a larger value
-    if first[0] in "[{":
-        return "jsonl" if first[0] == second[0] == "{" else "json"
-    return JSON_ENDINGS.get(ending, "json")
+        return "jsonl" if ending == ".jsonl" and first not in "[{" else "json"
+    if first == second == "{" or is_one_value(_first_line(content.decoded())):
+        return "jsonl"
+    # The first line may be broken, or a part of a larger value.
+    return "json" if first in "[{" else JSON_ENDINGS.get(ending, "json")
+
+
+def _first_not_blank(pieces: Iterator[str]) -> str:
+    """Return the first piece that is not blank, without the space at its beginning."""
+    return next(filter(None, map(str.lstrip, pieces)), "")
+
+
+def _first_line(pieces: Iterator[str]) -> Iterator[str]:
+    """Yield the first line that is not blank, in pieces."""
+    for piece in chain([_first_not_blank(pieces)], pieces):
+        line, end, _ = piece.partition("\n")
+        yield line
+        if end:
+            return
 
 
 def _json_lines(content: Content) -> Iterator[Record]:
@@ -128,7 +133,7 @@ def _json_lines(content: Content) -> Iterator[Record]:
             continue
         value: object
         try:
-            value = _DECODER.decode(line.rstrip())
+            value = DECODER.decode(line.rstrip())
         except json.JSONDecodeError as error:
             value = Unusable(f"column {error.pos + 1}: {error.msg}")
         except RecursionError:
@@ -138,9 +143,8 @@ def _json_lines(content: Content) -> Iterator[Record]:
 
 def _json_records(content: Content) -> Iterator[Record]:
     """Yield the items of a list, or values one behind another."""
-    text = content.text()
+    values = starmap(Record, JsonStream(content.decoded()).values())
     try:
-        values = _values(text)
         first = next(values, None)
         if first is None:
             return
@@ -149,45 +153,15 @@ def _json_records(content: Content) -> Iterator[Record]:
             yield Record(1, first.line, [first.value, *rest])
             return
         yield first
+        del first  # it may be as large as the file
         yield from values
-    except json.JSONDecodeError as error:
+    except NotJson as error:
         raise DataError(
-            f"{content.name}, line {error.lineno}, column {error.colno}: {error.msg}; if it shall "
-            f"be JSON, it must be {WANTED}, or an object a line; if not, see --format"
+            f"{content.name}, {error}; if it shall be JSON, it must be {WANTED}, or an object a "
+            "line; if not, see --format"
         ) from None
     except RecursionError:
         raise DataError(f"{content.name} is nested too deeply; it must be {WANTED}") from None
-
-
-def _values(text: str) -> Iterator[Record]:
-    """Yield values with their lines; ValueError where the text is no JSON."""
-    in_list = text.startswith("[", start := _skip(text, 0))
-    position, line, number, after = start + in_list, 1, 0, 0
-    position = _skip(text, position)
-    closed = in_list and text.startswith("]", position)
-    while not closed and (in_list or number == 0 or position < len(text)):
-        try:
-            value, end = _DECODER.raw_decode(text, position)
-        except StopIteration as stop:
-            raise json.JSONDecodeError("Expecting value", text, stop.value) from None
-        number += 1
-        line += text.count("\n", after, position)
-        after = position
-        yield Record(number, line, value)
-        position = _skip(text, end)
-        if in_list:
-            closed = text.startswith("]", position)
-            if not closed:
-                if not text.startswith(",", position):
-                    raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
-                position = _skip(text, position + 1)
-    if closed and (end := _skip(text, position + 1)) < len(text):
-        raise json.JSONDecodeError("Extra data", text, end)
-
-
-def _skip(text: str, position: int) -> int:
-    match = _SPACE.match(text, position)
-    return match.end() if match else position
 
 
 # CSV

@@ -6,6 +6,7 @@ import codecs
 import glob
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -29,6 +30,8 @@ _MARKS: Final = {
     codecs.BOM_UTF8: "",
 }
 PIECE: Final = 2**22
+READ: Final = 2**20  # bytes that are decoded at a time where lines may be as long as the file
+_UNFINISHED: Final = re.compile(rb"[\xc0-\xff][\x80-\xbf]*\Z")  # a character that may go on
 _SAMPLE: Final = 4096  # bytes from which an encoding is guessed
 
 
@@ -156,10 +159,23 @@ class Content:
         self._file.seek(self._start)
         return self._file.read(size).decode("utf-8", "ignore")
 
-    def text(self) -> str:
-        """Return all of it."""
+    def decoded(self) -> Iterator[str]:
+        """Yield all of it in pieces of `READ` bytes or a few less, which end anywhere."""
         self._file.seek(self._start)
-        return _decode(self._file.read(), 1, self.name)
+        line, column, before, rest = 1, 1, b"", b""  # where the next piece begins
+        while data := rest + (piece := self._file.read(READ)):
+            cut = _UNFINISHED.search(data, max(len(data) - 3, 0)) if len(piece) == READ else None
+            end = cut.start() if cut else len(data)
+            data, rest = data[:end], data[end:]
+            text = _decode(data, line, self.name, column, before)
+            before = (before + data[-_SAMPLE:])[-_SAMPLE:]
+            line += text.count("\n")
+            last = text.rfind("\n")
+            column = len(text) - last + (column - 1) * (last < 0)
+            del data, piece
+            if text:
+                yield text
+            del text  # it may be large
 
     def lines(self) -> Iterator[str]:
         r"""Yield lines with their ends. Only "\n" ends a line: U+2028 and the like are text."""
@@ -209,8 +225,8 @@ def _recoded(data: bytes, encoding: str, name: str) -> BinaryIO:
         ) from None
 
 
-def _decode(data: bytes, line: int, name: str) -> str:
-    """Decode what begins in this line."""
+def _decode(data: bytes, line: int, name: str, column: int = 1, before: bytes = b"") -> str:
+    """Decode what begins in this line and column, behind other data."""
     text, at = "", data.find(0)
     try:
         text = data.decode()
@@ -219,8 +235,9 @@ def _decode(data: bytes, line: int, name: str) -> str:
     if at >= 0:
         line += data.count(b"\n", 0, at)
         begin = data.rfind(b"\n", 0, at) + 1
-        column = len(data[begin:at].decode("utf-8", "replace")) + 1
-        raise DataError(f"{name}, line {line}, column {column}: {_wrong_byte(data, at)}")
+        column = len(data[begin:at].decode("utf-8", "replace")) + (1 if begin else column)
+        wrong = _wrong_byte(before + data, len(before) + at)
+        raise DataError(f"{name}, line {line}, column {column}: {wrong}")
     return text
 
 

@@ -3,10 +3,14 @@
 import json
 import random
 import re
+import signal
+import time
 
 import pytest
 
 import rustgpt
+
+from .conftest import SMALL, start
 
 NAME = re.compile(r"(?:[bdfgklmnprstvz][aeiou]){2,3}[nrsl]?", re.IGNORECASE)
 TOOLS = {
@@ -71,3 +75,47 @@ def test_a_file_of_alpacas_form_is_answered(process, tmp_path):
         model.chat().send(text) == row["output"] for text, row in zip(asked, rows, strict=True)
     ]
     assert sum(right) >= 15
+
+
+@pytest.mark.slow
+def test_data_larger_than_memory(process, tmp_path):
+    """Of more than 16 MB, so that they are stored; read in the first training alone."""
+    with (tmp_path / "facts.jsonl").open("w") as file:
+        for i in range(20_000):
+            file.write(
+                json.dumps({"text": f"The number {i} is {'odd' if i % 2 else 'even'}. " * 35})
+            )
+            file.write("\n")
+    flags = ("--tokenizer", "char", "--max-steps", "3", "--cache", "cache", *SMALL)
+    first = process("train", "facts.jsonl", "--out", "a", *flags)
+    assert first.status == 0
+    assert "20,000 texts, 0 dialogues; of the beginning, " in first.err
+    assert re.search(r"validation: 2\d\d texts", first.err)  # a quarter of a million characters
+    (place,) = (tmp_path / "cache").iterdir()
+    written = {file: file.stat().st_mtime_ns for file in place.iterdir()}
+    assert sum(file.suffix == ".ids" for file in written) == 1
+    assert process("train", "facts.jsonl", "--out", "b", *flags).status == 0
+    assert {file: file.stat().st_mtime_ns for file in place.iterdir()} == written
+    models = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert models[0] == models[1]
+    # One that was stopped goes on with them, but not with others.
+    stopped = ("train", "facts.jsonl", "--out", "c", *flags[:3], "2000", *flags[4:])
+    running = start(*stopped, "--save-every", "0.2s", "--validation-share", "0", cwd=tmp_path)
+    with running:
+        until = time.monotonic() + 60
+        while not (tmp_path / "c" / "training.json").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        running.communicate(timeout=60)
+    assert running.returncode == 130
+    (tmp_path / "elsewhere").mkdir()
+    rest = start("train", "--resume", "../c", "--save-every", "0", cwd=tmp_path / "elsewhere")
+    with rest:
+        time.sleep(3)
+        rest.send_signal(signal.SIGINT)
+        err = rest.communicate(timeout=60)[1].decode()
+    assert (rest.returncode, "going on with the pre-training" in err) == (130, True)
+    assert {file: file.stat().st_mtime_ns for file in place.iterdir()} == written
+    (tmp_path / "facts.jsonl").write_text('{"text": "All is other."}\n')
+    changed = process("train", "--resume", "--out", "c")
+    assert (changed.status, "have changed since it began" in changed.err) == (1, True)

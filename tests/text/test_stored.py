@@ -5,14 +5,18 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
 
+from rustgpt.data_order import DataOrder, steps_of_tokens
 from rustgpt.errors import DataError
 from rustgpt.llm import LLM
+from rustgpt.text import rows as rows_module
 from rustgpt.text import sources, stored
 from rustgpt.text.dataset import Dataset, default_cache
+from rustgpt.text.pieces import hold_out
 from rustgpt.text.rows import ids_of, targets_of
 from rustgpt.text.stored import StoredTexts, characters, digest, encode_all
 from rustgpt.trainer import Trainer
@@ -241,3 +245,28 @@ def test_who_is_killed_leaves_no_half_cache(load, folder):
     same_rows(encode_all(found.pretraining_data, tokenizer, "", True), rows)
     (place,) = default_cache().iterdir()
     assert not [file for file in place.iterdir() if file.suffix == ".new"]
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    monkeypatch.setattr(stored, "LARGE", 0)
+    monkeypatch.setattr(stored, "SAMPLE", 2**14)
+    monkeypatch.setattr(rows_module, "TOKENS_AT_ONCE", 2**16)
+    monkeypatch.setattr(rows_module, "AT_ONCE", 2**12)
+    size = 0
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        while size < 4_000_000:
+            size += file.write(json.dumps({"text": f"Number {size}. " * 15}) + "\n")
+    tracemalloc.start()
+    try:
+        data = Dataset.load(tmp_path / "rows.jsonl")
+        rows = encode_all(data.pretraining_data, data.tokenizer("char"), "", True)
+        learned, held_out = hold_out(rows, 0.01, 0)
+        steps = steps_of_tokens(DataOrder(len(learned), 0, 0, 0), learned.cut(80).lengths, 1000)
+        assert len(steps) * 1000 > size / 4
+        assert len(learned) + len(held_out) == len(rows) > 15_000
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3_000_000  # in memory, the tokens alone would take 16 million
