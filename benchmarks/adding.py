@@ -38,7 +38,7 @@ def train(*flags: str) -> None:
 
 def right(model: rustgpt.LLM, dialogues: list[str]) -> int:
     """Return how many questions are answered word for word."""
-    chat = model.chat(max_new_tokens=model.max_seq_len)
+    chat = model.chat(max_new_tokens=model.max_seq_len, remembers=False)
     pairs = [split_chat(text) for text in dialogues]
     return sum(chat.send(question) == answer.strip() for question, answer in pairs)
 

@@ -14,7 +14,7 @@ from rustgpt.text.dialogue import split_chat
 
 def wrong_answers(model: rustgpt.LLM, dialogues: list[str]) -> list[str]:
     """Return the questions that are not answered word for word."""
-    chat = model.chat(max_new_tokens=model.max_seq_len)
+    chat = model.chat(max_new_tokens=model.max_seq_len, remembers=False)
     pairs = [split_chat(text) for text in dialogues]
     return [question for question, answer in pairs if chat.send(question) != answer.strip()]
 

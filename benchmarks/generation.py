@@ -17,7 +17,7 @@ def main() -> None:
     speeds = []
     for _ in range(arguments.repeat):
         began = time.perf_counter()
-        made = len(list(model.stream([1, 2, 3, 4, 5], 75)))
+        made = len(list(model.stream_ids([1, 2, 3, 4, 5], 75)))
         speeds.append(made / (time.perf_counter() - began))
     print(
         f"median {statistics.median(speeds):,.0f} tokens/s, "

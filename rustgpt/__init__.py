@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from rustgpt.errors import RustGPTError as RustGPTError
     from rustgpt.errors import TokenizerError as TokenizerError
     from rustgpt.errors import TrainingError as TrainingError
+    from rustgpt.generation.engine import Engine as Engine
+    from rustgpt.generation.sampling_config import SamplingConfig as SamplingConfig
     from rustgpt.gradient_check import gradcheck as gradcheck
     from rustgpt.layers.cache import Cache as Cache
     from rustgpt.layers.context import Context as Context
@@ -66,6 +68,8 @@ _HOMES = {
         "backend": "ops use_backend",
         "config": "ModelConfig TrainConfig",
         "errors": "CheckpointError ConfigError DataError RustGPTError TokenizerError TrainingError",
+        "generation.engine": "Engine",
+        "generation.sampling_config": "SamplingConfig",
         "gradient_check": "gradcheck",
         "layers.cache": "Cache",
         "layers.context": "Context",

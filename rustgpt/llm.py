@@ -152,16 +152,6 @@ class LLM(TextGenerator):
         return self.layers[-1]  # type: ignore[return-value]
 
     @property
-    def max_seq_len(self) -> int:
-        """The most tokens that the model sees at once."""
-        return self.config.max_seq_len
-
-    @property
-    def add_bos_token(self) -> bool:
-        """Whether a text, and a prompt, begins with the end token."""
-        return self.config.add_bos_token
-
-    @property
     def n_parameters(self) -> int:
         """P, how many numbers the model learns."""
         return self.parameters.size

@@ -39,6 +39,11 @@ class WeightsLock:
         self._version = 0  # odd while somebody writes
         self._trained_by: Callable[[], object] = _nobody  # a weak reference
 
+    @property
+    def version(self) -> int:
+        """Another number whenever somebody has written."""
+        return self._version
+
     def __reduce__(self) -> tuple[type[WeightsLock], tuple[()]]:
         return WeightsLock, ()
 

@@ -35,7 +35,7 @@ def bench(model, batch_size=3, threads=1, steps=4, **more):
 def test_a_vocabulary_is_a_number():
     model = LLM(ModelConfig(n_layers=1), Vocabulary(7, end_id=-1))
     assert model.tokenizer.vocab_size == 7
-    assert len(list(model.stream([1], 5))) == 5
+    assert len(list(model.stream_ids([1], 5))) == 5
 
 
 def test_speed(backend, model):

@@ -255,7 +255,7 @@ def test_ids_that_are_none_are_an_error(model, ids):
     offsets = np.array([0, 1], np.int32)
     for use in (
         model.logits,
-        model.stream,
+        model.stream_ids,
         lambda ids: model.decode(ids, Cache(12)),
         lambda ids: model.loss(ids, [0], offsets),
         lambda ids: model.loss([0], ids if ids != [-1] else [-2], offsets),
@@ -276,7 +276,7 @@ def test_wrong_settings_are_found_at_once(model):
         for use in (
             model.chat,
             lambda **s: model.generate("a", **s),
-            lambda **s: model.stream([1], **s),
+            lambda **s: model.stream_ids([1], **s),
         ):
             with pytest.raises(ConfigError, match=f"{name} must be"):
                 use(**settings)

@@ -246,7 +246,9 @@ def test_an_end_mark_ends_the_text(speaker):
 
 
 def test_an_empty_prompt_begins_a_text(speaker):
-    assert list(speaker.stream([], 5)) == list(speaker.stream([speaker.tokenizer.end_id], 5))
+    assert list(speaker.stream_ids([], 5)) == list(
+        speaker.stream_ids([speaker.tokenizer.end_id], 5)
+    )
     assert len(speaker.generate("", 5)) == 5
 
 
@@ -276,6 +278,6 @@ def test_a_prompt_begins_with_the_end_token(letters, small):
         model = LLM(small(add_bos_token=bos), letters)
         ids = [letters.end_id] * bos + letters.encode("a cat")
         assert model.prompt_ids("a cat") == ids
-        made = list(model.stream(ids, 9, seed=1, temperature=1.0))
+        made = list(model.stream_ids(ids, 9, seed=1, temperature=1.0))
         text = letters.decode(made, after=ids)
         assert model.generate("a cat", 9, seed=1, temperature=1.0) == text

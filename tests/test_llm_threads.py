@@ -130,8 +130,8 @@ def test_caches_of_several_threads_are_apart(backend, model):
 
 def test_interleaved_streams_are_apart(model):
     prompts = [[1, 2], [9], [20, 21, 22]]
-    expected = [list(model.stream(prompt, 10, 1.0, seed=7)) for prompt in prompts]
-    streams = [model.stream(prompt, 10, 1.0, seed=7) for prompt in prompts]
+    expected = [list(model.stream_ids(prompt, 10, 1.0, seed=7)) for prompt in prompts]
+    streams = [model.stream_ids(prompt, 10, 1.0, seed=7) for prompt in prompts]
     found = [[], [], []]
     for tokens in itertools.zip_longest(*streams):
         for made, token in zip(found, tokens, strict=True):
@@ -398,7 +398,7 @@ def test_a_stream_limits_blas_only_while_it_makes_a_token(model, monkeypatch):
         return original(self, *given)
 
     monkeypatch.setattr(LLM, "_decode", spy)
-    one, two = model.stream([1], 5, 1.0), model.stream([2], 5, 1.0)
+    one, two = model.stream_ids([1], 5, 1.0), model.stream_ids([2], 5, 1.0)
     next(one)
     next(two)
     assert blas_threads() == before

@@ -262,8 +262,8 @@ def test_between_two_steps_the_model_may_be_used(backend, model_of, batch, texts
             stepper.step(batch[:texts], RATE)
             twin = copy.deepcopy(model)
             np.testing.assert_array_equal(model.logits(ids), twin.logits(ids))
-            made = list(model.stream(ids[:5].tolist(), 6))
-            assert made == list(twin.stream(ids[:5].tolist(), 6))
+            made = list(model.stream_ids(ids[:5].tolist(), 6))
+            assert made == list(twin.stream_ids(ids[:5].tolist(), 6))
 
 
 def test_bfloat16_is_for_the_steps_alone(backend, model_of, batch):

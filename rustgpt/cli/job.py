@@ -7,22 +7,25 @@ import sys
 from typing import Final
 
 from rustgpt.cli import train
-from rustgpt.cli.chat import converse
-from rustgpt.cli.options import add_sampling
+from rustgpt.cli.chat import add_chat, talk
+from rustgpt.cli.sampling import NOT_OF_A_CHAT, NUMBERS, OTHERS, add_sampling, sampling_of
 from rustgpt.cli.terminal import is_terminal, note, say
+from rustgpt.generation.sampling_config import SamplingConfig
 
 # What may be given, or have a default, without anything being said of a training.
-OF_THE_CHAT: Final = {"out", "temperature", "max_new_tokens", "debug"}
+OF_THE_CHAT: Final = {*NUMBERS, *OTHERS, "system", "no_history", "out", "debug"} - {"seed"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the whole job."""
-    add_sampling(parser, seed=False)
+    add_chat(parser)
+    add_sampling(parser, ("seed", *NOT_OF_A_CHAT))
     train.add_arguments(parser, positional=False)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train and save a model, unless there is one and nothing is said of training; talk to it."""
+    config = sampling_of(args)
     from rustgpt.checkpoint import is_model
     from rustgpt.llm import LLM
 
@@ -42,4 +45,4 @@ def run(args: argparse.Namespace) -> int:
     if is_terminal(sys.stdin):
         say("\n=== CHAT ===\nType a prompt and press Enter; 'exit' ends the chat.")
     seed = getattr(args, "seed", model.config.seed)
-    return converse(model.chat(args.max_new_tokens, args.temperature, seed))
+    return talk(model, args, SamplingConfig.of(config, seed=seed))

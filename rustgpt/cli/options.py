@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from typing import Any, Final
 
-LARGEST_SEED: Final = 2**63 - 1
 LONGEST_TIME: Final = 31 * 86_400  # seconds
 UNITS: Final = {"s": 1, "m": 60, "h": 3600}
 
@@ -48,7 +47,7 @@ def add_number(
     flag: str,
     limits: tuple[float, float],
     text: str,
-    default: float | None = None,
+    default: Any = None,
     read: Callable[[str], float] = whole_number,
 ) -> None:
     """Add a flag for a number within limits, the upper of which may be infinite."""
@@ -85,18 +84,6 @@ def add_model(parser: argparse.ArgumentParser, text: str = "a model's folder", *
     parser.add_argument("model", type=path, metavar="MODEL", help=text, **more)
 
 
-def add_sampling(parser: argparse.ArgumentParser, seed: bool = True) -> None:
-    """Add what chooses the words of an answer."""
-    group = parser.add_argument_group("answers")
-    text = "0 for the likeliest token each time; higher is more varied (default: %(default)s)"
-    add_number(group, "--temperature", (0, math.inf), text, 0.0, number)
-    text = "the most tokens of an answer (default: %(default)s)"
-    add_number(group, "--max-new-tokens", (1, 10**6), text, 60)
-    if seed:
-        text = "the same seed gives the same text (default: %(default)s)"
-        add_number(group, "--seed", (0, LARGEST_SEED), text, 0)
-
-
 # What other programs call a flag of ours, or what comes nearest to one that there is not.
 OTHER_NAMES: Final = {
     "--pretrain-rate": "lr learning-rate",
@@ -120,6 +107,13 @@ OTHER_NAMES: Final = {
     "--overwrite": "force",
     "--max-new-tokens": "max-tokens max-length num-tokens",
     "--temperature": "temp",
+    "--n": "num-return-sequences samples best-of",
+    "--num-beams": "beams beam-size",
+    "--stop": "stop-sequence eos",
+    "--repetition-penalty": "repeat-penalty",
+    "--no-repeat-ngram": "no-repeat-ngram-size",
+    "--json-schema": "schema grammar guided-json",
+    "--choice": "choices guided-choice",
 }
 
 

@@ -32,11 +32,11 @@ def add_settings(parser: argparse.ArgumentParser, of_training: Collection[str] =
     )
     for table, kind in TABLES.items():
         group = parser.add_argument_group(f"settings, table [{table}]")
-        descriptions = _descriptions(kind)
+        texts = descriptions(kind)
         for field in dataclasses.fields(kind):
             left_out = kind is TrainConfig and of_training and field.name not in of_training
             if field.name != "seed" and not left_out:  # both have a seed
-                _add_setting(group, field, descriptions[field.name])
+                _add_setting(group, field, texts[field.name])
     seed = TrainConfig.__dataclass_fields__["seed"]
     text = "of the initial parameters, of the order of the texts and of the answers"
     _add_setting(parser, seed, text)
@@ -61,7 +61,7 @@ def _add_setting(
     group.add_argument(flag, default=argparse.SUPPRESS, help=text, **more)
 
 
-def _descriptions(kind: type) -> dict[str, str]:
+def descriptions(kind: type) -> dict[str, str]:
     """Return what the docstring of a configuration says about its fields."""
     found = {}
     section = (inspect.getdoc(kind) or "").partition("Parameters\n----------\n")[2]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 BAR_EVERY: Final = 0.5  # seconds from one look of the progress bar to the next
 LINE_EVERY: Final = 30.0  # the same of the lines where there is no terminal
 
+COLOURS: Final = {"prompt": "1;32", "label": "36"}  # bold green, cyan
+
 _FILTER: Final[dict[int, str | None]] = {
     # What could steer a terminal is shown as U+FFFD: C0 without tab and newline, DEL, C1, and
     # halves of surrogate pairs, which no encoding can write.
@@ -32,15 +34,29 @@ def clean(text: str) -> str:
     return text.translate(_FILTER)
 
 
-def say(text: str = "", end: str = "\n") -> None:
-    """Write a result to standard output, at once.
+def paint(text: str, what: str) -> str:
+    """Return a text of our own in its colour, if standard output is a terminal that has colours.
+
+    A "prompt" is for `input`, which must know what of it is not seen.
+    """
+    dull = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") in ("", "dumb")
+    if dull or not is_terminal(sys.stdout):
+        return text
+    before, after = f"\x1b[{COLOURS[what]}m", "\x1b[0m"
+    if what == "prompt":
+        before, after = f"\x01{before}\x02", f"\x01{after}\x02"
+    return before + text + after
+
+
+def say(text: str = "", end: str = "\n", raw: bool = False) -> None:
+    """Write a result to standard output, at once; what is `raw` is all our own, and not filtered.
 
     BrokenPipeError if nobody reads any more, and RustGPTError if, say, the disk is full.
     """
     if sys.stdout is None:  # closed by whoever started us
         return
     try:
-        _write(sys.stdout, text + end)
+        _write(sys.stdout, text + end, raw)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -61,9 +77,9 @@ def complain(error: object) -> None:
     note("rustgpt: error: " + " ".join(str(error).splitlines()))
 
 
-def _write(file: TextIO, text: str) -> None:
+def _write(file: TextIO, text: str, raw: bool = False) -> None:
     encoding = getattr(file, "encoding", None) or "utf-8"
-    file.write(clean(text).encode(encoding, "replace").decode(encoding))
+    file.write((text if raw else clean(text)).encode(encoding, "replace").decode(encoding))
     file.flush()
 
 

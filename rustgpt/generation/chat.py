@@ -1,37 +1,96 @@
-"""Owns the chat: a question in, the answer alone out."""
+"""Owns the chat: a question in, the answer alone out, and what was said before."""
 
-from collections.abc import Callable, Sequence
+from __future__ import annotations
 
-from rustgpt.errors import DataError, TokenizerError
-from rustgpt.text.dialogue import chat_prompt
+from typing import Final, Protocol
+
+from rustgpt.errors import ConfigError, DataError, TokenizerError
+from rustgpt.generation.continuation import Continuation
+from rustgpt.generation.engine import Engine, Model
+from rustgpt.generation.sampling_config import SamplingConfig
+from rustgpt.text.dialogue import NAMES, Message
+
+FOR_THE_ANSWER: Final = 3  # a third of the context, at most, is kept free for it
+
+
+class Answerer(Model, Protocol):
+    """What a chat needs of a model."""
+
+    def prompt_ids(self, text: str) -> list[int]: ...
 
 
 class Chat:
-    """A conversation in which every question stands by itself.
+    """A conversation with a model, of which each question is read after those before it.
+
+    What does not fit into the context any more leaves, the oldest questions first. The model reads
+    only what it has not read yet.
 
     Parameters
     ----------
-    encode
-        Returns the token ids of a prompt.
-    decode
-        Returns the text of token ids.
-    max_seq_len
-        The most tokens that the model sees at once.
-    generate
-        Returns what follows a list of token ids; see `LLM.stream`.
+    model
+        Who answers.
+    sampling
+        How answers are made.
+    system
+        What the model is told before all questions; "" for nothing.
+    remembers
+        Whether a question is read after those before it, or by itself.
+
+    Attributes
+    ----------
+    sampling, system, remembers
+        May be changed; they count from the next question on.
+    forgotten : int
+        How many questions with their answers had to leave for the last one.
+
+    Raises
+    ------
+    ConfigError
+        If the settings ask for several texts.
+    TokenizerError
+        If `system` is not text.
     """
 
     def __init__(
         self,
-        encode: Callable[[str], Sequence[int]],
-        decode: Callable[[Sequence[int]], str],
-        max_seq_len: int,
-        generate: Callable[[Sequence[int]], Sequence[int]],
+        model: Answerer,
+        sampling: SamplingConfig | None = None,
+        system: str = "",
+        remembers: bool = True,
     ) -> None:
-        self._encode = encode
-        self._decode = decode
-        self._max_seq_len = max_seq_len
-        self._generate = generate
+        self.sampling = sampling or SamplingConfig()
+        self.system = _text("a system message", system)
+        self.remembers = remembers
+        self.forgotten = 0
+        self._model = model
+        self._turns: list[tuple[Message, Message]] = []
+        self._asked = 0
+        self._engine = Engine(model, 1)
+        self._slots = 1
+        self._open: Continuation | None = None
+        if self.sampling.n > 1:
+            raise ConfigError(f"a chat makes one answer at a time, not n={self.sampling.n}")
+
+    @property
+    def max_seq_len(self) -> int:
+        """The most tokens that the model sees at once."""
+        return self._model.max_seq_len
+
+    @property
+    def history(self) -> list[Message]:
+        """What was asked and answered, as far as it is remembered."""
+        return [message for turn in self._turns for message in turn]
+
+    def reset(self) -> None:
+        """Forget all that was said."""
+        self._stop()
+        self._turns.clear()
+        self._asked = self.forgotten = 0
+
+    def undo(self) -> str | None:
+        """Forget the last question and its answer; return the question, None if there is none."""
+        self._stop()
+        return self._turns.pop()[0].content if self._turns else None
 
     def send(self, question: str) -> str:
         """Ask, and return the answer: no prompt, no "Assistant:", no end mark.
@@ -43,12 +102,69 @@ class Chat:
         TokenizerError
             If it is not text.
         """
-        if not isinstance(question, str):
-            raise TokenizerError(f"a question must be text, not {type(question).__name__}")
-        ids = self._encode(chat_prompt(question.strip()))
-        if len(ids) >= self._max_seq_len:
+        return "".join(self.stream(question))
+
+    def stream(self, question: str) -> Continuation:
+        """Ask, and return an iterator of the answer's text; see `send`.
+
+        What was made of it is remembered, also if it is stopped.
+        """
+        question = _text("a question", question).strip()
+        self._stop()
+        ids = self._prompt(question)
+        if self._slots != self.sampling.num_beams:
+            self._slots = self.sampling.num_beams
+            self._engine = Engine(self._model, self._slots)
+        request = self._engine.add(ids, self.sampling, strip=True, sample=self._asked)
+        self._asked += 1
+
+        def at_end(answer: Continuation) -> None:
+            self._open = None
+            if answer.text:
+                said = Message("user", question), Message("assistant", answer.text)
+                self._turns.append(said)
+
+        self._open = Continuation(self._engine, request, self._model.tokenizer, at_end)
+        return self._open
+
+    def _stop(self) -> None:
+        if self._open is not None:
+            self._open.stop()
+
+    def _prompt(self, question: str) -> list[int]:
+        """Return the tokens of a question behind those that are remembered and fit before it."""
+        if not self.remembers:
+            self._turns.clear()
+        most = self._model.max_seq_len
+        ids = self._ids([], question)
+        if len(ids) >= most:
             raise DataError(
-                f"the question has {len(ids)} tokens with its frame, but the model sees "
-                f"{self._max_seq_len} at once: ask a shorter one"
+                f"the question has {len(ids)} tokens with its frame, but the model sees {most} at "
+                "once: ask a shorter one"
             )
-        return self._decode(self._generate(ids)).strip()
+        room = most - min(self.sampling.max_new_tokens, most // FOR_THE_ANSWER)
+        self.forgotten = 0
+        while self._turns:
+            with_turns = self._ids(self._turns, question)
+            if len(with_turns) <= room:
+                return with_turns
+            del self._turns[0]
+            self.forgotten += 1
+        return ids
+
+    def _ids(self, turns: list[tuple[Message, Message]], question: str) -> list[int]:
+        """Return the tokens of turns and a question, as those of a dialogue to be learned."""
+        texts = [f"{user} {assistant}" for user, assistant in turns]
+        texts.append(f"{NAMES['user']} {question} {NAMES['assistant']}")
+        if self.system:
+            texts[0] = f"{NAMES['system']} {self.system} {texts[0]}"
+        ids = self._model.prompt_ids(texts[0])
+        for text in texts[1:]:
+            ids += [self._model.tokenizer.end_id, *self._model.tokenizer.encode(text)]
+        return ids
+
+
+def _text(what: str, text: str) -> str:
+    if not isinstance(text, str):
+        raise TokenizerError(f"{what} must be text, not {type(text).__name__}")
+    return text

@@ -1,96 +1,79 @@
-"""Owns how a model continues a text, and how one talks to it."""
+"""Owns what is done with a model and texts: continue them, talk, see how likely they are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
-from rustgpt.backend import single_threaded_blas
+from rustgpt.config import ModelConfig
+from rustgpt.errors import ConfigError, DataError
 from rustgpt.generation.chat import Chat
-from rustgpt.generation.decoding import generate_ids
-from rustgpt.generation.sampling import check_sampling
+from rustgpt.generation.continuation import Continuation, Sample, ScoredToken, scored
+from rustgpt.generation.engine import SLOTS, Engine, Token
+from rustgpt.generation.sampling import likeliest, log_softmax
+from rustgpt.generation.sampling_config import UNSET, SamplingConfig
 from rustgpt.layers.cache import Cache
+from rustgpt.layers.context import Context, offsets_of
+from rustgpt.layers.layer import Layer
 from rustgpt.layers.memory import Array, Indices
-from rustgpt.text.tokenizer import Tokenizer, token_ids
+from rustgpt.text.tokenizer import Tokenizer
+from rustgpt.weights_lock import WeightsLock
+
+Result = TypeVar("Result")
 
 
 class TextGenerator:
-    """What a model does with texts: `LLM` is one, and says how tokens are decoded."""
+    """What a model does with texts: `LLM` is one, and says how tokens are decoded.
 
+    Whatever makes text takes `max_new_tokens`, `temperature`, `seed`, and by their names all other
+    settings of a `SamplingConfig`; or one of these as `sampling`, in which what is named changes.
+    """
+
+    config: ModelConfig
     tokenizer: Tokenizer
+    layers: list[Layer]
+    weights_lock: WeightsLock
 
     @property
     def max_seq_len(self) -> int:
         """The most tokens that the model sees at once."""
-        raise NotImplementedError
+        return self.config.max_seq_len
+
+    @property
+    def weights_version(self) -> int:
+        """Another number whenever the weights have changed."""
+        return self.weights_lock.version
 
     def _decode(self, rows: list[Indices], cache: Cache, slots: list[int]) -> Array:
         """Continue texts in a cache; return (B, V) the scores of what may follow."""
         raise NotImplementedError
 
+    def _read(self, offsets: Indices, work: Callable[[Context], Result], **rest: Any) -> Result:
+        """Return work(ctx) of a pass without a way back."""
+        raise NotImplementedError
+
     @property
     def add_bos_token(self) -> bool:
-        """Whether a prompt begins with the end token."""
-        raise NotImplementedError
+        """Whether a text, and a prompt, begins with the end token."""
+        return self.config.add_bos_token
 
     def prompt_ids(self, text: str) -> list[int]:
         """Return the token ids of a prompt; TokenizerError if it is not text."""
         return [self.tokenizer.end_id] * self.add_bos_token + self.tokenizer.encode(text)
 
-    def stream(
-        self,
-        prompt: Sequence[int],
-        max_new_tokens: int = 60,
-        temperature: float = 0.0,
-        seed: int = 0,
-    ) -> Iterator[int]:
-        """Yield the tokens that follow the prompt's, as they are made; see `generate`.
-
-        Raises
-        ------
-        ConfigError, TokenizerError
-            At once, if a setting is out of range or an id is not in the vocabulary.
-        """
-        return self._stream(prompt, max_new_tokens, temperature, seed, waits=True)
-
-    def _stream(
-        self,
-        prompt: Sequence[int],
-        max_new_tokens: int,
-        temperature: float,
-        seed: int,
-        waits: bool,
-    ) -> Iterator[int]:
-        check_sampling(max_new_tokens, temperature, seed)
-        ids = token_ids(prompt, self.tokenizer.vocab_size).tolist() or [self.tokenizer.end_id]
-        return self._tokens(ids, max_new_tokens, temperature, seed, waits)
-
-    def _tokens(
-        self, ids: list[int], max_new_tokens: int, temperature: float, seed: int, waits: bool
-    ) -> Iterator[int]:
-        one_thread = single_threaded_blas()
-
-        def decode(fresh: Sequence[int], cache: Cache) -> Array:
-            logits: Array = self._decode([np.array(fresh, np.int32)], cache, [0])[0]
-            return logits
-
-        def limited(fresh: Sequence[int], cache: Cache) -> Array:
-            with one_thread:  # not while whoever reads the stream does other things
-                return decode(fresh, cache)
-
-        return generate_ids(
-            limited if waits else decode,
-            self.max_seq_len,
-            ids,
-            max_new_tokens,
-            self.tokenizer.end_id,
-            temperature,
-            seed,
-        )
+    # Texts that are made
 
     def generate(
-        self, prompt: str, max_new_tokens: int = 60, temperature: float = 0.0, seed: int = 0
+        self,
+        prompt: str,
+        max_new_tokens: int = UNSET,
+        temperature: float = UNSET,
+        seed: int = UNSET,
+        *,
+        sampling: SamplingConfig | None = None,
+        **settings: Any,
     ) -> str:
         """Continue a text as it is, and return what follows it.
 
@@ -99,43 +82,207 @@ class TextGenerator:
         prompt
             The text; of one longer than the context, the end is seen.
         max_new_tokens
-            The most tokens to make; fewer if the model ends the text.
+            The most tokens to make (default: 60); fewer if the model ends the text.
         temperature
-            0 for the likeliest token each time; higher is more varied.
+            0 for the likeliest token each time (default); higher is more varied.
         seed
-            The same seed gives the same text.
+            The same seed gives the same text (default: 0).
+        sampling, settings
+            See the class.
 
         Raises
         ------
         ConfigError
-            If `max_new_tokens` or `seed` is not a whole number from 0 on, or `temperature` is
-            negative or not finite.
+            If a setting is out of range.
         TokenizerError
             If the prompt is not text.
         """
+        given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        config = _single(SamplingConfig.of(sampling, **given, **settings))
         ids = self.prompt_ids(prompt)
-        made = self._made(ids, max_new_tokens, temperature, seed)
-        return self.tokenizer.decode(made, after=ids)
+        engine = Engine(self, config.num_beams)
+        request = engine.add(ids, config, text=False)
+        tokens = engine.finish()
+        if config.stop:
+            return "".join(token.text for token in tokens)
+        return self.tokenizer.decode(request.made, after=ids)
 
-    def _made(
-        self, ids: Sequence[int], max_new_tokens: int, temperature: float, seed: int
-    ) -> list[int]:
-        """Return all that `stream` yields."""
-        with single_threaded_blas():
-            return list(self._stream(ids, max_new_tokens, temperature, seed, waits=False))
+    def samples(
+        self, prompt: str, *, sampling: SamplingConfig | None = None, **settings: Any
+    ) -> list[Sample]:
+        """Continue a text `n` times, and return what follows with its tokens and its end.
 
-    def chat(self, max_new_tokens: int = 60, temperature: float = 0.0, seed: int = 0) -> Chat:
+        With beam search they are the best, the likeliest first.
+
+        Raises
+        ------
+        ConfigError, TokenizerError
+            As `generate`.
+        """
+        config = SamplingConfig.of(sampling, **settings)
+        ids = self.prompt_ids(prompt)
+        engine = Engine(self, max(config.num_beams, min(config.n, SLOTS)))
+        first = engine.add(ids, config)
+        requests = [first]
+        if config.num_beams == 1:
+            requests += [engine.add(ids, config, sample=i, like=first) for i in range(1, config.n)]
+        made: list[list[Token]] = [[] for _ in range(config.n)]
+        for token in engine.finish():
+            made[requests.index(token.request) + token.rank].append(token)
+        return [self._sample(tokens) for tokens in made]
+
+    def _sample(self, tokens: list[Token]) -> Sample:
+        text = "".join(token.text for token in tokens)
+        told = (scored(self.tokenizer, t.id, t.logprob, t.likeliest) for t in tokens)
+        return Sample(text, tuple(told), (tokens and tokens[-1].ended) or "length")
+
+    def stream(
+        self,
+        prompt: str,
+        max_new_tokens: int = UNSET,
+        temperature: float = UNSET,
+        seed: int = UNSET,
+        *,
+        sampling: SamplingConfig | None = None,
+        **settings: Any,
+    ) -> Continuation:
+        """Continue a text, and return an iterator of what follows, piece by piece.
+
+        Raises
+        ------
+        ConfigError, TokenizerError
+            At once, as `generate`.
+        """
+        given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        config = _single(SamplingConfig.of(sampling, **given, **settings))
+        engine = Engine(self, config.num_beams)
+        return Continuation(engine, engine.add(self.prompt_ids(prompt), config), self.tokenizer)
+
+    def stream_ids(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int = UNSET,
+        temperature: float = UNSET,
+        seed: int = UNSET,
+        *,
+        sampling: SamplingConfig | None = None,
+        **settings: Any,
+    ) -> Iterator[int]:
+        """Return an iterator of the tokens that follow the prompt's, as they are made.
+
+        The end token is not among them.
+
+        Raises
+        ------
+        ConfigError, TokenizerError
+            At once, if a setting is out of range or an id is not in the vocabulary.
+        """
+        given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        config = _single(SamplingConfig.of(sampling, **given, **settings))
+        engine = Engine(self, config.num_beams)
+        engine.add(prompt, config, text=False)
+        return (token.id for token in engine.run() if token.ended != "end")
+
+    def chat(
+        self,
+        max_new_tokens: int = UNSET,
+        temperature: float = UNSET,
+        seed: int = UNSET,
+        *,
+        system: str = "",
+        remembers: bool = True,
+        sampling: SamplingConfig | None = None,
+        **settings: Any,
+    ) -> Chat:
         """Return a chat whose `send` asks a question and returns the answer alone.
+
+        Parameters
+        ----------
+        system
+            What the model is told before all questions.
+        remembers
+            Whether a question is read after those before it, or by itself.
+        max_new_tokens, temperature, seed, sampling, settings
+            As `generate`.
 
         Raises
         ------
         ConfigError
             As `generate`.
         """
-        check_sampling(max_new_tokens, temperature, seed)
-        return Chat(
-            self.prompt_ids,
-            self.tokenizer.decode,
-            self.max_seq_len,
-            lambda ids: self._made(ids, max_new_tokens, temperature, seed),
-        )
+        given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        return Chat(self, SamplingConfig.of(sampling, **given, **settings), system, remembers)
+
+    # What a model makes of a text
+
+    def logprobs(self, text: str, top: int = 0) -> list[ScoredToken]:
+        """Return the log-probability of each token of a text, given those before it.
+
+        A text longer than the context is read in windows that overlap by half.
+
+        Parameters
+        ----------
+        text
+            The text.
+        top
+            How many of the likeliest tokens in each place to tell of.
+
+        Raises
+        ------
+        TokenizerError
+            If it is not text.
+        """
+        ids, S = self.prompt_ids(text), self.max_seq_len
+        skipped = int(self.add_bos_token)
+        found: list[ScoredToken] = []
+        if not skipped and ids:
+            found.append(scored(self.tokenizer, ids[0], None))
+        begin, known = 0, 1  # of the window; of the tokens of which all is told
+        while known < len(ids):
+            window = ids[begin : begin + S]
+            logits = self._logits(np.array(window, np.int32))  # (T, V)
+            for i in range(known - begin, len(window)):
+                found.append(self._scored(window[i], logits[i - 1], top))
+            known = begin + len(window)
+            begin = known - max(1, S // 2)
+        return found
+
+    def _scored(self, token: int, logits: Array, n: int) -> ScoredToken:
+        logprobs = log_softmax(logits)
+        return scored(self.tokenizer, token, float(logprobs[token]), likeliest(logprobs, n))
+
+    def _logits(self, ids: Indices) -> Array:  # (T,) -> (T, V)
+        """Return the scores of every token to follow each of the text's tokens."""
+        return self._read(offsets_of(len(ids)), lambda ctx: ctx.forward(self.layers, ids).copy())
+
+    def embed(self, text: str) -> Array:  # -> (C,)
+        """Return a vector of a text: the mean of what the last block makes of its tokens.
+
+        A text longer than the context is read in parts.
+
+        Raises
+        ------
+        DataError
+            If the text has no token.
+        TokenizerError
+            If it is not text.
+        """
+        ids, S = np.array(self.prompt_ids(text), np.int32), self.max_seq_len
+        if not len(ids):
+            raise DataError("an empty text has no vector: give it one word or more")
+        total: Any = 0
+        for begin in range(0, len(ids), S):
+            part = ids[begin : begin + S]
+            total = total + self._read(offsets_of(len(part)), self._sum_of(part))
+        mean: Array = (total / len(ids)).astype(total.dtype)
+        return mean
+
+    def _sum_of(self, ids: Indices) -> Callable[[Context], Array]:
+        return lambda ctx: ctx.forward(self.layers[:-1], ids).sum(axis=0)  # (T, C) -> (C,)
+
+
+def _single(config: SamplingConfig) -> SamplingConfig:
+    """Return settings for one text; ConfigError if they are for several."""
+    if config.n > 1:
+        raise ConfigError(f"n={config.n} makes several texts: call `samples`")
+    return config

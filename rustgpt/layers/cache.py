@@ -68,6 +68,13 @@ class Cache:
             if length > room:
                 raise DataError(f"slot {slot} has room for {room} more tokens, got {length}")
 
+    def copy(self, source: int, target: int) -> None:
+        """Let the text of one slot be that of another slot too."""
+        length = self.lengths[source]
+        for rows in self._rows.values():
+            rows[target, :length] = rows[source, :length]
+        self.lengths[target] = length
+
     def __copy__(self) -> Cache:
         return copy.deepcopy(self)  # two caches with the same rows would write over each other's
 

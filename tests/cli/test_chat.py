@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+import rustgpt
 from rustgpt.cli import chat
 
 from .conftest import one_line, start
@@ -18,7 +19,8 @@ ANSWER = "A small model\n"
 
 
 def test_answers_line_by_line_until_the_end_of_input(process, model):
-    done = process("chat", model, stdin=b"Who are you?\nHow do mountains form?")
+    questions = b"Who are you?\nHow do mountains form?"
+    done = process("chat", model, "--no-history", stdin=questions)
     assert done == (0, f"{ANSWER}By folding.\n", "")
 
 
@@ -92,6 +94,7 @@ def test_on_a_terminal_it_reads_with_editing(monkeypatch, capsys):
             return given
 
         monkeypatch.setattr(chat, "is_terminal", lambda _file: True)
+        monkeypatch.setenv("NO_COLOR", "1")
         monkeypatch.setattr(builtins, "input", read)
         assert chat.read_prompt() == expected
     assert capsys.readouterr().out == "\n"
@@ -110,7 +113,7 @@ def test_a_closed_pipe_is_quiet(tmp_path, model):
 class Terminal:
     """A process on a pseudo-terminal, and what it has written so far."""
 
-    def __init__(self, *args, cwd, columns=0):
+    def __init__(self, *args, cwd, columns=0, env=None):
         import fcntl
         import pty
         import struct
@@ -119,9 +122,9 @@ class Terminal:
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), slave)
-        self.child = start(*args, cwd=cwd, env={"TERM": "dumb"}, **streams)
+        self.child = start(*args, cwd=cwd, env=env or {"TERM": "dumb"}, **streams)
         os.close(slave)
-        self.seen = b""
+        self.seen = self.before = b""
 
     def __enter__(self):
         return self
@@ -137,7 +140,7 @@ class Terminal:
             assert time.monotonic() < end, self.seen
             if select.select([self.master], [], [], 0.1)[0]:
                 self.seen += os.read(self.master, 65536)
-        self.seen = self.seen.partition(text)[2]
+        self.before, _, self.seen = self.seen.partition(text)
 
     def write(self, text: bytes) -> None:
         os.write(self.master, text)
@@ -188,3 +191,134 @@ def test_the_whole_job_on_a_terminal_shows_a_bar(tmp_path, small):
         terminal.read_until(b"Enter prompt: ")
         terminal.write(b"exit\n")
         assert terminal.child.wait(30) == 0
+
+
+# What is typed instead of a question
+
+
+def typed(*lines: str) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def test_every_command_is_explained(inside, model):
+    done = inside("chat", model, stdin=typed("/help", "/exit", "Who are you?"))
+    for name in ("set", "system", "clear", "retry", "stats", "probs", "exit"):
+        assert f"/{name}" in done.out
+    assert done.err == ""
+    assert ANSWER not in done.out
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("/fly", "no command '/fly'; /help lists them"),
+        ("/retry", "no question to answer again"),
+        ("/stats", "no answer yet"),
+        ("/probs", "no answer yet"),
+        ("/set speed 3", "no setting 'speed' of a chat; there are stop, max_new_tokens"),
+        ("/set n 3", "no setting 'n' of a chat"),
+        ("/set temperature hot", "temperature: a number is needed, not 'hot'"),
+        ("/set temperature -1", "temperature must be at least 0, got -1.0"),
+        ("/set top_k", "top_k: a whole number is needed, not ''"),
+    ],
+)
+def test_a_wrong_command_does_not_end_it(inside, model, line, words):
+    done = inside("chat", model, stdin=typed(line, "Who are you?"))
+    assert (done.status, done.out) == (0, ANSWER)
+    assert done.err.startswith("rustgpt: error: ")
+    assert words in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_settings_change_within_the_chat(inside, model):
+    done = inside("chat", model, stdin=typed("/set max-new-tokens 1", "/set", "Who are you?"))
+    *told, answer = done.out.splitlines()
+    assert "max_new_tokens 1" in told
+    assert answer == "A"
+    done = inside("chat", model, stdin=typed("/set stop=small", "Who are you?"))
+    assert done.out == "A\n"
+    done = inside("chat", model, stdin=typed("/set top_k 3"))
+    assert "top_k changes nothing" in done.err
+
+
+def test_a_chat_remembers_until_it_is_cleared(inside, model):
+    lines = ("Who are you?", "/stats", "Who are you?", "/stats", "/clear", "Who are you?", "/stats")
+    done = inside("chat", model, stdin=typed(*lines))
+    told = [line for line in done.out.splitlines() if line.startswith("its prompt")]
+    lengths = [int(line.split()[2]) for line in told]
+    assert lengths[0] == lengths[2] < lengths[1]
+    remembered = [line for line in done.out.splitlines() if line.startswith("remembered")]
+    assert remembered == [f"remembered: {n} questions" for n in (1, 2, 1)]
+    alone = inside("chat", model, "--no-history", stdin=typed(*lines[:4]))
+    assert alone.out.count(told[0]) == 2
+
+
+def test_the_oldest_leave_and_it_says_so(inside, model):
+    lines = ["Who are you?"] * 12
+    done = inside("chat", model, "--max-new-tokens", "10", stdin=typed(*lines))
+    assert done.status == 0
+    assert "the oldest question is forgotten" in done.err
+
+
+def test_retry_asks_again(inside, model):
+    done = inside("chat", model, stdin=typed("Who are you?", "/retry", "/stats"))
+    assert done.out.startswith(ANSWER * 2)
+    assert "remembered: 1 questions" in done.out
+    assert "at temperature 0 the answer is the same" in done.err
+    flags = ("--temperature", "9", "--seed", "1")
+    first, second = inside("chat", model, *flags, stdin=typed("Who?", "/retry")).out.splitlines()
+    assert first != second
+
+
+def test_probs_show_each_token_and_what_else(inside, model):
+    done = inside("chat", model, stdin=typed("Who are you?", "/probs"))
+    first, *rows = done.out.splitlines()
+    assert first + "\n" == ANSWER
+    assert [row.split()[1] for row in rows] == ["A", "small", "model", "</s>"]
+    for row in rows:
+        shares = [float(word.strip("%,")) for word in row.split() if "%" in word]
+        assert shares[0] > 50
+        assert shares[1:] == sorted(shares[1:], reverse=True)
+        assert sum(shares) <= 100.2
+
+
+def test_a_system_message_is_read_first(inside, model):
+    lines = ("Who are you?", "/stats", "/clear", "/system Be brief", "Who are you?", "/stats")
+    done = inside("chat", model, stdin=typed(*lines, "/system none", "/system"))
+    first, second = (line for line in done.out.splitlines() if line.startswith("its prompt"))
+    assert int(first.split()[2]) < int(second.split()[2])
+    assert done.out.endswith("system: none\nsystem: none\n")
+    flag = inside("chat", model, "--system", "Be brief", stdin=typed("Who are you?", "/stats"))
+    assert second in flag.out
+
+
+@posix
+def test_ctrl_c_ends_the_answer_and_not_the_chat(tmp_path, model):
+    endless = rustgpt.LLM.load(model)
+    (bias,) = (v for k, v in endless.named_parameters().items() if k == "layers.2.bias")
+    bias[endless.tokenizer.end_id] = -1e3
+    endless.save(tmp_path / "endless")
+    with Terminal("chat", "endless", "--max-new-tokens", "1000000", cwd=tmp_path) as terminal:
+        terminal.read_until(b"Enter prompt: ")
+        terminal.write(b"Who are you?\n")
+        terminal.read_until(b"Model output: ")
+        time.sleep(0.3)
+        terminal.child.send_signal(signal.SIGINT)
+        terminal.read_until(b" ...\r\n")
+        terminal.read_until(b"Enter prompt: ")
+        terminal.write(b"/stats\n")
+        terminal.read_until(b"ended by Ctrl-C")
+        terminal.read_until(b"Enter prompt: ")
+        terminal.write(b"/exit\n")
+        assert terminal.child.wait(30) == 0
+
+
+@posix
+def test_colours_are_for_terminals_that_have_them(tmp_path, model):
+    for term, expected in (("xterm", True), ("dumb", False)):
+        with Terminal("chat", model, cwd=tmp_path, env={"TERM": term, "NO_COLOR": ""}) as terminal:
+            terminal.read_until(b"Enter prompt: ")
+            terminal.write(b"Who are you?\n")
+            terminal.read_until(b"put: ")
+            shown = terminal.before
+            assert (b"\x1b[36mModel out" in shown) == expected

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import rustgpt
+from rustgpt.cli.terminal import clean
 
 from .conftest import one_line
 
@@ -19,7 +20,15 @@ def test_prompt_and_continuation(process, model):
 def test_json(inside, model):
     done = inside("generate", model, "雨 \x1b", "--json", "--max-new-tokens", "3")
     made = rustgpt.LLM.load(model).generate("雨 \x1b", max_new_tokens=3)
-    assert json.loads(done.out) == {"prompt": "雨 \x1b", "continuation": made}
+    content = json.loads(done.out)
+    (sample,) = content["samples"]
+    assert content["prompt"] == "雨 \x1b"
+    assert sample["text"] == made
+    tokens = rustgpt.LLM.load(model).samples("雨 \x1b", max_new_tokens=3)[0].tokens
+    assert [token["id"] for token in sample["tokens"]] == [token.id for token in tokens]
+    assert sample["ended"] == ("end" if tokens[-1].text == "</s>" else "length")
+    assert {*sample["tokens"][0]} == {"id", "text", "logprob", "likeliest"}
+    assert sample["tokens"][0]["logprob"] < 0
     assert done.out.isascii()
     assert done.out[:-1].isprintable()
 
@@ -75,3 +84,87 @@ def test_damaged_models(inside, tmp_path, model):
             one_line(inside("generate", str(copy), "text"), 1, name)
         (copy / name).unlink()
         one_line(inside("generate", str(copy), "text"), 1, name)
+
+
+def test_the_text_comes_as_argument_file_or_standard_input(process, model, tmp_path):
+    expected = process("generate", model, "The sun")
+    assert expected.status == 0
+    (tmp_path / "prompt.txt").write_bytes(b"\xef\xbb\xbfThe sun\r\n")
+    for arguments in (["-"], [], ["--file", "-"]):
+        assert process("generate", model, *arguments, stdin=b"The sun\n") == expected
+    assert process("generate", model, "--file", "prompt.txt") == expected
+
+
+def test_a_file_that_is_not_there(inside, model):
+    one_line(inside("generate", model, "--file", "none.txt"), 1, "cannot read 'none.txt'")
+    one_line(inside("generate", model, "text", "--file", "none.txt"), 2, "leave out one of them")
+
+
+def test_a_terminal_without_a_text_is_told_what_to_do(inside, model, monkeypatch):
+    monkeypatch.setattr("rustgpt.cli.generate.is_terminal", lambda _: True)
+    one_line(inside("generate", model), 2, "there is no text", "--file")
+
+
+def test_stream_prints_the_same(process, inside, model):
+    for flags in ([], ["--stop", "e"], ["--temperature", "2", "--seed", "3"]):
+        whole = inside("generate", model, "The", *flags)
+        assert whole.status == 0
+        assert inside("generate", model, "The", "--stream", *flags) == whole
+    assert process("generate", model, "The", "--stream") == inside("generate", model, "The")
+
+
+def test_several_samples(inside, model):
+    flags = ("--temperature", "5", "--max-new-tokens", "8", "--seed", "4")
+    done = inside("generate", model, "The sun", "--n", "3", "--json", "--logprobs", "2", *flags)
+    samples = json.loads(done.out)["samples"]
+    assert len({sample["text"] for sample in samples}) == 3
+    assert all(len(token["likeliest"]) == 2 for s in samples for token in s["tokens"])
+    alone = inside("generate", model, "The sun", *flags)
+    assert alone.out == clean(f"The sun{samples[0]['text']}\n")
+    done = inside("generate", model, "The sun", "--n", "3", *flags)
+    texts = [f"The sun{sample['text']}" for sample in samples]
+    assert done.out == clean("\n\n".join(texts) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        *((["--top-k", bad], "top-k") for bad in ("-1", "x", "1.5", "")),
+        *((["--top-p", bad], "top-p") for bad in ("-0.1", "1.1", "nan", "inf")),
+        *((["--min-p", bad], "min-p") for bad in ("-1", "2")),
+        *((["--repetition-penalty", bad], "repetition-penalty") for bad in ("0", "-1", "nan")),
+        *((["--n", bad], "--n") for bad in ("0", "-1", "1e9")),
+        *((["--num-beams", bad], "num-beams") for bad in ("0", "65")),
+        (["--num-beams", "2", "--temperature", "1"], "temperature 0"),
+        (["--stop", ""], "stop"),
+        (["--choice", ""], "choice"),
+        (["--json-schema", "{"], "not JSON"),
+        (["--json-schema", "[1]"], "cannot read"),
+        (["--stream", "--json"], "leave out --json"),
+        (["--stream", "--n", "2"], "leave out --json, --n"),
+        (["--num-return-sequences", "2"], "did you mean --n?"),
+    ],
+)
+def test_wrong_settings_end_before_any_work(inside, flags, word):
+    one_line(inside("generate", "no-model", "text", *flags), 2, word)
+
+
+def test_what_changes_nothing_is_told(inside, model):
+    done = inside("generate", model, "The", "--top-k", "3", "--top-p", "0.5")
+    what = "at temperature 0, which takes the likeliest token, top_k and top_p change nothing"
+    assert done.err == f"rustgpt: {what}\n"
+    assert inside("generate", model, "The", "--top-k", "3", "--temperature", "1").err == ""
+
+
+def test_flags_reach_the_model(inside, model):
+    whole = inside("generate", model, "The sun").out
+    assert inside("generate", model, "The sun", "--stop", "rises").out in whole
+    made = rustgpt.LLM.load(model).generate
+    for flags, settings in (
+        (["--repetition-penalty", "5"], {"repetition_penalty": 5.0}),
+        (["--no-repeat-ngram", "1"], {"no_repeat_ngram": 1}),
+        (["--frequency-penalty", "9"], {"frequency_penalty": 9.0}),
+        (["--temperature", "9", "--top-k", "2"], {"temperature": 9.0, "top_k": 2}),
+    ):
+        expected = f"The sun{made('The sun', **settings)}\n"
+        assert inside("generate", model, "The sun", *flags).out == expected

@@ -56,8 +56,7 @@ def test_help_is_quick_for_it_loads_no_arrays(tmp_path):
         (["--n-lay", "2"], ["'--n-lay'"]),  # no abbreviations: they would break with new flags
         (["--n-layers", "2", "train"], ["rustgpt train [options]"]),
         (["chat", "a", "b"], ["b"]),
-        (["generate"], ["MODEL, TEXT"]),
-        (["generate", "model"], ["TEXT"]),
+        (["generate"], ["MODEL"]),
         (["generate", "", "text"], ["MODEL", "''"]),
         (["chat", ""], ["MODEL", "''"]),
         (["info", " "], ["MODEL"]),

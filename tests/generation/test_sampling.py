@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rustgpt.errors import ConfigError, RustGPTError
-from rustgpt.generation.sampling import check_sampling, sample
+from rustgpt.generation.sampling import Sampler, likeliest, log_softmax
+from rustgpt.generation.sampling_config import SamplingConfig
+
+END = 0
+
+
+def sample(logits, temperature, rng):
+    sampler = Sampler(SamplingConfig(temperature=temperature), END, len(logits))
+    sampler._rng = rng
+    return sampler.choose([], logits)
 
 
 class Always:
@@ -97,23 +106,123 @@ def test_scores_that_are_not_finite_are_an_error(rng, dtype, temperature, wrong)
         sample(np.array(wrong, dtype), temperature, rng)
 
 
+# Whatever is set
+
+
+NUMBERS = [0.0, -0.0, 1.0, -1.0, 3.3e38, -3.3e38, 1e-45, 50.0, -np.inf]
+
+
+def any_settings(rng, size):
+    """Return settings at random, at and near their limits."""
+
+    def one(*values):
+        return values[rng.integers(len(values))]
+
+    biased = rng.integers(0, size, rng.integers(0, 4)).tolist()
+    return SamplingConfig(
+        temperature=one(0, 5e-324, 1e-30, 1e-3, 0.7, 1.0, 2.0, 1e9, 1e308),
+        top_k=one(0, 0, 1, 2, size, size + 1, 2**31 - 1),
+        top_p=one(0, 1e-300, 1e-8, 0.5, 0.9, 1 - 1e-16, 1),
+        min_p=one(0, 1e-300, 0.1, 1 - 1e-16, 1),
+        repetition_penalty=one(1, 1e-3, 0.5, 1.2, 1e3),
+        presence_penalty=one(0, 0, -1e3, 0.5, 1e3),
+        frequency_penalty=one(0, 0, -1e3, 0.5, 1e3),
+        no_repeat_ngram=one(0, 0, 1, 2, 3, 2**31 - 1),
+        logit_bias={i: one(-np.inf, -100, 0, 5.5, 1e6, -1e308) for i in biased},
+        logprobs=one(None, 0, 1, 1000),
+        seed=one(0, 1, 2**63 - 1),
+    )
+
+
+def any_logits(rng, size):
+    if rng.random() < 0.5:
+        return (rng.standard_normal(size) * 10 ** rng.uniform(-3, 3)).astype(np.float32)
+    return rng.choice(NUMBERS, size).astype(np.float32)
+
+
+@pytest.mark.slow
+def test_ten_thousand_cases_stay_in_the_vocabulary():
+    """Whatever the scores and the settings are; and scores without a finite one are an error."""
+    rng = np.random.default_rng(20)
+    refused = 0
+    for _ in range(10_000):
+        size = int(rng.integers(1, 40))
+        config, logits = any_settings(rng, size), any_logits(rng, size)
+        history = rng.integers(0, size, rng.integers(0, 12)).tolist()
+        before = logits.copy()
+        sampler = Sampler(config, END, size, sample=int(rng.integers(3)))
+        if not np.isfinite(logits).any():
+            refused += 1
+            with pytest.raises(RustGPTError, match="not finite"):
+                sampler.choose(history, logits)
+            continue
+        token = sampler.choose(history, logits)
+        assert type(token) is int
+        assert 0 <= token < size
+        assert logits[token] > -np.inf or token == END
+        logprobs = log_softmax(logits)
+        assert len(likeliest(logprobs, 5)) == min(5, size)
+        assert logprobs.max() <= 0
+        np.testing.assert_array_equal(logits, before)
+    assert 0 < refused < 500
+
+
+def test_where_all_is_ruled_out_the_text_ends():
+    logits = np.array([-np.inf, 1.0, 2.0], np.float32)
+    config = SamplingConfig(logit_bias={1: -math.inf, 2: -math.inf})
+    assert Sampler(config, END, 3).choose([], logits) == END
+    assert Sampler(SamplingConfig(no_repeat_ngram=1), END, 3).choose([1, 2], logits) == END
+
+
+def test_temperature_zero_is_greedy_whatever_narrows(rng):
+    for _ in range(50):
+        logits = rng.standard_normal(30).astype(np.float32)
+        config = SamplingConfig(top_k=3, top_p=0.5, min_p=0.1, seed=4)
+        assert Sampler(config, END, 30).choose([], logits) == logits.argmax()
+
+
+def test_a_sample_has_draws_of_its_own_that_its_seed_decides():
+    logits = np.zeros(1000, np.float32)
+
+    def drawn(seed, sample):
+        sampler = Sampler(SamplingConfig(temperature=1.0, seed=seed), END, 1000, sample)
+        return tuple(sampler.choose([], logits) for _ in range(4))
+
+    assert drawn(1, 0) == drawn(1, 0)
+    assert drawn(1, 2) == drawn(1, 2)
+    assert len({drawn(seed, sample) for seed in range(4) for sample in range(4)}) == 16
+
+
 @pytest.mark.parametrize(
-    "temperature", [-1, -1e-300, math.nan, math.inf, -math.inf, True, 10**400, "1", None]
+    ("returned", "words"),
+    [
+        (lambda s: None, "must return scores of the shape"),
+        (lambda s: s[:-1], "must return scores of the shape"),
+        (lambda s: s * np.nan, "finite, or -inf"),
+        (lambda s: s + np.inf, "finite, or -inf"),
+    ],
 )
-def test_a_wrong_temperature_is_an_error(temperature):
-    with pytest.raises(ConfigError, match="temperature"):
-        check_sampling(1, temperature, 0)
+def test_a_processor_that_returns_no_scores_is_an_error(returned, words):
+    config = SamplingConfig(processors=[lambda history, scores: returned(scores)])
+    with pytest.raises(ConfigError, match=words):
+        Sampler(config, END, 3).choose([], np.ones(3, np.float32))
 
 
-@pytest.mark.parametrize("wrong", [-1, 2.5, True, None, "3", 10**400, math.nan, np.float64(2)])
-def test_whole_numbers_are_whole_and_not_negative(wrong):
-    with pytest.raises(ConfigError, match="max_new_tokens must be a whole number from 0"):
-        check_sampling(wrong, 0.0, 0)
-    with pytest.raises(ConfigError, match="seed must be a whole number from 0"):
-        check_sampling(1, 0.0, wrong)
+def test_a_processor_of_ones_own_decides(rng):
+    def only_even(history, scores):
+        assert history == [4, 5]
+        return np.where(np.arange(len(scores)) % 2, -np.inf, scores)
+
+    logits = np.arange(10, dtype=np.float32)
+    for t in (0.0, 1.0):
+        config = SamplingConfig(temperature=t, processors=[only_even])
+        assert Sampler(config, END, 10).choose([4, 5], logits) % 2 == 0
 
 
-@pytest.mark.parametrize("temperature", [0, 1, 0.0, 1e-30, 0.7, 1e9, np.float32(0.5)])
-def test_right_settings_are_none(temperature):
-    for n, seed in ((0, 0), (np.int64(3), np.uint8(4)), (2**31 - 1, 2**63 - 1)):
-        assert check_sampling(n, temperature, seed) is None
+def test_the_likeliest_come_in_their_order():
+    logprobs = log_softmax(np.log([0.1, 0.4, 0.1, 0.4]))
+    found = likeliest(logprobs, 3)
+    assert [token for token, _ in found] == [1, 3, 0]
+    np.testing.assert_allclose(np.exp([value for _, value in found]), [0.4, 0.4, 0.1])
+    assert likeliest(logprobs, 0) == ()
+    assert len(likeliest(logprobs, 9)) == 4
