@@ -54,7 +54,12 @@ def run(args: argparse.Namespace) -> int:
     if args.stream:
         _stream(model, prompt, config)
     else:
-        _print(prompt, model.samples(prompt, sampling=config), args.json)
+        samples = model.samples(prompt, sampling=config)
+        if args.json:
+            _print_json(prompt, samples)
+        else:
+            joint = _joint(prompt, config)
+            say("\n\n".join(f"{prompt}{joint}{sample.text}" for sample in samples))
     return 0
 
 
@@ -77,16 +82,18 @@ def _prompt(args: argparse.Namespace) -> str:
 
 
 def _stream(model: LLM, prompt: str, config: SamplingConfig) -> None:
-    say(prompt, end="")
+    say(prompt + _joint(prompt, config), end="")
     for piece in model.stream(prompt, sampling=config):
         say(piece, end="")
     say()
 
 
-def _print(prompt: str, samples: list[Sample], as_json: bool) -> None:
-    if not as_json:
-        say("\n\n".join(prompt + sample.text for sample in samples))
-        return
+def _joint(prompt: str, config: SamplingConfig) -> str:
+    """Return what stands between a prompt and an answer that is given without its space."""
+    return " " * (config.is_held and bool(prompt) and not prompt[-1].isspace())
+
+
+def _print_json(prompt: str, samples: list[Sample]) -> None:
     found = [
         {"text": s.text, "ended": s.ended, "tokens": [_plain(t._asdict()) for t in s.tokens]}
         for s in samples

@@ -6,7 +6,8 @@ from typing import Final, Protocol
 
 from rustgpt.errors import ConfigError, DataError, TokenizerError
 from rustgpt.generation.continuation import Continuation
-from rustgpt.generation.engine import Engine, Model
+from rustgpt.generation.engine import Engine
+from rustgpt.generation.request import Model
 from rustgpt.generation.sampling_config import SamplingConfig
 from rustgpt.text.dialogue import NAMES, Message
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from rustgpt.generation.engine import Ended, Engine, Request, Token
+from rustgpt.generation.engine import Engine
+from rustgpt.generation.request import Ended, Request, Token
 from rustgpt.generation.sampling import Likely
 from rustgpt.text.tokenizer import Tokenizer
 

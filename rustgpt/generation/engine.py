@@ -4,150 +4,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final
 
 from numpy.typing import NDArray
 
 from rustgpt.backend import single_threaded_blas
 from rustgpt.errors import ConfigError
-from rustgpt.generation.batch import Batch, Text
-from rustgpt.generation.constraint import Constraint
-from rustgpt.generation.sampling import Likely, Sampler, likeliest, log_softmax
+from rustgpt.generation.batch import Batch
+from rustgpt.generation.beam_search import BeamRequest
+from rustgpt.generation.constraint import constraint_of
+from rustgpt.generation.request import Model, Request, Token
 from rustgpt.generation.sampling_config import SamplingConfig
 from rustgpt.generation.text_writer import TextWriter
-from rustgpt.layers.cache import Cache
-from rustgpt.text.tokenizer import Tokenizer, token_ids
+from rustgpt.text.tokenizer import token_ids
 
-Ended = Literal["end", "stop", "length"]
 SLOTS: Final = 8  # texts that are made at once, unless more are asked for
-
-
-class Model(Protocol):
-    """What the engine needs of a model."""
-
-    tokenizer: Tokenizer
-
-    @property
-    def max_seq_len(self) -> int: ...
-    @property
-    def weights_version(self) -> int: ...
-    def _decode(self, rows: list[NDArray[Any]], cache: Cache, slots: list[int]) -> NDArray[Any]: ...
-
-
-class Token(NamedTuple):
-    """One token of a text that is made.
-
-    Attributes
-    ----------
-    request
-        Whose it is.
-    id
-        The token; the end token if the model ends the text with it.
-    text
-        What is now certain of the text; "" if the request wants none.
-    logprob
-        The token's log-probability as the model gives it; None unless they are asked for.
-    likeliest
-        The likeliest tokens in its place, with their log-probabilities.
-    ended
-        Why it is the last one: "end" (the model ends the text), "stop" (a stop string) or "length"
-        (enough tokens are made); None if more follow.
-    rank
-        Which of several texts of a beam search it belongs to; 0 for the best.
-    """
-
-    request: Request
-    id: int
-    text: str = ""
-    logprob: float | None = None
-    likeliest: Likely = ()
-    ended: Ended | None = None
-    rank: int = 0
-
-
-class Request:
-    """A text that is asked for.
-
-    Attributes
-    ----------
-    config
-        How it is made.
-    made
-        The tokens so far, without the end token.
-    ended
-        Why it ended; None while it goes on.
-    prompt_length
-        How many tokens the prompt has.
-    """
-
-    slots = 1
-
-    def __init__(
-        self,
-        ids: list[int],
-        config: SamplingConfig,
-        model: Model,
-        sample: int = 0,
-        writer: TextWriter | None = None,
-        constraint: Constraint | None = None,
-    ) -> None:
-        self.config = config
-        self.ended: Ended | None = None if config.max_new_tokens else "length"
-        self.like: Request | None = None
-        self.prompt_length = len(ids)
-        self._end_id = model.tokenizer.end_id
-        self._sampler = Sampler(config, self._end_id, model.tokenizer.vocab_size, sample)
-        self._writer = writer
-        self._constraint = constraint
-        self.texts = [Text(ids, model.max_seq_len)]
-
-    @property
-    def made(self) -> list[int]:
-        return self.texts[0].ids[self.prompt_length :]
-
-    @property
-    def is_read(self) -> bool:
-        """Whether the model has read the prompt."""
-        text = self.texts[0]
-        return self.ended is not None or text.start + text.read >= self.prompt_length
-
-    def go_on(self, logits: list[NDArray[Any]], batch: Batch) -> list[Token]:
-        """Choose a token from the logits (V,) of its text; return what is now certain."""
-        ids = self.texts[0].ids
-        token = self._sampler.choose(ids, logits[0], self._constraint)
-        logprob: float | None = None
-        best: Likely = ()
-        if self.config.logprobs is not None:
-            logprob, best = told(logits[0], token, self.config.logprobs)
-        return [Token(self, token, self._append(token), logprob, best, self.ended)]
-
-    def _append(self, token: int) -> str:
-        """Append a token, see whether it is the last, and return the text that is now certain."""
-        writer, ids, text = self._writer, self.texts[0].ids, ""
-        if token == self._end_id:
-            self.ended = "end"
-        else:
-            ids.append(token)
-            if writer is not None:
-                text = writer.push(token)
-                if writer.stopped:
-                    self.ended = "stop"
-                    return text
-            if self._constraint is not None:
-                self._constraint = self._constraint.after(token)
-            if len(ids) - self.prompt_length >= self.config.max_new_tokens:
-                self.ended = "length"
-        if self.ended is not None and writer is not None:
-            text += writer.finish()
-            if writer.stopped:
-                self.ended = "stop"
-        return text
-
-
-def told(logits: NDArray[Any], token: int, n: int) -> tuple[float, Likely]:
-    """Return the log-probability of a token, and those of the n likeliest."""
-    logprobs = log_softmax(logits)
-    return float(logprobs[token]), likeliest(logprobs, n)
 
 
 class Engine:
@@ -209,7 +80,8 @@ class Engine:
         text
             Whether the tokens are to be turned into text; stop strings need it.
         strip
-            Whether white space at the text's beginning and end is left out.
+            Whether white space at the text's beginning and end is left out, as it is where the text
+            is held to choices or a schema.
         sample
             Which of several texts of the same prompt and seed this is.
         like
@@ -225,15 +97,28 @@ class Engine:
         config = config or SamplingConfig()
         tokenizer = self._model.tokenizer
         prompt = token_ids(ids, tokenizer.vocab_size).tolist() or [tokenizer.end_id]
-        writer = None
-        if text or config.stop:
-            writer = TextWriter(tokenizer.stream(after=prompt), config.stop, strip)
-        request = Request(prompt, config, self._model, sample, writer)
-        request.like = like
-        if request.slots > self._slots:
+        if config.num_beams > self._slots:
             raise ConfigError(
-                f"{request.slots} beams need as many slots, but the engine has {self._slots}"
+                f"{config.num_beams} beams need as many slots, but the engine has {self._slots}"
             )
+
+        constraint = constraint_of(config, tokenizer, prompt)
+        strip = strip or constraint is not None  # for the space that it may begin with
+        begin = tuple(prompt)
+
+        def writer() -> TextWriter:
+            return TextWriter(tokenizer.stream(after=begin), config.stop, strip)
+
+        if config.num_beams > 1:
+            return self._queued(BeamRequest(prompt, config, self._model, writer, constraint))
+        wants_text = text or config.stop
+        request = Request(
+            prompt, config, self._model, sample, writer() if wants_text else None, constraint
+        )
+        request.like = like
+        return self._queued(request)
+
+    def _queued(self, request: Request) -> Request:
         if request.ended is None:
             self._waiting.append(request)
         return request

@@ -64,9 +64,9 @@ class SamplingConfig:
         The power of the number of new tokens by which a beam's log-probability is divided; higher
         favours longer texts.
     choices
-        Texts of which the answer must be one.
+        Texts of which the answer must be one, as far as `max_new_tokens` reach.
     json_schema
-        A JSON schema that the answer follows.
+        A JSON schema that the answer follows, as far as `max_new_tokens` reach.
     processors
         Functions of your own (history, scores) -> scores, called before the temperature.
 
@@ -109,6 +109,11 @@ class SamplingConfig:
         self._check_beams()
         if self.choices and self.json_schema is not None:
             raise ConfigError("an answer follows choices or a json_schema, not both")
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the answer is held to choices or a schema."""
+        return bool(self.choices) or self.json_schema is not None
 
     def _check_beams(self) -> None:
         """Raise ConfigError unless beam search and the other settings go together."""
@@ -180,7 +185,8 @@ def _json(schema: Any) -> Any:
             raise ValueError
         return json.loads(json.dumps(dict(schema), allow_nan=False))
     except (TypeError, ValueError, RecursionError):
-        raise ConfigError(f"json_schema must be an object of JSON, got {schema!r:.60}") from None
+        kind = type(schema).__name__  # it may be nested too deeply to be shown
+        raise ConfigError(f"json_schema must be an object of JSON, got a {kind}") from None
 
 
 def _functions(value: Any) -> tuple[Processor, ...]:

@@ -11,7 +11,8 @@ from rustgpt.config import ModelConfig
 from rustgpt.errors import ConfigError, DataError
 from rustgpt.generation.chat import Chat
 from rustgpt.generation.continuation import Continuation, Sample, ScoredToken, scored
-from rustgpt.generation.engine import SLOTS, Engine, Token
+from rustgpt.generation.engine import SLOTS, Engine
+from rustgpt.generation.request import Token
 from rustgpt.generation.sampling import likeliest, log_softmax
 from rustgpt.generation.sampling_config import UNSET, SamplingConfig
 from rustgpt.layers.cache import Cache
@@ -101,11 +102,12 @@ class TextGenerator:
         config = _single(SamplingConfig.of(sampling, **given, **settings))
         ids = self.prompt_ids(prompt)
         engine = Engine(self, config.num_beams)
-        request = engine.add(ids, config, text=False)
+        is_plain = not config.stop and not config.is_held
+        request = engine.add(ids, config, text=not is_plain)
         tokens = engine.finish()
-        if config.stop:
-            return "".join(token.text for token in tokens)
-        return self.tokenizer.decode(request.made, after=ids)
+        if is_plain:
+            return self.tokenizer.decode(request.made, after=ids)
+        return "".join(token.text for token in tokens)
 
     def samples(
         self, prompt: str, *, sampling: SamplingConfig | None = None, **settings: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -247,3 +248,17 @@ class PieceStream:
     def finish(self) -> str:
         """Return what is left: U+FFFD for a character that was begun and not completed."""
         return self._utf8.finish()
+
+    def copy(self) -> PieceStream:
+        """Return a stream that goes on from here by itself."""
+        twin = copy.copy(self)
+        twin._utf8 = copy.copy(self._utf8)
+        return twin
+
+    @property
+    def state(self) -> None:
+        """What the bytes that a token appends depend on: nothing."""
+
+    def appended(self) -> Sequence[bytes]:
+        """Return the bytes that each token of the vocabulary would append now."""
+        return self._pieces

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import SupportsIndex
 
 from rustgpt.text.chunks import ChunkMemo, word_chunks
-from rustgpt.text.tokens import BaseTokenizer, Ids, check_id, each_id, split_texts
+from rustgpt.text.tokens import BYTES, BaseTokenizer, Ids, check_id, each_id, split_texts
 from rustgpt.text.units import GLUED, NEWLINE, SPACE, Spacing, State, cut, kinds_of
 from rustgpt.text.utf8 import Utf8Stream
 from rustgpt.text.vocab import END, END_ID, FIRST_BYTE, JOIN, PIECE, SPACE_MARK, Vocab
@@ -191,6 +192,33 @@ class TextStream:
     def finish(self) -> str:
         """Return what is left: U+FFFD for a character that was begun and not completed."""
         return self._write(self._utf8.finish())
+
+    def copy(self) -> TextStream:
+        """Return a stream that goes on from here by itself."""
+        twin = copy.copy(self)
+        twin._spacing, twin._utf8 = Spacing(*self._spacing.state), copy.copy(self._utf8)
+        return twin
+
+    @property
+    def state(self) -> tuple[State, bool]:
+        """What the bytes that a token appends depend on."""
+        return self._spacing.state, bool(self._utf8.begun)
+
+    def appended(self) -> list[bytes]:
+        """Return the bytes that each token of the vocabulary would append now.
+
+        0xff, which no UTF-8 has, stands for what would break off a character.
+        """
+        if self._utf8.begun:
+            return (
+                [b"\xff"] * FIRST_BYTE
+                + [*BYTES]
+                + [b"\xff"] * len(self._shapes[FIRST_BYTE + 256 :])
+            )
+        spaces = {kind: b" " * self._spacing.space_before(kind) for _, kind, _ in self._shapes}
+        found = [spaces[kind] + text.encode() for text, kind, _ in self._shapes]
+        found[FIRST_BYTE : FIRST_BYTE + 256] = BYTES
+        return found
 
     def _write(self, text: str) -> str:
         """Note and return text that came as bytes."""

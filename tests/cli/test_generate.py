@@ -168,3 +168,25 @@ def test_flags_reach_the_model(inside, model):
     ):
         expected = f"The sun{made('The sun', **settings)}\n"
         assert inside("generate", model, "The sun", *flags).out == expected
+
+
+def test_an_answer_is_held_to_choices_or_a_schema(inside, model, tmp_path):
+    for flags in ([], ["--stream"], ["--num-beams", "4"], ["--temperature", "3"]):
+        done = inside("generate", model, "The sun", "--choice", "is red", "--choice", "雨", *flags)
+        assert done.out in ("The sun is red\n", "The sun 雨\n")
+    schema = {"properties": {"a": {"type": "integer"}}, "required": ["a"], "type": "object"}
+    (tmp_path / "schema.json").write_text(json.dumps(schema), encoding="utf-8")
+    for given in (json.dumps(schema), "schema.json"):
+        flags = ("--json-schema", given, "--max-new-tokens", "100", "--json")
+        (sample,) = json.loads(inside("generate", model, "The sun", *flags).out)["samples"]
+        assert {*json.loads(sample["text"])} == {"a"}
+        assert sample["ended"] == "end"
+    one_line(inside("generate", model, "The", "--json-schema", '{"pattern": "a"}'), 2, "'pattern'")
+
+
+def test_beams_are_sorted_by_how_likely_they_are(inside, model):
+    flags = ("--num-beams", "4", "--n", "3", "--json", "--length-penalty", "0")
+    samples = json.loads(inside("generate", model, "Water", *flags).out)["samples"]
+    totals = [sum(token["logprob"] for token in sample["tokens"]) for sample in samples]
+    assert totals == sorted(totals, reverse=True)
+    assert len({sample["text"] for sample in samples}) == 3
