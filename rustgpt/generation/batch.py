@@ -69,6 +69,7 @@ class Batch:
         self._texts: list[Text | None] = [None] * slots  # whose tokens are in each slot
         self._versions = [-1] * slots  # of the weights when a slot's text began
         self.free = set(range(slots))
+        self._one = np.empty(1, np.int32)  # the row of a text that goes on by one token
 
     def open(self, text: Text) -> None:
         """Give a text a slot, which must be free, with what is known of its beginning."""
@@ -136,10 +137,16 @@ class Batch:
 
     def _read_one(self, text: Text) -> list[NDArray[Any] | None]:
         fresh = self._fresh(text)
-        row = np.array(fresh[:CHUNK], np.int32)
+        n = len(fresh)
+        if n == 1:  # the usual case, in which a new array would be felt
+            row = self._one
+            row[0] = fresh[0]
+        else:
+            n = min(n, CHUNK)
+            row = np.array(fresh[:n], np.int32)
         logits = self._decode([row], self._cache, [text.slot])
-        text.read += len(row)
-        return [logits[0] if len(row) == len(fresh) else None]
+        text.read += n
+        return [logits[0] if n == len(fresh) else None]
 
     def _fresh(self, text: Text) -> list[int]:
         """Return what is to be read of a text, whose older half is dropped if there is no room."""

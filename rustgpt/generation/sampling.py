@@ -84,7 +84,8 @@ class Sampler:
         """
         if self._is_plain and constraint is None:
             best = int(logits.argmax())  # a NaN counts as the largest
-            check_finite(float(logits[best]))
+            if not math.isfinite(logits[best]):
+                check_finite(float(logits[best]))
             return best
         scores = self.scores(history, logits, constraint)
         best = int(scores.argmax())
