@@ -29,15 +29,19 @@ class Text:
         How many tokens from there on are in the cache.
     slot
         Where in the cache; -1 for nowhere.
+    logits
+        (V,) of what may follow, once all of it is read beside others; a text of several that belong
+        together may have to wait for them.
     """
 
-    __slots__ = ("ids", "read", "slot", "start")
+    __slots__ = ("ids", "logits", "read", "slot", "start")
 
     def __init__(self, ids: list[int], max_seq_len: int) -> None:
         self.ids = ids
         self.start = max(0, len(ids) - max_seq_len)
         self.read = 0
         self.slot = -1
+        self.logits: NDArray[Any] | None = None
 
 
 class Batch:
@@ -119,21 +123,20 @@ class Batch:
         room = CHUNK
         rows: list[NDArray[np.int32]] = []
         reading: list[Text] = []
-        last: list[int] = []  # the row of logits of each text; -1 for none
         for text in texts:
             fresh = self._fresh(text)
             n = len(fresh)
             if n > 1:
                 n = min(n, room)
                 room -= n
-            last.append(len(rows) if n == len(fresh) else -1)
             if n:
                 rows.append(np.array(fresh[:n], np.int32))
                 reading.append(text)
         logits = self._decode(rows, self._cache, [text.slot for text in reading])  # (B, V)
-        for text, row in zip(reading, rows, strict=True):
+        for text, row, last in zip(reading, rows, logits, strict=True):
             text.read += len(row)  # not before: it may fail, or be interrupted
-        return [logits[i] if i >= 0 else None for i in last]
+            text.logits = last if text.start + text.read == len(text.ids) else None
+        return [text.logits for text in texts]
 
     def _read_one(self, text: Text) -> list[NDArray[Any] | None]:
         fresh = self._fresh(text)

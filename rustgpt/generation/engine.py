@@ -101,7 +101,6 @@ class Engine:
             raise ConfigError(
                 f"{config.num_beams} beams need as many slots, but the engine has {self._slots}"
             )
-
         constraint = constraint_of(config, tokenizer, prompt)
         strip = strip or constraint is not None  # for the space that it may begin with
         begin = tuple(prompt)
@@ -185,7 +184,7 @@ class Engine:
         return made
 
     def _go_on(self, request: Request, logits: list[NDArray[Any] | None]) -> list[Token]:
-        if logits[0] is None:  # its prompt is still being read
+        if any(row is None for row in logits):  # it is still being read
             return []
         try:
             made = request.go_on(logits, self._batch)  # type: ignore[arg-type]
@@ -200,8 +199,9 @@ class Engine:
         """Let those that wait begin, in their order, as far as there is room."""
         room = self._slots - sum(request.slots for request in self._running)
         while self._waiting and self._waiting[0].slots <= room:
-            request, like = self._waiting[0], self._waiting[0].like
-            if like is not None and not like.is_read:
+            request = self._waiting[0]
+            like = request.like
+            if like in self._running and not like.is_read:
                 return
             self._waiting.popleft()
             room -= request.slots

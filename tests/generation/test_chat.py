@@ -63,7 +63,7 @@ def test_the_model_reads_the_form_that_it_has_learned(learned, monkeypatch):
     original = type(learned)._decode
 
     def spy(model, rows, cache, slots):
-        seen.append((cache.lengths[0], rows[0]))
+        seen.append((cache.lengths[0], rows[0].copy()))
         return original(model, rows, cache, slots)
 
     monkeypatch.setattr(type(learned), "_decode", spy)

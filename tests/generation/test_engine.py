@@ -200,6 +200,17 @@ def test_of_several_samples_the_prompt_is_read_once():
     assert len({tuple(request.made) for request in [first, *others]}) == 4
 
 
+def test_samples_go_on_if_the_first_is_dropped(monkeypatch):
+    monkeypatch.setattr("rustgpt.generation.batch.CHUNK", 2)
+    engine = Engine(Counter(40), 2)
+    first = engine.add([1, 2, 3, 4, 5], SamplingConfig(2), text=False)
+    other = engine.add([1, 2, 3, 4, 5], SamplingConfig(2), text=False, sample=1, like=first)
+    assert engine.step() == []
+    engine.drop(first)
+    engine.finish()
+    assert other.made == [6, 7]
+
+
 def test_log_probabilities_are_those_of_the_model():
     engine = Engine(Counter(spread=0.9), 1)
     engine.add([3], SamplingConfig(1, logprobs=2), text=False)
