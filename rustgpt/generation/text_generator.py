@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +21,6 @@ from rustgpt.layers.layer import Layer
 from rustgpt.layers.memory import Array, Indices
 from rustgpt.text.tokenizer import Tokenizer
 from rustgpt.weights_lock import WeightsLock
-
-Result = TypeVar("Result")
 
 
 class TextGenerator:
@@ -51,8 +49,8 @@ class TextGenerator:
         """Continue texts in a cache; return (B, V) the scores of what may follow."""
         raise NotImplementedError
 
-    def _read(self, offsets: Indices, work: Callable[[Context], Result], **rest: Any) -> Result:
-        """Return work(ctx) of a pass without a way back."""
+    def logits(self, ids: Sequence[int] | Indices) -> Array:  # (T,) -> (T, V)
+        """Return the scores of every token to follow each of the text's tokens."""
         raise NotImplementedError
 
     @property
@@ -242,7 +240,7 @@ class TextGenerator:
         begin, known = 0, 1  # of the window; of the tokens of which all is told
         while known < len(ids):
             window = ids[begin : begin + S]
-            logits = self._logits(np.array(window, np.int32))  # (T, V)
+            logits = self.logits(window)  # (T, V)
             for i in range(known - begin, len(window)):
                 found.append(self._scored(window[i], logits[i - 1], top))
             known = begin + len(window)
@@ -252,10 +250,6 @@ class TextGenerator:
     def _scored(self, token: int, logits: Array, n: int) -> ScoredToken:
         logprobs = log_softmax(logits)
         return scored(self.tokenizer, token, float(logprobs[token]), likeliest(logprobs, n))
-
-    def _logits(self, ids: Indices) -> Array:  # (T,) -> (T, V)
-        """Return the scores of every token to follow each of the text's tokens."""
-        return self._read(offsets_of(len(ids)), lambda ctx: ctx.forward(self.layers, ids).copy())
 
     def embed(self, text: str) -> Array:  # -> (C,)
         """Return a vector of a text: the mean of what the last block makes of its tokens.
@@ -274,13 +268,16 @@ class TextGenerator:
             raise DataError("an empty text has no vector: give it one word or more")
         total: Any = 0
         for begin in range(0, len(ids), S):
-            part = ids[begin : begin + S]
-            total = total + self._read(offsets_of(len(part)), self._sum_of(part))
+            total = total + self.weights_lock.read(self._sum_of(ids[begin : begin + S]))
         mean: Array = (total / len(ids)).astype(total.dtype)
         return mean
 
-    def _sum_of(self, ids: Indices) -> Callable[[Context], Array]:
-        return lambda ctx: ctx.forward(self.layers[:-1], ids).sum(axis=0)  # (T, C) -> (C,)
+    def _sum_of(self, ids: Indices) -> Callable[[], Array]:
+        def work() -> Array:
+            x = Context(offsets_of(len(ids)), self.config.dtype).forward(self.layers[:-1], ids)
+            return x.sum(axis=0)  # (T, C) -> (C,)
+
+        return work
 
 
 def _single(config: SamplingConfig) -> SamplingConfig:
