@@ -275,7 +275,8 @@ class TextGenerator:
     def _sum_of(self, ids: Indices) -> Callable[[], Array]:
         def work() -> Array:
             x = Context(offsets_of(len(ids)), self.config.dtype).forward(self.layers[:-1], ids)
-            return x.sum(axis=0)  # (T, C) -> (C,)
+            total: Array = x.sum(axis=0)  # (T, C) -> (C,)
+            return total
 
         return work
 
