@@ -46,6 +46,13 @@ class Cache:
         """How many texts there is room for."""
         return len(self.lengths)
 
+    def copy(self, source: int, target: int) -> None:
+        """Let the text of one slot be that of another slot too."""
+        length = self.lengths[source]
+        for rows in self._rows.values():
+            rows[target, :length] = rows[source, :length]
+        self.lengths[target] = length
+
     def check_room(self, lengths: list[int], slots: list[int], longest: int) -> None:
         """Raise DataError unless each text has a slot of its own, with room for what it goes on by.
 
@@ -67,13 +74,6 @@ class Cache:
                 raise DataError("each text must go on by one token or more, got none")
             if length > room:
                 raise DataError(f"slot {slot} has room for {room} more tokens, got {length}")
-
-    def copy(self, source: int, target: int) -> None:
-        """Let the text of one slot be that of another slot too."""
-        length = self.lengths[source]
-        for rows in self._rows.values():
-            rows[target, :length] = rows[source, :length]
-        self.lengths[target] = length
 
     def __copy__(self) -> Cache:
         return copy.deepcopy(self)  # two caches with the same rows would write over each other's
