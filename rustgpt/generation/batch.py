@@ -139,17 +139,17 @@ class Batch:
         return [text.logits for text in texts]
 
     def _read_one(self, text: Text) -> list[NDArray[Any] | None]:
-        fresh = self._fresh(text)
-        n = len(fresh)
-        if n == 1:  # the usual case, in which a new array would be felt
-            row = self._one
-            row[0] = fresh[0]
+        """Do the same for a single text, without a detour: its token takes microseconds."""
+        if text.start + text.read == len(text.ids) - 1 and text.read < self._max_seq_len:
+            n, is_last, row = 1, True, self._one
+            row[0] = text.ids[-1]
         else:
-            n = min(n, CHUNK)
-            row = np.array(fresh[:n], np.int32)
+            fresh = self._fresh(text)
+            n = min(len(fresh), CHUNK)
+            is_last, row = n == len(fresh), np.array(fresh[:n], np.int32)
         logits = self._decode([row], self._cache, [text.slot])
         text.read += n
-        return [logits[0] if n == len(fresh) else None]
+        return [logits[0] if is_last else None]
 
     def _fresh(self, text: Text) -> list[int]:
         """Return what is to be read of a text, whose older half is dropped if there is no room."""

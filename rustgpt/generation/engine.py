@@ -184,8 +184,8 @@ class Engine:
         return made
 
     def _go_on(self, request: Request, logits: list[NDArray[Any] | None]) -> list[Token]:
-        if any(row is None for row in logits):  # it is still being read
-            return []
+        if logits[-1] is None or (len(logits) > 1 and any(row is None for row in logits)):
+            return []  # it is still being read
         try:
             made = request.go_on(logits, self._batch)  # type: ignore[arg-type]
         except Exception:
