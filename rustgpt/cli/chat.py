@@ -68,9 +68,18 @@ def talk(model: LLM, args: argparse.Namespace, config: SamplingConfig) -> int:
 
 def converse(chat: Chat) -> int:
     """Answer prompts until `exit` or the end of input; return the exit status."""
-    commands = Commands(chat)
+    commands, interrupted = Commands(chat), False
     while True:
-        prompt = read_prompt()
+        try:
+            prompt = read_prompt()
+        except KeyboardInterrupt:  # perhaps meant for an answer that had just ended
+            if interrupted or not is_terminal(sys.stdin):
+                raise
+            interrupted = True
+            say()
+            note("rustgpt: Ctrl-C once more, or exit, ends the chat")
+            continue
+        interrupted = False
         if prompt is None or prompt.strip().lower() in ("exit", "/exit"):
             return 0
         if not prompt.strip():

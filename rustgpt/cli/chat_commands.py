@@ -22,7 +22,7 @@ HELP: Final = """\
 /stats               how long the last answer took, and how much of the context is used
 /probs               how sure the model was of each token, and what else it weighed
 /exit                end the chat, as 'exit' and the end of input do
-Ctrl-C ends an answer."""
+Ctrl-C ends an answer; twice where a question is awaited, the chat."""
 
 
 class Commands:

@@ -174,6 +174,17 @@ def test_ctrl_c_on_a_terminal(tmp_path, model):
         terminal.read_until(b"Enter prompt: ")
         time.sleep(0.2)  # readline looks for signals only once it waits for keys
         terminal.child.send_signal(signal.SIGINT)
+        terminal.read_until(b"Ctrl-C once more")
+        terminal.read_until(b"Enter prompt: ")
+        terminal.write(b"Who are you?\n")
+        terminal.read_until(b"Model output: A small model")
+        terminal.read_until(b"Enter prompt: ")
+        time.sleep(0.2)
+        terminal.child.send_signal(signal.SIGINT)
+        terminal.read_until(b"Ctrl-C once more")
+        terminal.read_until(b"Enter prompt: ")
+        time.sleep(0.2)
+        terminal.child.send_signal(signal.SIGINT)
         for _ in range(10):  # long enough apart that none comes while Python ends
             with contextlib.suppress(subprocess.TimeoutExpired):
                 assert terminal.child.wait(3) == 130
