@@ -43,6 +43,6 @@ def run(args: argparse.Namespace) -> int:
         if status:
             return status
     if is_terminal(sys.stdin):
-        say("\n=== CHAT ===\nType a prompt and press Enter; 'exit' ends the chat, /help shows more.")
+        say("\n=== CHAT ===\nType a prompt and press Enter; 'exit' ends the chat, /help has more.")
     seed = getattr(args, "seed", model.config.seed)
     return talk(model, args, SamplingConfig.of(config, seed=seed))
