@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any, Final
 
+import numpy as np
+
+from rustgpt.backend import backend_name
 from rustgpt.errors import RustGPTError, TokenizerError
-from rustgpt.text.chunks import blocks
+from rustgpt.reference import bpe
+from rustgpt.text.chunks import BLOCK, blocks
+from rustgpt.text.pairs import Table, pair_table
 from rustgpt.text.tokenizer_json import read_object
 from rustgpt.text.tokens import BYTES, PieceTokenizer, check_limit, split_texts
 from rustgpt.text.vocab import END, SURROGATE
@@ -18,12 +24,10 @@ DEFAULT_SIZE: Final = 4096
 # What ends a text in the files of others, in the order in which they are looked for.
 ENDS: Final = (END, "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<eos>")
 HOLES: Final = 1 << 16  # numbers without a token that a file may have
-REMEMBERED: Final = 1 << 22  # characters of chunks, before the memory of them begins anew
 _SPLIT: Final = re.compile(rf"({SURROGATE.pattern})")
-# GPT-2's rule joins nothing across these edges, so that its pieces are those of the chunks. White
-# space is what the library takes for it, which is not quite what Python does.
-_WHITE: Final = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_CHUNK: Final = re.compile(rf" ?[^{_WHITE}]+|[{_WHITE}]+(?![^{_WHITE}])|[{_WHITE}]")
+# What GPT-2's rule takes each code point for, by numbers of `rustgpt/reference/bpe.py`: what the
+# library has said, and 0 where it has not been asked yet.
+_KINDS: Final = np.zeros(0x110000, np.uint8)
 
 
 class BpeTokenizer(PieceTokenizer):
@@ -63,9 +67,8 @@ class BpeTokenizer(PieceTokenizer):
                 f"the tokenizer lacks {len(missing)} of the 256 bytes, so that text would get "
                 "lost: train it with the whole alphabet (pre_tokenizers.ByteLevel.alphabet())"
             )
-        self._bytes = [spelled[byte] for byte in BYTES]
-        self._memo: dict[str, list[int]] | None = {} if _is_gpt2(content) else None
-        self._remembered = 0
+        self._bytes = np.array([spelled[byte] for byte in BYTES], np.int32)
+        self._merges = _merges(content["model"]) if _is_gpt2(content) else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).from_json, (self.to_json(),)
@@ -99,30 +102,44 @@ class BpeTokenizer(PieceTokenizer):
         return cls(json.loads(trained.to_str()))
 
     def _encode_part(self, text: str) -> list[int]:
-        if not SURROGATE.search(text):
-            return self._encode_sound(text)
-        ids: list[int] = []
-        for part in _SPLIT.split(text):
-            if SURROGATE.match(part):
-                ids += [self._bytes[byte] for byte in part.encode("utf-8", "surrogatepass")]
-            else:
-                ids += self._encode_sound(part)
-        return ids
-
-    def _encode_sound(self, text: str) -> list[int]:
-        """Encode text that the library can take."""
-        if self._memo is None:
-            return self._asked([text])[0] if text else []
+        if len(text) <= BLOCK:
+            return self._encode_block(text)
         ids: list[int] = []
         for start, end in blocks(text):
-            if self._remembered > REMEMBERED:  # whoever encodes meanwhile goes on with the old memo
-                self._memo, self._remembered = {}, 0
-            memo = self._memo
-            chunks = _CHUNK.findall(text, start, end)
-            missing = [*({*chunks} - memo.keys())]
-            memo.update(zip(missing, self._asked(missing), strict=True))
-            self._remembered += sum(map(len, missing))
-            ids += chain.from_iterable(map(memo.__getitem__, chunks))
+            ids += self._encode_block(text[start:end])
+        return ids
+
+    def _encode_block(self, text: str) -> list[int]:
+        try:
+            utf8 = text.encode()
+        except UnicodeEncodeError:
+            ids: list[int] = []
+            for part in _SPLIT.split(text):
+                if SURROGATE.match(part):
+                    ids += self._bytes[[*part.encode("utf-8", "surrogatepass")]].tolist()
+                else:
+                    ids += self._encode_block(part)
+            return ids
+        if not utf8:
+            return []
+        if self._merges is None:
+            return self._asked([text])[0]
+        return self._encode_utf8(utf8, self._merges)
+
+    def _encode_utf8(self, utf8: bytes, merges: Table) -> list[int]:
+        """Encode text as GPT-2 does; the library has the pieces that are very long."""
+        encode = _encoder(backend_name())
+        room = np.empty(len(utf8), np.int32)
+        ids: list[int] = []
+        start = 0
+        while start < len(utf8):
+            start, end, n = encode(utf8, start, _KINDS, self._bytes, merges, room)
+            ids += room[:n].tolist()
+            if end > start:
+                ids += self._asked([utf8[start:end].decode()])[0]
+                start = end
+            elif start < len(utf8):
+                _learn_kinds(utf8)
         return ids
 
     def _asked(self, texts: list[str]) -> list[list[int]]:
@@ -147,6 +164,41 @@ class BpeTokenizer(PieceTokenizer):
         if content is None:
             raise TokenizerError("this is no tokenizer.json: it must be an object")
         return cls(content)
+
+
+@functools.cache
+def _encoder(backend: str) -> Callable[..., tuple[int, int, int]]:
+    """Return `bpe_encode`, compiled or in plain Python."""
+    if backend == "reference":
+        return bpe.bpe_encode
+    from rustgpt._ext.bpe import bpe_encode
+
+    encode: Callable[..., tuple[int, int, int]] = bpe_encode
+    return encode
+
+
+def _learn_kinds(utf8: bytes) -> None:
+    """Ask the library for the kinds of those code points of a text that have none yet."""
+    codes = np.unique(np.frombuffer(utf8.decode().encode("utf-32-le"), "<u4"))
+    codes = codes[_KINDS[codes] == 0]
+    # A character stays with a letter, a number or a sign before it, or is white space.
+    tried = "".join(f"a{c}\n1{c}\n!{c}\n" for c in map(chr, codes.tolist()))
+    cut = _library().pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(tried)
+    joined = {first for _, (first, end) in cut if end == first + 2}
+    for i, code in enumerate(codes):
+        stays = [9 * i + at in joined for at in (0, 3, 6)]
+        _KINDS[code] = (bpe.LETTER, bpe.NUMBER, bpe.OTHER, bpe.WHITE)[[*stays, True].index(True)]
+
+
+def _merges(model: dict[str, Any]) -> Table:
+    """Return the rank and the token of each pair of tokens that merges; see `bpe_encode`."""
+    ids = model["vocab"]
+    found: dict[tuple[int, int], int] = {}
+    for rank, merge in enumerate(model["merges"]):
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        found[ids[left], ids[right]] = rank << 32 | ids[left + right]
+    pairs = np.array([*found], np.int64).reshape(-1, 2)
+    return pair_table(pairs[:, 0], pairs[:, 1], [*found.values()])
 
 
 def _library() -> Any:
@@ -197,6 +249,8 @@ def _is_gpt2(content: dict[str, Any]) -> bool:
     cut = content.get("pre_tokenizer") or {}
     settings = cut.get("type"), cut.get("use_regex", True), cut.get("add_prefix_space")
     if settings != ("ByteLevel", True, False) or content.get("normalizer") is not None:
+        return False
+    if content["model"].get("ignore_merges"):
         return False
     return all(token["special"] for token in content.get("added_tokens") or [])
 

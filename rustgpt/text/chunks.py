@@ -19,8 +19,9 @@ _CHUNK: Final = re.compile(
     r"(?:(?<=\S) )?(?:[A-Za-z0-9]++(?![^\x00-\x7F])"  # what follows might belong to the word
     rf"|[{_SIGNS}]+|[{_IDEOGRAPHS}]|[^\s{_SIGNS}{_IDEOGRAPHS}]+)|\s"
 )
-# Where chunks of words, and pieces of byte-level BPE, begin in any case.
-_EDGE: Final = re.compile(r"(?<=\w)(?= \w)|(?<=\n)(?=\w)")
+# Where pieces of byte-level BPE begin whatever stands before: after other white space than one line
+# break, the last of it would be another piece than at the end of a text. And chunks of words.
+_EDGE: Final = re.compile(r"(?<=\w)(?= \w)|(?<=\S\n)(?=\w)")
 _EDGE_OF_WORDS: Final = re.compile(rf"(?<=\w)(?= \w)|(?<=\n)(?=\w)|(?<=\w)(?=[{_IDEOGRAPHS}])")
 
 

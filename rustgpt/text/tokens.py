@@ -125,7 +125,7 @@ class BaseTokenizer:
         """
         if not isinstance(text, str):
             raise TokenizerError(f"only text can be encoded, not {type(text).__name__}")
-        first, *others = _END.split(text) if allow_special else [text]
+        first, *others = _END.split(text) if allow_special and END in text else [text]
         ids = self._encode_part(first)
         for part in others:
             ids.append(self.end_id)

@@ -8,13 +8,14 @@ import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rustgpt import LLM, ModelConfig
 from rustgpt.errors import ConfigError, TokenizerError
-from rustgpt.text import chunks
+from rustgpt.text import bpe_tokenizer, chunks
 from rustgpt.text.bpe_tokenizer import BpeTokenizer
 from rustgpt.text.tokenizer import read_tokenizer
 
@@ -25,7 +26,7 @@ tokenizers = pytest.importorskip("tokenizers")
 TEXTS = [
     "The sun rises in the east, and it's warm. The sun sets in the west, and we'll rest. </s>",
     "User: Who rises? Assistant: The sun rises, rising and setting, setting and rising. </s>",
-    "山是怎样形成的？山是地壳运动形成的，很慢。",
+    "山是怎样形成的？山是地壳运动形成的，很慢。\n\n    山\n\n\t\tsun\n \n",
 ] * 3
 TOKENIZER = BpeTokenizer.train(TEXTS, 400)
 LIBRARY = tokenizers.Tokenizer.from_str(TOKENIZER.to_json())
@@ -95,9 +96,28 @@ def test_hard_texts():
         assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
 
 
-def test_blocks_and_forgetting_change_nothing(monkeypatch):
+def test_ids_are_the_librarys_whatever_the_code_points():
+    LIBRARY.encode_special_tokens = True
+    every = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    for between in ("", "a", " ", "1", "\n"):
+        text = between.join(every[:: 1 if between == " " else 29])
+        assert TOKENIZER.encode(text) == LIBRARY.encode(text).ids
+
+
+def test_long_pieces_are_the_librarys():
+    LIBRARY.encode_special_tokens = True
+    for letter in ("a", "山", " ", "\n", "9", "-", "thes"):
+        for n in (511, 512, 513, 5000):
+            text = f"sun {letter * n}1 {letter * n} sun"
+            assert TOKENIZER.encode(text) == LIBRARY.encode(text).ids
+
+
+@pytest.mark.parametrize("name", ["cython", "reference"])
+def test_blocks_change_nothing(monkeypatch, switch_backend, name):
+    switch_backend(name)
     monkeypatch.setattr(chunks, "BLOCK", 5)
-    monkeypatch.setattr("rustgpt.text.bpe_tokenizer.REMEMBERED", 50)
+    monkeypatch.setattr(bpe_tokenizer, "BLOCK", 5)
+    monkeypatch.setattr(bpe_tokenizer, "_KINDS", np.zeros(0x110000, np.uint8))
     LIBRARY.encode_special_tokens = True
     draw = random.Random(0)
     for _ in range(300):
