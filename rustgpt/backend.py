@@ -95,6 +95,26 @@ def check_bfloat16(dtype: str) -> None:
         )
 
 
+def encoder(name: str) -> Callable[..., Any]:
+    """Return a function that makes tokens of text: compiled, or its twin in plain Python.
+
+    Raises
+    ------
+    ConfigError
+        If the compiled ones are not built.
+    """
+    return _encoders(backend_name())[name]
+
+
+@functools.cache
+def _encoders(backend: str) -> dict[str, Callable[..., Any]]:
+    if backend == "reference":
+        from rustgpt.reference import encoders
+    else:
+        from rustgpt._ext import encoders
+    return encoders()
+
+
 def explained_kernels() -> dict[str, Callable[..., Any]]:
     """Return the compiled kernels by name; an error of theirs names the kernel and the argument."""
     from rustgpt._ext import kernels

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ MODULES = (
     "blas", "linear", "activations", "layer_norm", "attention", "block", "cross_entropy",
     "dropout", "embeddings", "optimizer",
 )  # fmt: skip
+ENCODERS = ("bpe",)  # what makes tokens of text: compiled once, for all processors
 
 
 def available_instruction_sets() -> list[str]:
@@ -64,14 +65,31 @@ def kernels() -> dict[str, Callable[..., Any]]:
     """
     level = instruction_set()
     _load_blas()
-    found: dict[str, Callable[..., Any]] = {}
-    for name in MODULES:
-        # The products run in SciPy's BLAS, which chooses for itself.
-        module = _module(name if level == "plain" or name == "blas" else f"{level}.{name}")
-        for attribute, function in vars(module).items():
-            if callable(function) and not attribute.startswith("_"):
-                found[attribute] = function
-    return found
+    # The products run in SciPy's BLAS, which chooses for itself.
+    plain = [level == "plain" or name == "blas" for name in MODULES]
+    names = zip(MODULES, plain, strict=True)
+    return _functions(_module(name if alone else f"{level}.{name}") for name, alone in names)
+
+
+def encoders() -> dict[str, Callable[..., Any]]:
+    """Return the functions that make tokens of text, by name.
+
+    Raises
+    ------
+    ConfigError
+        If the extension modules are not built.
+    """
+    return _functions(map(_module, ENCODERS))
+
+
+def _functions(modules: Iterable[Any]) -> dict[str, Callable[..., Any]]:
+    """Return the public functions of modules by name."""
+    return {
+        name: function
+        for module in modules
+        for name, function in vars(module).items()
+        if callable(function) and not name.startswith("_")
+    }
 
 
 def _load_blas() -> None:

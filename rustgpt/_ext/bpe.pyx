@@ -1,4 +1,4 @@
-"""Owns byte-level BPE of pieces of text that are not long: GPT-2's cut, and the merges.
+"""Owns GPT-2's cut of text into pieces, and byte-level BPE of those that are not long.
 
 A piece of n bytes takes n look-ups, and for each merge two more and one pass over what is left of
 it; pieces have some six bytes on average, and few are longer than twenty.
@@ -24,6 +24,28 @@ cdef struct Text:
     const uint8_t* kinds
 
 
+def bpe_pieces(
+    const uint8_t[::1] utf8 not None,          # IN (n,): text in UTF-8
+    Py_ssize_t start,                          # IN: where to begin, at a piece
+    const uint8_t[::1] kinds not None,         # IN (0x110000,): of each code point
+    int[::1] ends not None,                    # OUT (n,): where pieces end, n at most
+):
+    """Cut text into pieces; return (where, how many): at its end, or where a kind is unknown."""
+    cdef Py_ssize_t end = start, found = 0
+    cdef Text text = text_of(utf8, start, kinds)
+    if ends.shape[0] < text.n or text.n > INT_MAX:
+        raise ValueError(f"ends must have a length of {text.n} at least, and this below 2**31")
+    with nogil:
+        while start < text.n:
+            end = piece_end(&text, start)
+            if end == start:
+                break
+            ends[found] = <int> end
+            found += 1
+            start = end
+    return start, found
+
+
 def bpe_encode(
     const uint8_t[::1] utf8 not None,          # IN (n,): text in UTF-8
     Py_ssize_t start,                          # IN: where to begin, at a piece
@@ -37,21 +59,16 @@ def bpe_encode(
     At the end of the text, both are n. If its end is where it begins, a code point of it has no
     kind yet; otherwise the piece is longer than 512 bytes.
     """
-    cdef Py_ssize_t n = utf8.shape[0], end = start, written = 0
+    cdef Py_ssize_t end = start, written = 0
     cdef Pairs pairs = pairs_of(merges)
-    cdef Text text
-    if kinds.shape[0] != CODES or byte_ids.shape[0] != 256 or ids.shape[0] < n:
+    cdef Text text = text_of(utf8, start, kinds)
+    if byte_ids.shape[0] != 256 or ids.shape[0] < text.n:
         raise ValueError(
-            f"kinds, byte_ids and ids must have the lengths {CODES}, 256 and {n} at least, got "
-            f"{kinds.shape[0]}, {byte_ids.shape[0]} and {ids.shape[0]}"
+            f"byte_ids and ids must have the lengths 256 and {text.n} at least, got "
+            f"{byte_ids.shape[0]} and {ids.shape[0]}"
         )
-    if not 0 <= start <= n:
-        raise ValueError(f"start must be from 0 to {n}, got {start}")
-    if start == n:
-        return n, n, 0
-    text = Text(&utf8[0], n, &kinds[0])
     with nogil:
-        while start < n:
+        while start < text.n:
             end = piece_end(&text, start)
             if end == start or end - start > LONGEST:
                 break
@@ -60,6 +77,20 @@ def bpe_encode(
             )
             start = end
     return start, end, written
+
+
+cdef Text text_of(const uint8_t[::1] utf8, Py_ssize_t start, const uint8_t[::1] kinds) except *:
+    """Raise ValueError unless this can be a text, and a place in it."""
+    cdef Py_ssize_t n = utf8.shape[0]
+    cdef Text text
+    if kinds.shape[0] != CODES:
+        raise ValueError(f"kinds must have the length {CODES}, got {kinds.shape[0]}")
+    if not 0 <= start <= n:
+        raise ValueError(f"start must be from 0 to {n}, got {start}")
+    text.utf8 = &utf8[0] if n else NULL
+    text.n = n
+    text.kinds = &kinds[0]
+    return text
 
 
 # Where pieces end

@@ -17,10 +17,22 @@ MODULES = (
 )  # fmt: skip
 
 
+ENCODERS = ("bpe",)  # what makes tokens of text
+
+
 def kernels() -> dict[str, Callable[..., Any]]:
     """Return every function of the reference by name."""
+    return _functions(MODULES)
+
+
+def encoders() -> dict[str, Callable[..., Any]]:
+    """Return the functions that make tokens of text, by name."""
+    return _functions(ENCODERS)
+
+
+def _functions(names: tuple[str, ...]) -> dict[str, Callable[..., Any]]:
     found: dict[str, Callable[..., Any]] = {}
-    for name in MODULES:
+    for name in names:
         module = importlib.import_module(f"{__name__}.{name}")
         found |= {function.__name__: function for function in module.KERNELS}
     return found

@@ -1,4 +1,4 @@
-"""Owns byte-level BPE of pieces of text, in plain Python: GPT-2's cut, and the merges."""
+"""Owns GPT-2's cut of text into pieces, and byte-level BPE of these, in plain Python."""
 
 import re
 from itertools import pairwise
@@ -16,6 +16,27 @@ _PIECE = re.compile(r" ?(?:L+|N+|O+)|[ W]+(?![LNO?])|[ W]")
 _CONTRACTION = re.compile("'(?:[stmd]|re|ve|ll)")
 
 
+def bpe_pieces(
+    utf8: bytes,  # (n,): text in UTF-8
+    start: int,  # where to begin, at a piece
+    kinds: NDArray[np.uint8],  # (0x110000,) of each code point
+    ends: NDArray[np.int32],  # (n,) where pieces end, n at most
+) -> tuple[int, int]:
+    """Cut text into pieces; return (where, how many): at its end, or where a kind is unknown."""
+    text = utf8[start:].decode()
+    codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
+    shape = "".join(np.where(codes == ord(" "), " ", _SHOWN[kinds[codes]]).tolist())
+    at = n = 0
+    while at < len(text):
+        found = _CONTRACTION.match(text, at) or _PIECE.match(shape, at)
+        if found is None or "?" in shape[at : found.end() + 2]:
+            break
+        start += len(text[at : found.end()].encode())
+        ends[n] = start
+        at, n = found.end(), n + 1
+    return start, n
+
+
 def bpe_encode(
     utf8: bytes,  # (n,): text in UTF-8
     start: int,  # where to begin, at a piece
@@ -29,22 +50,16 @@ def bpe_encode(
     At the end of the text, both are n. If its end is where it begins, a code point of it has no
     kind yet; otherwise the piece is longer than 512 bytes.
     """
-    text = utf8[start:].decode()
-    codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
-    shapes = np.where(codes == ord(" "), " ", _SHOWN[kinds[codes]])
-    shape = "".join(shapes.tolist())
     table: dict[int, int] = dict(merges[merges[:, 0] >= 0].tolist())
-    at = written = 0
-    while at < len(text):
-        found = _CONTRACTION.match(text, at) or _PIECE.match(shape, at)
-        if found is None or "?" in shape[at : found.end() + 2]:
-            return start, start, written
-        piece = text[at : found.end()].encode()
-        if len(piece) > LONGEST:
-            return start, start + len(piece), written
-        tokens = merged([int(byte_ids[byte]) for byte in piece], table)
+    ends = np.empty(len(utf8), np.int32)
+    _, n = bpe_pieces(utf8, start, kinds, ends)
+    written = 0
+    for end in ends[:n].tolist():
+        if end - start > LONGEST:
+            return start, end, written
+        tokens = merged([int(byte_ids[byte]) for byte in utf8[start:end]], table)
         ids[written : written + len(tokens)] = tokens
-        at, start, written = found.end(), start + len(piece), written + len(tokens)
+        start, written = end, written + len(tokens)
     return start, start, written
 
 
@@ -57,3 +72,6 @@ def merged(tokens: list[int], table: dict[int, int]) -> list[int]:
             return tokens
         value, i = min(known)
         tokens = [*tokens[:i], value & 0x7FFFFFFF, *tokens[i + 2 :]]
+
+
+KERNELS = (bpe_pieces, bpe_encode)

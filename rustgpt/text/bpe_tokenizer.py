@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
-from collections.abc import Callable, Iterable
-from itertools import chain
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, pairwise, repeat
 from typing import Any, Final
 
 import numpy as np
 
-from rustgpt.backend import backend_name
+from rustgpt.backend import encoder
 from rustgpt.errors import RustGPTError, TokenizerError
 from rustgpt.reference import bpe
 from rustgpt.text.chunks import BLOCK, blocks
+from rustgpt.text.counting import count_parts, most_frequent
 from rustgpt.text.pairs import Table, pair_table
 from rustgpt.text.tokenizer_json import read_object
 from rustgpt.text.tokens import BYTES, PieceTokenizer, check_limit, split_texts
@@ -24,6 +25,10 @@ DEFAULT_SIZE: Final = 4096
 # What ends a text in the files of others, in the order in which they are looked for.
 ENDS: Final = (END, "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<eos>")
 HOLES: Final = 1 << 16  # numbers without a token that a file may have
+# What a tokenizer is trained on: more would cost much memory or time and change little.
+MOST_DIFFERENT: Final = 1 << 17  # pieces, the most frequent ones
+MOST_FED: Final = 1 << 23  # occurrences of pieces
+AT_ONCE: Final = 1 << 12  # occurrences that the package is given as one text
 _SPLIT: Final = re.compile(rf"({SURROGATE.pattern})")
 # What GPT-2's rule takes each code point for, by numbers of `rustgpt/reference/bpe.py`: what the
 # library has said, and 0 where it has not been asked yet.
@@ -96,9 +101,8 @@ class BpeTokenizer(PieceTokenizer):
             initial_alphabet=level.alphabet(),
             show_progress=False,
         )
-        parts = chain.from_iterable(map(_SPLIT.split, split_texts(texts)))
-        sound = (part for part in parts if part and not SURROGATE.match(part))
-        _guarded(lambda: trained.train_from_iterator(sound, trainer))
+        counts = most_frequent(count_parts(_cut(texts)), MOST_DIFFERENT)
+        _guarded(lambda: trained.train_from_iterator(_repeated(counts), trainer))
         return cls(json.loads(trained.to_str()))
 
     def _encode_part(self, text: str) -> list[int]:
@@ -128,7 +132,7 @@ class BpeTokenizer(PieceTokenizer):
 
     def _encode_utf8(self, utf8: bytes, merges: Table) -> list[int]:
         """Encode text as GPT-2 does; the library has the pieces that are very long."""
-        encode = _encoder(backend_name())
+        encode = encoder("bpe_encode")
         room = np.empty(len(utf8), np.int32)
         ids: list[int] = []
         start = 0
@@ -166,15 +170,34 @@ class BpeTokenizer(PieceTokenizer):
         return cls(content)
 
 
-@functools.cache
-def _encoder(backend: str) -> Callable[..., tuple[int, int, int]]:
-    """Return `bpe_encode`, compiled or in plain Python."""
-    if backend == "reference":
-        return bpe.bpe_encode
-    from rustgpt._ext.bpe import bpe_encode
+def _cut(texts: Iterable[str]) -> Iterator[list[bytes]]:
+    """Yield the pieces that GPT-2's rule cuts texts into, a list for each block of them."""
+    cut = encoder("bpe_pieces")
+    for text in chain.from_iterable(map(_SPLIT.split, split_texts(texts))):
+        for first, last in blocks(text) if not SURROGATE.match(text) else ():
+            utf8 = text[first:last].encode()
+            ends = np.empty(len(utf8), np.int32)
+            start = 0
+            while start < len(utf8):
+                begin = start
+                start, n = cut(utf8, start, _KINDS, ends)
+                yield [utf8[a:b] for a, b in pairwise([begin, *ends[:n].tolist()])]
+                if start < len(utf8):
+                    _learn_kinds(utf8)
 
-    encode: Callable[..., tuple[int, int, int]] = bpe_encode
-    return encode
+
+def _repeated(counts: Counter[bytes]) -> Iterator[str]:
+    """Yield pieces as text that is cut into them, as often as they occur.
+
+    Between two of the same there is a line break, which is a piece by itself, and as a single byte
+    merges with nothing. Where there are very many pieces, a fixed share of each is enough.
+    """
+    share = min(1.0, MOST_FED / max(1, counts.total()))
+    for piece, times in counts.items():
+        text, left = piece.decode(), round(times * share)
+        at_once = 1 if text.isspace() else AT_ONCE  # white space joins the line break
+        for times in (*repeat(at_once, left // at_once), left % at_once):
+            yield "\n".join(repeat(text, times))
 
 
 def _learn_kinds(utf8: bytes) -> None:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from rustgpt.errors import ConfigError, TokenizerError
+from rustgpt.text.counting import count_parts
 from rustgpt.text.tokenizer_json import read_content
 from rustgpt.text.units import is_word
 
@@ -107,7 +107,7 @@ class Vocab:
             The limit leaves no room for the tokens that spell unknown words.
         """
         # Half a surrogate pair is not text: it has no place in a file and stays with the bytes.
-        sound = {unit: n for unit, n in counts.items() if not SURROGATE.search(unit)}
+        sound = [unit for unit in counts if not SURROGATE.search(unit)]
         words = [unit for unit in sound if is_word(unit)]
         letters = {*string.ascii_letters, *string.digits, *"".join(words)}
         pieces = sorted(PIECE + part for part in letters | _fragments(words))
@@ -120,7 +120,9 @@ class Vocab:
                     f"the largest size of this vocabulary must be a whole number from {taken} on: "
                     "so many tokens are needed to spell unknown words"
                 )
-            rest = sorted(rest, key=lambda unit: (-sound[unit], unit))[: max_size - taken]
+            rest.sort()
+            rest.sort(key=lambda unit: -counts[unit])
+            del rest[max_size - taken :]
         return cls((*FIXED, *pieces, *sorted([*letters, *rest])))
 
     def extended(self, units: Iterable[str]) -> Vocab:
@@ -148,11 +150,14 @@ def _is_token(token: str) -> bool:
 
 def _fragments(words: Iterable[str]) -> set[str]:
     """Find the endings and inner parts that save most when words are spelled with them."""
-    seen: Counter[str] = Counter()
-    for word in words:
-        if len(word) <= LONGEST_WORD:
-            ends = ((i, i + n) for n in FRAGMENT_LENGTHS for i in range(1, len(word) - n + 1))
-            seen.update({part for i, end in ends if (part := word[i:end]).isalpha()})
+    ends = {
+        n: [(i, i + m) for m in FRAGMENT_LENGTHS for i in range(1, n - m + 1)]
+        for n in range(LONGEST_WORD + 1)
+    }
+    parts = (
+        [word[i:end] for i, end in ends[len(word)]] for word in words if len(word) <= LONGEST_WORD
+    )
+    seen = count_parts([*filter(str.isalpha, dict.fromkeys(each))] for each in parts)
     frequent = [part for part, n in seen.items() if n >= FRAGMENT_WORDS]
     # One token in place of `len(part)` saves all but one of them, in each of the words.
     frequent.sort(key=lambda part: (-seen[part] * (len(part) - 1), part))

@@ -7,11 +7,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import SupportsIndex
 
-from rustgpt.text.chunks import ChunkMemo, word_chunks
+from rustgpt.text.chunks import LONGEST, ChunkMemo, word_chunks
+from rustgpt.text.counting import count_parts
 from rustgpt.text.tokens import BYTES, BaseTokenizer, Ids, check_id, each_id, split_texts
 from rustgpt.text.units import GLUED, NEWLINE, SPACE, Spacing, State, cut, kinds_of
 from rustgpt.text.utf8 import Utf8Stream
-from rustgpt.text.vocab import END, END_ID, FIRST_BYTE, JOIN, PIECE, SPACE_MARK, Vocab
+from rustgpt.text.vocab import (
+    END,
+    END_ID,
+    FIRST_BYTE,
+    JOIN,
+    LONGEST_WORD,
+    PIECE,
+    SPACE_MARK,
+    Vocab,
+)
 
 
 class WordTokenizer(BaseTokenizer):
@@ -143,16 +153,32 @@ class WordTokenizer(BaseTokenizer):
 
 
 def _count_units(texts: Iterable[str]) -> Counter[str]:
-    """Return how often each unit occurs in some texts."""
-    chunks: Counter[str] = Counter()
-    for part in split_texts(texts):
-        for block in word_chunks(part):
-            chunks.update(block)
+    """Return how often each unit occurs in some texts; see `count_parts`."""
+    parts = (block for part in split_texts(texts) for block in word_chunks(part))
+    chunks = count_parts(map(_short, parts))
     counts: Counter[str] = Counter()
-    for chunk, times in chunks.items():
+    while chunks:
+        chunk, times = chunks.popitem()
         for _, unit, _, _ in _cut_chunk(chunk):
             counts[unit] += times
     return counts
+
+
+def _short(chunks: list[str]) -> list[str]:
+    """Return chunks with a long one cut into its units, and a word that is too long into letters.
+
+    The letters are all that a vocabulary has of such a word.
+    """
+    if max(map(len, chunks), default=0) <= LONGEST:
+        return chunks
+    found: list[str] = []
+    for chunk in chunks:
+        if len(chunk) <= LONGEST:
+            found.append(chunk)
+            continue
+        for _, unit, _, _ in _cut_chunk(chunk):
+            found += [unit] if len(unit) <= LONGEST_WORD else dict.fromkeys(unit)
+    return found
 
 
 class TextStream:

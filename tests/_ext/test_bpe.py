@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from rustgpt._ext.bpe import bpe_encode
+from rustgpt._ext.bpe import bpe_encode, bpe_pieces
 
 from rustgpt.reference import bpe
 from rustgpt.text.pairs import pair_table
@@ -72,9 +72,9 @@ def test_what_is_refused():
     for change, words in (
         ({"start": -1}, "start must be from 0 to 3"),
         ({"start": 4}, "start must be from 0 to 3"),
-        ({"kinds": KINDS[:-1]}, "lengths 1114112, 256 and 3"),
-        ({"byte_ids": BYTE_IDS[:-1]}, "lengths 1114112, 256 and 3"),
-        ({"ids": ids[:2]}, "lengths 1114112, 256 and 3"),
+        ({"kinds": KINDS[:-1]}, "the length 1114112"),
+        ({"byte_ids": BYTE_IDS[:-1]}, "lengths 256 and 3"),
+        ({"ids": ids[:2]}, "lengths 256 and 3"),
         ({"merges": np.zeros((4, 2), np.int64)}, "a free place"),
         ({"merges": np.full((3, 2), -1)}, "a power of two"),
         ({"merges": np.full((4, 3), -1)}, "a power of two"),
@@ -82,6 +82,8 @@ def test_what_is_refused():
         given = {"utf8": b"abc", "start": 0, "kinds": KINDS, "byte_ids": BYTE_IDS}
         with pytest.raises(ValueError, match=words):
             bpe_encode(**{**given, "merges": table, "ids": ids, **change})
+    with pytest.raises(ValueError, match="a length of 3"):
+        bpe_pieces(b"abc", 0, KINDS, ids[:2])
     for broken in (b"\xf4", b"\xf7\xbf\xbf\xbf", b"a\xe5", b"\xff\xff\xff", b"\x80' \xc3"):
         assert bpe_encode(broken, 0, KINDS, BYTE_IDS, table, np.empty(9, np.int32))[0] >= 0
 

@@ -148,6 +148,37 @@ def test_training():
         BpeTokenizer.train(TEXTS, 256)
 
 
+def trained_by_the_library(texts: list[str], size: int) -> dict:
+    level = tokenizers.pre_tokenizers.ByteLevel
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = level(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=size,
+        initial_alphabet=level.alphabet(),
+        show_progress=False,
+        special_tokens=["</s>"],
+    )
+    made.train_from_iterator([text.replace(" </s>", "") for text in texts], trainer)
+    return json.loads(made.to_str())["model"]
+
+
+@pytest.mark.parametrize("name", ["cython", "reference"])
+def test_merges_are_those_that_the_library_learns(monkeypatch, switch_backend, name):
+    switch_backend(name)
+    draw = random.Random(1)
+    sound = [part for part in PARTS if part not in ("\ud800", "\udc00", "</s>")]
+    texts = [*TEXTS, *("".join(draw.choices(sound, k=50)) for _ in range(200))]
+    expected = trained_by_the_library(texts, 900)
+    monkeypatch.setattr(chunks, "BLOCK", 50)
+    monkeypatch.setattr(bpe_tokenizer, "AT_ONCE", 3)
+    assert json.loads(BpeTokenizer.train(texts, 900).to_json())["model"] == expected
+    monkeypatch.setattr(bpe_tokenizer, "MOST_DIFFERENT", 300)
+    monkeypatch.setattr(bpe_tokenizer, "MOST_FED", 1000)
+    less = BpeTokenizer.train(texts, 600)
+    assert less.to_json() == BpeTokenizer.train(iter(texts), 600).to_json()
+    assert 257 < less.vocab_size <= 600
+
+
 def test_on_disk_and_copies():
     text = "The sun </s> \ud800 山"
     for again in (
