@@ -102,7 +102,7 @@ def extensions() -> list[Extension]:
     """The plain modules, and for each faster level every kernel again with that level's flags."""
     plain = [
         extension(f"rustgpt._ext.{name}", f"rustgpt/_ext/{name}.pyx", FLAGS)
-        for name in ["barrier", "blas", "bpe", "cpu", *KERNELS]
+        for name in ["barrier", "blas", "bpe", "cpu", "words", *KERNELS]
     ]
     # The code that Cython needs for memoryviews is compiled once, not into every module.
     shared = extension("rustgpt._ext._memoryview", str(BUILD / "_memoryview.c"), FLAGS)

@@ -21,7 +21,7 @@ MODULES = (
     "blas", "linear", "activations", "layer_norm", "attention", "block", "cross_entropy",
     "dropout", "embeddings", "optimizer",
 )  # fmt: skip
-ENCODERS = ("bpe",)  # what makes tokens of text: compiled once, for all processors
+ENCODERS = ("bpe", "words")  # what makes tokens of text: compiled once, for all processors
 
 
 def available_instruction_sets() -> list[str]:

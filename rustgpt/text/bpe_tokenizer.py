@@ -204,13 +204,16 @@ def _learn_kinds(utf8: bytes) -> None:
     """Ask the library for the kinds of those code points of a text that have none yet."""
     codes = np.unique(np.frombuffer(utf8.decode().encode("utf-32-le"), "<u4"))
     codes = codes[_KINDS[codes] == 0]
-    # A character stays with a letter, a number or a sign before it, or is white space.
-    tried = "".join(f"a{c}\n1{c}\n!{c}\n" for c in map(chr, codes.tolist()))
-    cut = _library().pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(tried)
-    joined = {first for _, (first, end) in cut if end == first + 2}
-    for i, code in enumerate(codes):
-        stays = [9 * i + at in joined for at in (0, 3, 6)]
-        _KINDS[code] = (bpe.LETTER, bpe.NUMBER, bpe.OTHER, bpe.WHITE)[[*stays, True].index(True)]
+    text = "".join(map(chr, codes.tolist()))
+    kinds = np.full(len(codes), bpe.OTHER, np.uint8)
+    library = _library()
+    for kind, sign, pattern in (
+        (bpe.LETTER, "a", r"\p{L}"), (bpe.NUMBER, "1", r"\p{N}"), (bpe.WHITE, " ", r"\s"),
+    ):  # fmt: skip
+        # All characters of the kind become one of them.
+        replaced = library.normalizers.Replace(library.Regex(pattern), sign).normalize_str(text)
+        kinds[[character == sign for character in replaced]] = kind
+    _KINDS[codes] = kinds  # at once: another thread may be encoding
 
 
 def _merges(model: dict[str, Any]) -> Table:

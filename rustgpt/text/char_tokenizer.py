@@ -23,6 +23,8 @@ FIRST_CHARACTER: Final = FIRST_BYTE + 256
 _LIMITS: Final = (0x80, 0x800, 0x10000)  # from these codes on, UTF-8 takes a byte more
 BLOCK: Final = 1 << 16  # characters that are encoded at once, so that memory stays small
 
+SHORT: Final = 200  # characters up to which arrays are slower
+
 
 class CharTokenizer(PieceTokenizer):
     """Each character of the training data is a token, any other one its UTF-8 bytes.
@@ -54,6 +56,7 @@ class CharTokenizer(PieceTokenizer):
             raise TokenizerError(f"the character {twice!r} stands twice")
         self.characters = characters
         super().__init__([b"", *BYTES, *(c.encode() for c in characters)], {END_ID: END}, END_ID)
+        self._ids = {c: FIRST_CHARACTER + i for i, c in enumerate(characters)}
         codes = np.array([ord(c) for c in characters], np.int64)
         self._table = np.full(codes.max(initial=0) + 2, -1, np.int32)  # id by code, -1 for none
         self._table[codes] = np.arange(FIRST_CHARACTER, self.vocab_size)
@@ -92,6 +95,10 @@ class CharTokenizer(PieceTokenizer):
         return type(self)(self.characters + "".join(sorted(new - set(self.characters))))
 
     def _encode_part(self, text: str) -> list[int]:
+        if len(text) <= SHORT:
+            found = [*map(self._ids.get, text)]
+            if None not in found:
+                return found  # type: ignore[return-value]
         ids: list[int] = []
         for block in _blocks(text):
             ids += self._encode_block(block)

@@ -40,6 +40,12 @@ OTHER_SPACE: Final = "\t"
 NUMBER_POINT: Final = ","  # a POINT right behind a digit: 299,792 and 3.14 and 10:30
 GLUED: Final = ""  # the first kind of a token that continues what stands before it
 
+# In the order of their numbers in compiled code.
+KINDS: Final = (
+    *(WORD, DIGIT, MARK, SPACE, NEWLINE, OTHER_SPACE, QUOTE, POINT, NUMBER_POINT, GLUED),
+    *(OPEN, CLOSE, CJK, STOP, JOINER, SYMBOL),
+)
+
 _BY_CHARACTER: Final = {
     character: kind
     for kind, characters in (

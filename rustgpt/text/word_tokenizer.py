@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import SupportsIndex
 
-from rustgpt.text.chunks import LONGEST, ChunkMemo, word_chunks
+import numpy as np
+
+from rustgpt.backend import backend_name, encoder
+from rustgpt.text.chunks import BLOCK, EDGE_OF_WORDS, LONGEST, blocks, word_chunks
 from rustgpt.text.counting import count_parts
 from rustgpt.text.tokens import BYTES, BaseTokenizer, Ids, check_id, each_id, split_texts
 from rustgpt.text.units import GLUED, NEWLINE, SPACE, Spacing, State, cut, kinds_of
 from rustgpt.text.utf8 import Utf8Stream
-from rustgpt.text.vocab import (
-    END,
-    END_ID,
-    FIRST_BYTE,
-    JOIN,
-    LONGEST_WORD,
-    PIECE,
-    SPACE_MARK,
-    Vocab,
-)
+from rustgpt.text.vocab import END, END_ID, FIRST_BYTE, JOIN, LONGEST_WORD, PIECE, SPACE_MARK, Vocab
+from rustgpt.text.word_tables import CODE_KINDS, FIRST_STATE, SPACES, Trie, learn_kinds
 
 
 class WordTokenizer(BaseTokenizer):
@@ -48,10 +44,9 @@ class WordTokenizer(BaseTokenizer):
         pieces = [len(token) - len(PIECE) for token in vocab.tokens if token.startswith(PIECE)]
         self._longest = {"": max(map(len, vocab.tokens)), PIECE: max(pieces, default=0)}
         self._shapes = [_shape(token) for token in vocab.tokens]
-        self._memo = ChunkMemo(self._encode_chunk, Spacing().state)
 
     def __reduce__(self) -> tuple[type[WordTokenizer], tuple[Vocab]]:
-        return type(self), (self.vocab,)  # a copy remembers no chunks
+        return type(self), (self.vocab,)
 
     @property
     def vocab_size(self) -> int:
@@ -94,15 +89,41 @@ class WordTokenizer(BaseTokenizer):
         return is_byte or self.vocab.tokens[token_id].startswith(PIECE)
 
     def _encode_part(self, text: str) -> list[int]:
-        return self._memo.encode(text)
+        if backend_name() == "reference":
+            return self.encode_plain(text)
+        if len(text) <= BLOCK:
+            return self._encode_block(text, 0, FIRST_STATE)[0]
+        ids: list[int] = []
+        state = FIRST_STATE
+        for start, end in blocks(text, EDGE_OF_WORDS):
+            before = min(start, 1)  # what stands before says whether a space is alone
+            made, state = self._encode_block(text[start - before : end], before, state)
+            ids += made
+        return ids
 
-    def _encode_chunk(self, chunk: str, state: State) -> tuple[list[int], State]:
-        """Return the tokens of a chunk, and the state of the spacing behind it."""
+    def _encode_block(self, text: str, start: int, state: int) -> tuple[list[int], int]:
+        """Return the tokens of text from `start` on, and the state of the spacing behind it."""
+        encode = encoder("words_encode")
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")  # (n,)
+        room = np.empty(5 * len(codes), np.int32)
+        trie = self._trie
+        while True:
+            n, after = encode(codes, start, state, CODE_KINDS, SPACES, *trie, room)
+            if n >= 0:
+                return room[:n].tolist(), after
+            learn_kinds(codes)
+
+    @functools.cached_property
+    def _trie(self) -> Trie:
+        return Trie.of(self.vocab.tokens)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Encode text without end tokens, in plain Python: what `rustgpt/_ext/words.pyx` does."""
         known = self.vocab.ids
         mark = {True: known[SPACE_MARK], False: known[JOIN]}
-        spacing = Spacing(*state)
+        spacing = Spacing()
         ids: list[int] = []
-        for spaced, unit, first, last in _cut_chunk(chunk):
+        for spaced, unit, first, last in cut(text):
             spelled = [known[unit]] if unit in known else self._spell(unit)
             if FIRST_BYTE <= spelled[0] < FIRST_BYTE + 256:
                 first = GLUED  # a reader knows the kind only after the last byte
@@ -111,7 +132,7 @@ class WordTokenizer(BaseTokenizer):
                 spacing.advance(SPACE)
             spacing.advance(last)
             ids += spelled
-        return ids, spacing.state
+        return ids
 
     def stream(self, skip_special: bool = True, *, after: Ids = ()) -> TextStream:
         """Return what turns tokens into text one by one; see `TextStream`."""

@@ -96,6 +96,7 @@ def test_hard_texts():
         assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
 
 
+@pytest.mark.slow
 def test_ids_are_the_librarys_whatever_the_code_points():
     LIBRARY.encode_special_tokens = True
     every = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]

@@ -64,7 +64,10 @@ def test_numbers_of_tokens():
 
 
 def test_blocks_change_nothing(monkeypatch):
-    text = "The sun é\ud800山x" * 3
+    text = "The sun é\ud800山x" * 30 + "sun"
+    assert [i for piece in text.split("é") for i in [*KNOWN.encode(piece), KNOWN.encode("é")[0]]][
+        :-1
+    ] == KNOWN.encode(text)
     whole = [tokenizer.encode(text) for tokenizer in TOKENIZERS]
     monkeypatch.setattr(char_tokenizer, "BLOCK", 5)
     assert [tokenizer.encode(text) for tokenizer in TOKENIZERS] == whole

@@ -1,6 +1,7 @@
 """Text to tokens and back: nothing is lost, whatever the text."""
 
 import os
+import random
 import subprocess
 import sys
 import time
@@ -12,8 +13,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rustgpt.errors import ConfigError, DataError, TokenizerError
+from rustgpt.text import chunks, word_tables, word_tokenizer
 from rustgpt.text.dataset import Dataset
 from rustgpt.text.tokenizer import TextStream, WordTokenizer
+
+from .any_text import HARD_TEXTS
 
 TEXTS = [
     "The sun rises in the east, and it's warm. </s>",
@@ -67,6 +71,49 @@ def test_a_tokenizer_trained_on_any_text_holds(text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.decode(tokenizer.encode("x" + text)) == "x" + text
     assert WordTokenizer.from_json(tokenizer.to_json()).vocab == tokenizer.vocab
+
+
+@settings(max_examples=500, deadline=None)
+@given(TOKENIZERS, ANY_TEXT)
+@example(TOKENIZER, "")
+def test_tokens_are_those_of_plain_python(tokenizer, text):
+    assert tokenizer.encode(text) == tokenizer.encode_plain(text)
+
+
+@pytest.mark.parametrize("block", [1, 7, 50])
+def test_blocks_change_nothing(monkeypatch, block):
+    monkeypatch.setattr(chunks, "BLOCK", block)
+    monkeypatch.setattr(word_tokenizer, "BLOCK", block)
+    draw = random.Random(block)
+    for _ in range(300):
+        text = "".join(draw.choices([*PARTS, "7", ". ", '" ', "'"], k=40))
+        assert TOKENIZER.encode(text) == TOKENIZER.encode_plain(text)
+
+
+@pytest.mark.slow
+def test_tokens_of_hard_texts():
+    for text in HARD_TEXTS:
+        assert TOKENIZER.encode(text) == TOKENIZER.encode_plain(text)
+    every = [*map(chr, range(0x110000))]
+    for between in ("", "a", " ", "\u0301"):
+        text = between.join(every[:: 1 if between == "a" else 7])
+        assert TOKENIZER.encode(text) == TOKENIZER.encode_plain(text)
+
+
+def test_the_plain_backend_needs_nothing_compiled(switch_backend):
+    text = 'The suns, 7.5 山 "C++" é'
+    expected = TOKENIZER.encode(text)
+    switch_backend("reference")
+    assert TOKENIZER.encode(text) == expected
+
+
+def test_characters_are_learned_as_they_turn_up(monkeypatch):
+    fresh = np.full(0x110000, 255, np.uint8)
+    monkeypatch.setattr(word_tables, "CODE_KINDS", fresh)
+    monkeypatch.setattr(word_tokenizer, "CODE_KINDS", fresh)
+    text = "The sun, ж 山? \U0010ffff\ud800 '"
+    assert TOKENIZER.encode(text) == TOKENIZER.encode_plain(text)
+    assert (fresh != 255).sum() == len({*text})
 
 
 def test_every_code_point():
