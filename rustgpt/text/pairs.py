@@ -23,7 +23,7 @@ def pair_table(left: Any, right: Any, values: Any) -> Table:
     """
     left, right, values = (np.asarray(numbers, np.int64) for numbers in (left, right, values))
     keys = left << 32 | right  # (n,)
-    bits = max(1, (2 * len(keys)).bit_length())
+    bits = max(1, (len(keys) * 3 // 2).bit_length())  # a third to two thirds are taken
     table = np.full((1 << bits, 2), -1, np.int64)
     places = (keys.view(np.uint64) * _GOLDEN >> np.uint64(64 - bits)).astype(np.int64)
     rest = np.arange(len(keys))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import SupportsIndex
+from typing import Final, SupportsIndex
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from rustgpt.text.units import GLUED, NEWLINE, SPACE, Spacing, State, cut, kinds
 from rustgpt.text.utf8 import Utf8Stream
 from rustgpt.text.vocab import END, END_ID, FIRST_BYTE, JOIN, LONGEST_WORD, PIECE, SPACE_MARK, Vocab
 from rustgpt.text.word_tables import CODE_KINDS, FIRST_STATE, SPACES, Trie, learn_kinds
+
+UTF32: Final = "utf-32-le" if sys.byteorder == "little" else "utf-32-be"
 
 
 class WordTokenizer(BaseTokenizer):
@@ -104,14 +107,14 @@ class WordTokenizer(BaseTokenizer):
     def _encode_block(self, text: str, start: int, state: int) -> tuple[list[int], int]:
         """Return the tokens of text from `start` on, and the state of the spacing behind it."""
         encode = encoder("words_encode")
-        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")  # (n,)
+        codes = memoryview(text.encode(UTF32, "surrogatepass")).cast("I")  # (n,)
         room = np.empty(5 * len(codes), np.int32)
         trie = self._trie
         while True:
             n, after = encode(codes, start, state, CODE_KINDS, SPACES, *trie, room)
             if n >= 0:
                 return room[:n].tolist(), after
-            learn_kinds(codes)
+            learn_kinds(np.asarray(codes))
 
     @functools.cached_property
     def _trie(self) -> Trie:
