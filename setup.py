@@ -24,6 +24,7 @@ KERNELS = [
     "attention",
     "block",
     "cross_entropy",
+    "decoder",
     "dropout",
     "embeddings",
     "layer_norm",

@@ -149,7 +149,7 @@ def _explanation(
     """
     from rustgpt.reference import kernels
     from rustgpt.reference.arrays import Shard
-    from rustgpt.reference.spec import BlockSpec
+    from rustgpt.reference.spec import BlockSpec, DecoderSpec
 
     twin = inspect.signature(kernels()[name])
     try:
@@ -161,7 +161,7 @@ def _explanation(
         kind = twin.parameters[argument].annotation
         optional = type(None) in get_args(kind)
         kind = get_args(kind)[0] if optional else kind
-        if kind in (Shard, BlockSpec):
+        if kind in (Shard, BlockSpec, DecoderSpec):
             continue  # their errors say so themselves
         if get_origin(kind) is not Annotated:
             if not isinstance(value, (int, float, np.integer, np.floating, np.bool_)):

@@ -16,11 +16,13 @@ from rustgpt.errors import CheckpointError, ConfigError, DataError
 from rustgpt.generation.text_generator import TextGenerator
 from rustgpt.layers.cache import Cache
 from rustgpt.layers.context import Context, offsets_of
+from rustgpt.layers.decoder import Decoder
 from rustgpt.layers.embeddings import Embeddings
 from rustgpt.layers.gpt import build_layers, describe, named_parameters
 from rustgpt.layers.layer import Layer, copy_into
 from rustgpt.layers.memory import Array, Indices, Workspace, aligned
 from rustgpt.layers.output_projection import OutputProjection
+from rustgpt.parallel.decoding import decoding_threads
 from rustgpt.text.dataset import Dataset
 from rustgpt.text.tokenizer import AUTO, Tokenizer, token_ids
 from rustgpt.vocab_extension import extended_layers, extended_tokenizer
@@ -47,6 +49,8 @@ class LLM(TextGenerator):
     ----------
     parameters
         (P,) flat buffer; every layer's parameters are views into it. To set it copies the values.
+    threads : int
+        How many threads at most make a token of a large model; 0, the default, is as many as help.
 
     Raises
     ------
@@ -59,6 +63,8 @@ class LLM(TextGenerator):
     working memory of its own, and sees the parameters as they are between two steps.
     A copy (`copy`, `pickle`, a process) is a whole model of its own.
     """
+
+    threads = 0
 
     def __init__(
         self, config: ModelConfig, tokenizer: Tokenizer, layers: Sequence[Layer] | None = None
@@ -84,6 +90,7 @@ class LLM(TextGenerator):
         self._parameters = aligned(sum(sizes.values()), np.dtype(self.config.dtype))
         self.weights_lock = WeightsLock()
         self._idle: list[Workspace] = []  # of calls that have ended
+        self._decoder: Decoder | None = None  # of the layers as they were when it was made
         taken, seen = 0, set[int]()
         for i, layer in enumerate(self.layers):
             taken += layer.bind(self._parameters[taken:], f"layers.{i}", seen)
@@ -179,8 +186,8 @@ class LLM(TextGenerator):
 
     # Through the layers
 
-    def _read(self, offsets: Indices, work: Callable[[Context], Result], **rest: Any) -> Result:
-        """Return work(ctx) of a pass without a way back, and weights between two steps.
+    def _read(self, work: Callable[[Workspace], Result]) -> Result:
+        """Return work(memory) of a pass without a way back, and weights between two steps.
 
         It may be called more than once, and must return memory of its own.
         """
@@ -188,12 +195,8 @@ class LLM(TextGenerator):
             workspace = self._idle.pop()
         except IndexError:
             workspace = Workspace(self.config.dtype)
-
-        def once() -> Result:
-            return work(Context(offsets, self.config.dtype, workspace=workspace, **rest))
-
         try:
-            return self.weights_lock.read(once)
+            return self.weights_lock.read(lambda: work(workspace))
         finally:
             if len(self._idle) < IDLE:
                 self._idle.append(workspace)
@@ -211,7 +214,12 @@ class LLM(TextGenerator):
         ids = token_ids(ids, self.tokenizer.vocab_size)
         if not 0 < len(ids) <= self.max_seq_len:
             raise DataError(f"a text must have 1 to {self.max_seq_len} tokens, got {len(ids)}")
-        return self._read(offsets_of(len(ids)), lambda ctx: ctx.forward(self.layers, ids).copy())
+        offsets = offsets_of(len(ids))
+
+        def work(memory: Workspace) -> Array:
+            return Context(offsets, workspace=memory).forward(self.layers, ids).copy()
+
+        return self._read(work)
 
     def loss(self, ids: Indices, targets: Indices, offsets: Indices) -> float:
         """Return the sum of the cross-entropies (in nats) of the targets that are not -1.
@@ -236,11 +244,12 @@ class LLM(TextGenerator):
         ids = token_ids(ids, self.tokenizer.vocab_size)
         targets = token_ids(targets, self.tokenizer.vocab_size, lowest=-1)
 
-        def work(ctx: Context) -> float:
+        def work(memory: Workspace) -> float:
+            ctx = Context(offsets, workspace=memory)
             x = ctx.forward(self.layers[:-1], ids)  # (N, C)
             return float(self._output.losses(x, targets, ctx).sum(dtype=np.float64))
 
-        return self._read(offsets, work)
+        return self._read(work)
 
     def loss_and_gradients(
         self, ids: Indices, targets: Indices, scale: float, ctx: Context
@@ -307,16 +316,19 @@ class LLM(TextGenerator):
 
     def _decode(self, rows: list[Indices], cache: Cache, slots: list[int]) -> Array:
         """`decode_batch` of what was checked."""
-        offsets = offsets_of(*map(len, rows))  # (B + 1,)
+        decoder, offsets = self._decoder, offsets_of(*map(len, rows))  # (B + 1,)
+        if decoder is None or not decoder.of(self.layers):
+            decoder = self._decoder = Decoder(self.layers, self._parameters)
         ids = rows[0] if len(rows) == 1 else np.concatenate(rows)  # (N,)
+        where, threads = (
+            np.array(slots, np.int32),
+            decoding_threads(self.n_parameters, self.threads),
+        )
 
-        def work(ctx: Context) -> Array:
-            x = ctx.forward(self.layers[:-1], ids)  # (N, C)
-            last = x[-1:] if len(rows) == 1 else x[offsets[1:] - 1]  # (B, C)
-            return ctx.forward(self.layers[-1:], last).copy()  # (B, V)
+        def work(memory: Workspace) -> Array:
+            return decoder.logits(ids, offsets, cache, where, memory, threads)  # (B, V)
 
-        where = np.array(slots, np.int32) if slots != [0] else None
-        logits = self._read(offsets, work, cache=cache, slots=where)
+        logits = self._read(work)
         for slot, row in zip(slots, rows, strict=True):
             cache.lengths[slot] += len(row)  # not before: it may have been read twice
         return logits
@@ -392,4 +404,4 @@ class LLM(TextGenerator):
 
 
 # Attributes of a model that a copy of it has anew.
-_MEMORY: Final = ("_parameters", "weights_lock", "_idle")
+_MEMORY: Final = ("_parameters", "weights_lock", "_idle", "_decoder")

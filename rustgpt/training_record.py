@@ -16,7 +16,7 @@ from rustgpt.config import TrainConfig
 from rustgpt.errors import CheckpointError, ConfigError
 from rustgpt.llm import LLM
 from rustgpt.optim.optimizer import Optimizer
-from rustgpt.parallel.data_parallel import available_threads
+from rustgpt.parallel.pool import available_threads
 from rustgpt.stepper import adam
 from rustgpt.training_state import Epoch, Evaluation, Step, TrainingState
 

@@ -18,7 +18,7 @@ from rustgpt._ext import attention, block
 from rustgpt.config import ModelConfig
 from rustgpt.layers.transformer import block_spec
 from rustgpt.reference.arrays import WRITTEN
-from rustgpt.reference.spec import BlockSpec
+from rustgpt.reference.spec import BlockSpec, DecoderSpec
 
 Arguments = dict[str, Any]
 
@@ -72,6 +72,9 @@ VARIANTS = {
     },
     "block_forward, dropout": {"rate": 0.3},
     "block_backward, overwriting": {"accumulate": False},
+    "decoder_forward, GPT-2": {
+        "norm": "pre", "activation": "gelu", "attention_bias": True, "tied": True,
+    },
     "block_backward, dropout": {"rate": 0.3},
     "linear_cross_entropy, overwriting": {"accumulate": False},
     "linear_cross_entropy, loss alone": {"gradient": False},
@@ -119,6 +122,29 @@ def spec_of(H: int, D: int, F: int, **options: Any) -> BlockSpec:
     return dataclasses.replace(block_spec(config), epsilon1=1e-3, epsilon2=0.3)
 
 
+def decoder_spec_of(
+    H: int, D: int, F: int, V: int, S: int, L: int, tied: bool, bias: bool,
+    last_norm: bool | None = None, **options: Any,
+) -> DecoderSpec:  # fmt: skip
+    """Return what a model of L such blocks is made of, with a number between its parts."""
+    block, C = spec_of(H, D, F, **options), H * D
+    sizes = {"tokens": V * C, "places": S * C}
+    firsts, offsets, taken = [], {}, 1
+    if last_norm if last_norm is not None else block.pre_norm:
+        sizes |= {"norm.weight": C, "norm.bias": C}
+    sizes |= {} if tied else {"output.weight": C * V}
+    sizes |= {"output.bias": V} if bias else {}
+    for _ in range(L):
+        firsts.append(taken)
+        taken += block.size + 1
+    for name, size in sizes.items():
+        offsets[name] = taken
+        taken += size + 1
+    if tied:
+        offsets["output.weight"] = offsets["tokens"]
+    return DecoderSpec(V, S, C, (block,) * L, tuple(firsts), offsets, 0.1, tied, taken)
+
+
 def longest_of(given: Arguments) -> int:
     """Return the most rows of a text, with those in the cache."""
     lengths = np.diff(given["offsets"])
@@ -135,6 +161,9 @@ def exactly(kernels: Any, kernel: str, given: Arguments) -> Arguments:
     if kernel.startswith("attention"):
         D = given["qkv"].shape[1] // 3 // given["n_heads"]
         sizes["scratch"] = kernels.attention_scratch_size(longest_of(given), D)
+    elif kernel.startswith("decoder"):
+        spec, N = given["spec"], len(given["ids"])
+        sizes["scratch"] = kernels.decoder_scratch_size(spec, N, longest_of(given), threads)
     elif kernel.startswith("block"):
         spec, N, saves = given["spec"], len(given["x"]), given["saved"] is not None
         sizes["scratch"] = kernels.block_scratch_size(spec, N, longest_of(given), threads, saves)
@@ -355,6 +384,34 @@ class Maker:
             "scratch": np.full_like(scratch, np.nan),
             "accumulate": accumulate,
             **last,
+        }
+
+    def decoder_forward(
+        self, lengths: Sequence[int] = (2, 1), starts: Sequence[int] = (1, 4, 0), H: int = 2,
+        D: int = 3, F: int = 7, V: int = 5, L: int = 2, tied: bool = False, bias: bool = True,
+        last_norm: bool | None = None, slots: Sequence[int] | None = None,
+        capacity: int | None = None, **options: Any,
+    ) -> Arguments:  # fmt: skip
+        """The starts are those of the first texts; the last norm is there where the others come
+        before.
+        """
+        starts = starts[: len(lengths)]
+        cache = self.cache(lengths, starts, H * D, capacity, slots)
+        spec = decoder_spec_of(
+            H, D, F, V, cache["kv"].shape[1], L, tied, bias, last_norm, **options
+        )
+        cache["kv"] = np.stack([
+            self.cache(lengths, starts, H * D, capacity, slots)["kv"] for _ in range(L)
+        ]) if L else self.blank(0, *cache["kv"].shape)  # fmt: skip
+        parameters = self.normal(spec.size) * np.asarray(0.5, self.dtype)
+        return {
+            "parameters": parameters,
+            "spec": spec,
+            "ids": self.indices(V, sum(lengths)),
+            "offsets": offsets_of(lengths),
+            **cache,
+            "logits": self.blank(len(lengths), V),
+            "scratch": self.blank(0),
         }
 
     def cross_entropy(

@@ -18,8 +18,8 @@ from rustgpt.errors import ConfigError
 __path__ = pkgutil.extend_path(__path__, __name__)
 
 MODULES = (
-    "blas", "linear", "activations", "layer_norm", "attention", "block", "cross_entropy",
-    "dropout", "embeddings", "optimizer",
+    "blas", "linear", "activations", "layer_norm", "attention", "block", "decoder",
+    "cross_entropy", "dropout", "embeddings", "optimizer",
 )  # fmt: skip
 ENCODERS = ("bpe", "words")  # what makes tokens of text: compiled once, for all processors
 

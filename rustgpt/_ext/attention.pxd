@@ -74,7 +74,7 @@ cdef inline void attend(
                         NULL if lse == NULL else lse + (i0 + i) * ld_lse)
         # Pass 3: out = probabilities @ v                             (r, D)
         if one:
-            combine(scores, 1, v, ldkv, keys, D, out + i0 * ldo)
+            combine(scores, v, ldkv, keys, D, False, out + i0 * ldo)
         else:
             matmul(False, False, r, D, keys, scores, keys, v, ldkv, False, out + i0 * ldo, ldo)
 
@@ -90,6 +90,10 @@ cdef struct Cache:
 cdef Py_ssize_t check_cache(
     const int[::1] offsets, floating[:, :, ::1] kv, const int[::1] slots,
     const int[::1] starts, Py_ssize_t C, Cache* cache,
+) except -1
+
+cdef Py_ssize_t check_room(
+    const int[::1] offsets, const int[::1] slots, const int[::1] starts, Py_ssize_t S
 ) except -1
 
 

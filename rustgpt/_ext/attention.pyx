@@ -267,7 +267,7 @@ cdef Py_ssize_t check_cache(
 
     Raises ValueError unless each text has a slot of its own with room for its new rows.
     """
-    cdef Py_ssize_t b, other, n, S, longest = 0, B = offsets.shape[0] - 1
+    cdef Py_ssize_t S, B = offsets.shape[0] - 1
     if kv is None or slots is None or starts is None:
         raise ValueError("kv, slots and starts must all be given, or none")
     if kv.shape[2] != 2 * C:
@@ -277,7 +277,15 @@ cdef Py_ssize_t check_cache(
     check_aligned("kv", <size_t> cache.kv, sizeof(floating))
     cache.slots = check_indices("slots", slots, B, 0, kv.shape[0])
     cache.starts = check_ints("starts", starts, B)
-    for b in range(B):
+    return check_room(offsets, slots, starts, S)
+
+
+cdef Py_ssize_t check_room(
+    const int[::1] offsets, const int[::1] slots, const int[::1] starts, Py_ssize_t S
+) except -1:
+    """Return the most rows that a text has in all, after a check of what `check_cache` says."""
+    cdef Py_ssize_t b, other, n, longest = 0
+    for b in range(offsets.shape[0] - 1):
         n = <Py_ssize_t> offsets[b + 1] - offsets[b]
         if starts[b] < 0 or starts[b] > S - n:  # starts[b] + n could overflow
             raise ValueError(

@@ -13,4 +13,4 @@ cdef class Barrier:
     cdef Gates gates
 
 
-cdef int wait_at(Gates* g) except -1 nogil
+cdef int wait_at(Gates* g, Py_ssize_t looks=*) except -1 nogil

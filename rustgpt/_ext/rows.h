@@ -113,21 +113,20 @@ static inline void dots_##NAME(const T* x, const T* rows, Py_ssize_t ld, Py_ssiz
         out[j] = sum;                                                                         \
     }                                                                                         \
 }                                                                                             \
-/* out = sum over j of a[j * inc] * rows[j]. */                                               \
-static inline void combine_##NAME(const T* a, Py_ssize_t inc, const T* rows, Py_ssize_t ld,   \
-                                Py_ssize_t count, Py_ssize_t n, T* out) {                     \
+/* out = (out if add) + sum over j of a[j] * rows[j]. */                                      \
+static inline void combine_##NAME(const T* a, const T* rows, Py_ssize_t ld, Py_ssize_t count, \
+                                Py_ssize_t n, int add, T* out) {                              \
     Py_ssize_t j = 0;                                                                         \
-    for (Py_ssize_t i = 0; i < n; i++) out[i] = 0;                                            \
+    for (Py_ssize_t i = 0; !add && i < n; i++) out[i] = 0;                                    \
     for (; j + 4 <= count; j += 4) {                                                          \
         const T *r0 = rows + j * ld, *r1 = r0 + ld, *r2 = r1 + ld, *r3 = r2 + ld;             \
-        const T* f = a + j * inc;                                                             \
-        T a0 = f[0], a1 = f[inc], a2 = f[2 * inc], a3 = f[3 * inc];                           \
+        T a0 = a[j], a1 = a[j + 1], a2 = a[j + 2], a3 = a[j + 3];                             \
         RUSTGPT_SIMD()                                                                        \
         for (Py_ssize_t i = 0; i < n; i++)                                                    \
             out[i] += a0 * r0[i] + a1 * r1[i] + a2 * r2[i] + a3 * r3[i];                      \
     }                                                                                         \
     for (; j < count; j++) {                                                                  \
-        T a0 = a[j * inc];                                                                    \
+        T a0 = a[j];                                                                          \
         RUSTGPT_SIMD()                                                                        \
         for (Py_ssize_t i = 0; i < n; i++) out[i] += a0 * rows[j * ld + i];                   \
     }                                                                                         \

@@ -41,10 +41,10 @@ cdef extern from "rows.h" nogil:
                          Py_ssize_t n, float* out)
     void dots "dots_f64"(const double* x, const double* rows, Py_ssize_t ld, Py_ssize_t count,
                          Py_ssize_t n, double* out)
-    void combine "combine_f32"(const float* a, Py_ssize_t inc, const float* rows, Py_ssize_t ld,
-                               Py_ssize_t count, Py_ssize_t n, float* out)
-    void combine "combine_f64"(const double* a, Py_ssize_t inc, const double* rows, Py_ssize_t ld,
-                               Py_ssize_t count, Py_ssize_t n, double* out)
+    void combine "combine_f32"(const float* a, const float* rows, Py_ssize_t ld, Py_ssize_t count,
+                               Py_ssize_t n, bint add, float* out)
+    void combine "combine_f64"(const double* a, const double* rows, Py_ssize_t ld,
+                               Py_ssize_t count, Py_ssize_t n, bint add, double* out)
     double row_exp "row_exp_f32"(const float* x, float scale, float shift, float* y, Py_ssize_t n)
     double row_exp "row_exp_f64"(const double* x, double scale, double shift, double* y,
                                  Py_ssize_t n)

@@ -61,10 +61,10 @@ cdef inline Shard shard_of(object shard, object barrier, Py_ssize_t N) except *:
     return s
 
 
-cdef inline int meet(const Shard* s) except -1 nogil:
-    """Wait for the other threads, if there are any."""
+cdef inline int meet(const Shard* s, Py_ssize_t looks=0) except -1 nogil:
+    """Wait for the other threads, if there are any; see `wait_at`."""
     if s.gates != NULL:
-        wait_at(s.gates)
+        wait_at(s.gates, looks)
     elif s.barrier != NULL:
         with gil:
             (<object> s.barrier).wait()

@@ -38,7 +38,7 @@ def machine() -> dict[str, Any]:
 
     from rustgpt._ext import available_instruction_sets, instruction_set
     from rustgpt.backend import backend_name, has_bfloat16
-    from rustgpt.parallel.data_parallel import available_threads
+    from rustgpt.parallel.pool import available_threads
 
     backend = backend_name()
     compiled = backend == "cython"

@@ -174,7 +174,7 @@ def _tell_of_other_bits(trainer: Trainer) -> None:
 def _machine(config: TrainConfig) -> dict[str, Any]:
     """Return what the last bits of a training depend on beside its settings."""
     from rustgpt.backend import kernels_in_use
-    from rustgpt.parallel.data_parallel import available_threads
+    from rustgpt.parallel.pool import available_threads
 
     return {"threads": config.threads or available_threads(), "kernels": kernels_in_use()}
 

@@ -229,7 +229,7 @@ def _example(dataset: Dataset, files: Sequence[str] | None) -> str:
 def _describe(model: LLM, dataset: Dataset, config: TrainConfig) -> None:
     """Print what is going to be trained, on what and with what."""
     from rustgpt.backend import kernels_in_use
-    from rustgpt.parallel.data_parallel import available_threads
+    from rustgpt.parallel.pool import available_threads
 
     say(
         f"=== MODEL INFORMATION ===\n{model.describe()}\nVocabulary: "

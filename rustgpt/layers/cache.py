@@ -40,6 +40,7 @@ class Cache:
         self.capacity = capacity
         self.lengths: Indices = np.zeros(slots, np.int32)
         self._rows: dict[tuple[object, ...], Array] = {}
+        self._stacks: dict[tuple[object, ...], Array] = {}  # several places' rows
 
     @property
     def slots(self) -> int:
@@ -75,6 +76,9 @@ class Cache:
             if length > room:
                 raise DataError(f"slot {slot} has room for {room} more tokens, got {length}")
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_stacks": {}}  # a copy makes its own again of what the places have
+
     def __copy__(self) -> Cache:
         return copy.deepcopy(self)  # two caches with the same rows would write over each other's
 
@@ -96,3 +100,25 @@ class Cache:
                 )
             rows = self._rows[key] = np.empty((self.slots, self.capacity, columns), dtype)
         return rows
+
+    def stacked(
+        self, places: tuple[object, ...], name: str, columns: int, dtype: np.dtype[Any]
+    ) -> Array:
+        """Return as one array (places, slots, S, columns) what `rows` does of each place.
+
+        Raises
+        ------
+        ConfigError
+            As `rows`.
+        """
+        key = (places, name, columns, dtype.char)
+        stack = self._stacks.get(key)
+        if stack is None:
+            parts = [self.rows(place, name, columns, dtype) for place in places]
+            stack = np.empty((len(places), self.slots, self.capacity, columns), dtype)
+            for place, part, rows in zip(places, stack, parts, strict=True):
+                for slot, n in enumerate(self.lengths):
+                    part[slot, :n] = rows[slot, :n]
+                self._rows[place, name, columns, dtype.char] = part
+            self._stacks[key] = stack
+        return stack

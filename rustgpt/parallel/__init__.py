@@ -22,4 +22,7 @@ A layer says with `divides_rows` whether its rows may be divided; the second way
 layers do, and with the compiled kernels only. Either way the sums have a fixed order: the same
 seed, data and number of threads give the same bits. A step of fewer than `TOKENS_AT_LEAST` tokens
 a thread runs on fewer threads. No thread is bound to a processor.
+
+Where few rows of a large model are decoded, there is no batch to divide. There each thread makes
+some columns of every product: see `rustgpt.parallel.decoding`.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from rustgpt.layers.gradients import Gradients
 from rustgpt.layers.layer import divides_rows
 from rustgpt.layers.memory import Array, Workspace
 from rustgpt.parallel.batches import Piece, count_tokens, divided, sharded
-from rustgpt.parallel.pool import ThreadPool
+from rustgpt.parallel.pool import ThreadPool, available_threads
 from rustgpt.text.rows import AnyRow
 
 if TYPE_CHECKING:
@@ -27,13 +26,6 @@ TOKENS_AT_LEAST = 64
 # activations alone. Smaller models' threads have buffers of their own, which the caches hold: to
 # add them up is cheaper than to read the rows of others out of other cores' caches.
 SHARED_FROM = 2**23
-
-
-def available_threads() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def texts_of_a_step(config: TrainConfig, texts: int | None = None) -> int:

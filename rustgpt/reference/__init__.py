@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 MODULES = (
-    "blas", "linear", "activations", "layer_norm", "attention", "block", "cross_entropy",
-    "dropout", "embeddings", "optimizer",
+    "blas", "linear", "activations", "layer_norm", "attention", "block", "decoder",
+    "cross_entropy", "dropout", "embeddings", "optimizer",
 )  # fmt: skip
 
 

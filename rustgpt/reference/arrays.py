@@ -19,6 +19,7 @@ Vector = Annotated[Array, 1]
 OutMatrix = Annotated[Array, 2, WRITTEN]
 OutVector = Annotated[Array, 1, WRITTEN]
 OutCache = Annotated[Array, 3, WRITTEN]
+OutCaches = Annotated[Array, 4, WRITTEN]
 Indices = Annotated[NDArray[np.int32], 1]
 
 
@@ -38,14 +39,14 @@ class Shard:
 
     All arrays have the rows of all threads. A thread computes its own rows, and its part of every
     weight's gradient over the rows of all: so there is one array of gradients, which needs no sum.
-    See `rustgpt.parallel`.
+    See `rustgpt.parallel`. Where few rows are decoded, threads divide heads and columns instead.
 
     Parameters
     ----------
     index
         Which of n threads, from 0.
     edges
-        (n + 1,) thread i has the rows edges[i] to edges[i + 1] - 1.
+        (n + 1,) thread i has the rows, or heads, edges[i] to edges[i + 1] - 1.
     heads
         Whether the threads divide attention's heads, because an edge lies inside a text.
     barrier

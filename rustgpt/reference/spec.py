@@ -104,3 +104,59 @@ class BlockSpec:
             name: flat[first : first + prod(shape)].reshape(shape)
             for (name, shape), first in zip(self.shapes.items(), self.offsets.values(), strict=True)
         }
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderSpec:
+    """What a whole model is made of, for the kernel that decodes a few rows.
+
+    Parameters
+    ----------
+    vocab_size, max_seq_len, dim
+        V tokens, S positions, and C numbers that represent one token.
+    blocks, firsts
+        The blocks, and where the parameters of each begin in the model's flat array.
+    offsets
+        Where the other parameters begin there, by the names in `OTHERS`. A model need not have
+        "norm.weight" and "norm.bias", nor "output.bias".
+    epsilon
+        Of the last norm.
+    tied
+        Whether the output projection's weight is the embedding table (V, C), and not (C, V).
+    size
+        P, numbers of all parameters.
+    """
+
+    vocab_size: int
+    max_seq_len: int
+    dim: int
+    blocks: tuple[BlockSpec, ...]
+    firsts: tuple[int, ...]
+    offsets: Mapping[str, int]
+    epsilon: float
+    tied: bool
+    size: int
+    checked: ClassVar[object] = None
+
+    OTHERS: ClassVar = (
+        "tokens", "places", "norm.weight", "norm.bias", "output.weight", "output.bias",
+    )  # fmt: skip
+
+    @cached_property
+    def numbers(self) -> NDArray[np.float64]:
+        """The same, but for the blocks, for the compiled kernel."""
+        sizes = (self.vocab_size, self.max_seq_len, self.dim, self.size, self.tied, self.epsilon)
+        where = [self.offsets.get(name, -1) for name in self.OTHERS]
+        return np.array([*sizes, *where], np.float64)
+
+    def unpacked(self, flat: Array) -> dict[str, Array]:  # (P,) -> each in its shape
+        """Return the parameters that are no block's by name, as views into the flat array."""
+        V, S, C = self.vocab_size, self.max_seq_len, self.dim
+        shapes: tuple[tuple[int, ...], ...] = (
+            (V, C), (S, C), (C,), (C,), (V, C) if self.tied else (C, V), (V,),
+        )  # fmt: skip
+        return {
+            name: flat[self.offsets[name] : self.offsets[name] + prod(shape)].reshape(shape)
+            for name, shape in zip(self.OTHERS, shapes, strict=True)
+            if name in self.offsets
+        }

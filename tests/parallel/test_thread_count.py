@@ -14,10 +14,10 @@ from rustgpt.parallel.data_parallel import (
     SHARED_FROM,
     TOKENS_AT_LEAST,
     DataParallel,
-    available_threads,
     shares_gradients,
     thread_count,
 )
+from rustgpt.parallel.pool import available_threads
 
 
 @pytest.fixture(autouse=True)

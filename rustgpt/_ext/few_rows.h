@@ -1,0 +1,224 @@
+/* The C behind few_rows.pxd, which says what it is for. */
+#ifndef RUSTGPT_FEW_ROWS
+#define RUSTGPT_FEW_ROWS
+#include "tiles.h"
+
+/* The most rows of a tile; and for each number of rows as many vectors as there are registers for,
+   beside the factors. */
+#if RUSTGPT_VECTOR == 64
+#define RUSTGPT_FEW 8
+#define RUSTGPT_FEW_TILES(CASE, NAME)                                                         \
+    CASE(NAME, 1, 8) CASE(NAME, 2, 8) CASE(NAME, 3, 6) CASE(NAME, 4, 4) CASE(NAME, 5, 4)      \
+    CASE(NAME, 6, 4) CASE(NAME, 7, 3) CASE(NAME, 8, 3)
+#else
+#define RUSTGPT_FEW 4
+#define RUSTGPT_FEW_TILES(CASE, NAME)                                                         \
+    CASE(NAME, 1, 8) CASE(NAME, 2, 4) CASE(NAME, 3, 2) CASE(NAME, 4, 2)
+#endif
+#define RUSTGPT_FEW_VECTORS 8
+/* Rows of the weight that pass by while a tile's sums stay in registers: fewer are read more in
+   order, more are fewer sums to memory and back. */
+#define RUSTGPT_FEW_DEPTH 32
+#define RUSTGPT_DEPTH_OF(rows, far)                                                           \
+    ((rows) > 4 ? RUSTGPT_FEW_DEPTH : (rows) > 2 || !(far) ? 16 : 8)
+/* A weight of more numbers is far, in no near cache: what is read of it so many numbers behind the
+   next tiles is asked for ahead. */
+#define RUSTGPT_FEW_FAR 262144
+#define RUSTGPT_FEW_AHEAD 4096
+/* Once for each line that a vector begins. */
+#define RUSTGPT_ASK(V, p) do {                                                                \
+    if ((V) % (64 / RUSTGPT_VECTOR) == 0) RUSTGPT_PREFETCH(p);                                \
+} while (0)
+
+#define RUSTGPT_FEW_TYPES(T, NAME)                                                            \
+/* Where the memory is asked next: line by line through some columns of each row. */          \
+typedef struct {                                                                              \
+    const T *at, *end; /* of the row */                                                       \
+    Py_ssize_t ld, skip; /* from row to row, and from a row's end to the next one's begin */  \
+} lines_##NAME;
+
+#if defined(__GNUC__)
+#define RUSTGPT_FEW_KERNELS(T, NAME)                                                          \
+/* out (rows, vectors) = (out if add) + bias + x @ w, summed in the order of w's rows. */     \
+static RUSTGPT_INLINE void few_tile_##NAME(                                                   \
+    const int far, const int rows, const int vectors, const T* x, Py_ssize_t ldx,             \
+    const T* w, Py_ssize_t ldw, Py_ssize_t depth, lines_##NAME* ahead, int add,               \
+    const T* bias, T* out, Py_ssize_t ldo) {                                                  \
+    vector_##NAME s[RUSTGPT_FEW][RUSTGPT_FEW_VECTORS];                                        \
+    const T *at = ahead->at, *end = ahead->end;                                               \
+    for (int i = 0; i < rows; i++)                                                            \
+        for (int v = 0; v < vectors; v++) {                                                   \
+            s[i][v] = (vector_##NAME){0};                                                     \
+            if (add) s[i][v] = *(const vector_##NAME*)(out + i * ldo + v * LANES_##NAME);     \
+            if (bias) s[i][v] += *(const vector_##NAME*)(bias + v * LANES_##NAME);            \
+        }                                                                                     \
+    for (Py_ssize_t l = 0; l < depth; l++) {                                                  \
+        vector_##NAME row[RUSTGPT_FEW_VECTORS];                                               \
+        for (int v = 0; v < vectors; v++) {                                                   \
+            row[v] = *(const vector_##NAME*)(w + l * ldw + v * LANES_##NAME);                 \
+            if (far) RUSTGPT_ASK(v, at + v * LANES_##NAME);                                   \
+        }                                                                                     \
+        for (int i = 0; i < rows; i++)                                                        \
+            for (int v = 0; v < vectors; v++) s[i][v] += x[i * ldx + l] * row[v];             \
+        at += vectors * LANES_##NAME;                                                         \
+        if (far && at >= end) {                                                               \
+            at += ahead->skip;                                                                \
+            end += ahead->ld;                                                                 \
+        }                                                                                     \
+    }                                                                                         \
+    ahead->at = at;                                                                           \
+    ahead->end = end;                                                                         \
+    for (int i = 0; i < rows; i++)                                                            \
+        for (int v = 0; v < vectors; v++)                                                     \
+            *(vector_##NAME*)(out + i * ldo + v * LANES_##NAME) = s[i][v];                    \
+}                                                                                             \
+/* out (rows, columns) = (out if add) + bias + x @ w.T: each column is a row of w. A vector   \
+   holds sums of every LANES-th number, which are added by halves. */                         \
+static RUSTGPT_INLINE void few_dots_##NAME(                                                   \
+    const int rows, const int columns, const T* x, Py_ssize_t ldx, const T* w,                \
+    Py_ssize_t ldw, Py_ssize_t k, int add, const T* bias, T* out, Py_ssize_t ldo) {           \
+    vector_##NAME s[RUSTGPT_FEW][RUSTGPT_FEW_VECTORS];                                        \
+    T sums[RUSTGPT_FEW * RUSTGPT_FEW_VECTORS][LANES_##NAME];                                  \
+    const T* ahead = w + columns * ldw + RUSTGPT_FEW_AHEAD;                                   \
+    Py_ssize_t l = 0;                                                                         \
+    for (int i = 0; i < rows; i++)                                                            \
+        for (int v = 0; v < columns; v++) s[i][v] = (vector_##NAME){0};                       \
+    for (; l + LANES_##NAME <= k; l += LANES_##NAME) {                                        \
+        vector_##NAME row[RUSTGPT_FEW_VECTORS];                                               \
+        for (int v = 0; v < columns; v++) {                                                   \
+            row[v] = *(const vector_##NAME*)(w + v * ldw + l);                                \
+            RUSTGPT_ASK(v, ahead + l * columns + v * LANES_##NAME);                           \
+        }                                                                                     \
+        for (int i = 0; i < rows; i++) {                                                      \
+            vector_##NAME some = *(const vector_##NAME*)(x + i * ldx + l);                    \
+            for (int v = 0; v < columns; v++) s[i][v] += some * row[v];                       \
+        }                                                                                     \
+    }                                                                                         \
+    for (int i = 0; i < rows; i++)                                                            \
+        for (int v = 0; v < columns; v++)                                                     \
+            *(vector_##NAME*)sums[i * columns + v] = s[i][v];                                 \
+    for (int half = LANES_##NAME / 2; half > 0; half /= 2)                                    \
+        for (int m = 0; m < rows * columns; m++)                                              \
+            for (int c = 0; c < half; c++) sums[m][c] += sums[m][c + half];                   \
+    for (int i = 0; i < rows; i++)                                                            \
+        for (int v = 0; v < columns; v++) {                                                   \
+            T sum = sums[i * columns + v][0];                                                 \
+            for (Py_ssize_t r = l; r < k; r++) sum += x[i * ldx + r] * w[v * ldw + r];        \
+            if (add) sum += out[i * ldo + v];                                                 \
+            if (bias) sum += bias[v];                                                         \
+            out[i * ldo + v] = sum;                                                           \
+        }                                                                                     \
+}
+#else
+#define RUSTGPT_FEW_KERNELS(T, NAME)                                                          \
+static void few_tile_##NAME(                                                                  \
+    const int far, const int rows, const int vectors, const T* x, Py_ssize_t ldx,             \
+    const T* w, Py_ssize_t ldw, Py_ssize_t depth, lines_##NAME* ahead, int add,               \
+    const T* bias, T* out, Py_ssize_t ldo) {                                                  \
+    (void)far, (void)ahead;                                                                   \
+    for (int i = 0; i < rows; i++) {                                                          \
+        T* row = out + i * ldo;                                                               \
+        for (int j = 0; j < vectors * LANES_##NAME; j++)                                      \
+            row[j] = (add ? row[j] : 0) + (bias ? bias[j] : 0);                               \
+        for (Py_ssize_t l = 0; l < depth; l++)                                                \
+            for (int j = 0; j < vectors * LANES_##NAME; j++)                                  \
+                row[j] += x[i * ldx + l] * w[l * ldw + j];                                    \
+    }                                                                                         \
+}                                                                                             \
+static void few_dots_##NAME(                                                                  \
+    const int rows, const int columns, const T* x, Py_ssize_t ldx, const T* w,                \
+    Py_ssize_t ldw, Py_ssize_t k, int add, const T* bias, T* out, Py_ssize_t ldo) {           \
+    for (int i = 0; i < rows; i++)                                                            \
+        for (int v = 0; v < columns; v++) {                                                   \
+            T sum = 0;                                                                        \
+            for (Py_ssize_t r = 0; r < k; r++) sum += x[i * ldx + r] * w[v * ldw + r];        \
+            out[i * ldo + v] = sum + (add ? out[i * ldo + v] : 0) + (bias ? bias[v] : 0);     \
+        }                                                                                     \
+}
+#endif
+
+/* As many whole tiles as there are columns for from j on, and then single vectors or columns. */
+#define RUSTGPT_FEW_TILE(NAME, ROWS, VECTORS) case ROWS:                                      \
+    for (; far && j + VECTORS * LANES_##NAME <= stop; j += VECTORS * LANES_##NAME)            \
+        few_tile_##NAME(1, ROWS, VECTORS, x, ldx, w + j, ldw, depth, ahead, add,              \
+                        bias ? bias + j : bias, out + j, ldo);                                \
+    for (; j + VECTORS * LANES_##NAME <= stop; j += VECTORS * LANES_##NAME)                   \
+        few_tile_##NAME(0, ROWS, VECTORS, x, ldx, w + j, ldw, depth, ahead, add,              \
+                        bias ? bias + j : bias, out + j, ldo);                                \
+    for (; j + LANES_##NAME <= stop; j += LANES_##NAME)                                       \
+        few_tile_##NAME(0, ROWS, 1, x, ldx, w + j, ldw, depth, ahead, add,                    \
+                        bias ? bias + j : bias, out + j, ldo);                                \
+    break;
+#define RUSTGPT_FEW_DOTS(NAME, ROWS, COLUMNS) case ROWS:                                      \
+    for (; j + COLUMNS <= stop; j += COLUMNS)                                                 \
+        few_dots_##NAME(ROWS, COLUMNS, x, ldx, w + j * ldw, ldw, k, add,                      \
+                        bias ? bias + j : bias, out + j, ldo);                                \
+    for (; j < stop; j++)                                                                     \
+        few_dots_##NAME(ROWS, 1, x, ldx, w + j * ldw, ldw, k, add, bias ? bias + j : bias,    \
+                        out + j, ldo);                                                        \
+    break;
+
+#define RUSTGPT_FEW_PRODUCTS(T, NAME)                                                         \
+/* Some columns of a tile's rows and of `depth` rows of the weight; the last of them, which   \
+   fill no vector, through arrays that do. */                                                 \
+static void few_columns_##NAME(                                                               \
+    int far, int rows, const T* x, Py_ssize_t ldx, const T* w, Py_ssize_t ldw,                \
+    Py_ssize_t depth, Py_ssize_t j, Py_ssize_t stop, lines_##NAME* ahead, int add,            \
+    const T* bias, T* out, Py_ssize_t ldo) {                                                  \
+    T weights[RUSTGPT_FEW_DEPTH][LANES_##NAME], sums[RUSTGPT_FEW][LANES_##NAME];              \
+    switch (rows) { RUSTGPT_FEW_TILES(RUSTGPT_FEW_TILE, NAME) }                               \
+    if (j == stop) return;                                                                    \
+    memset(weights, 0, sizeof(weights));                                                      \
+    memset(sums, 0, sizeof(sums));                                                            \
+    for (Py_ssize_t l = 0; l < depth; l++)                                                    \
+        memcpy(weights[l], w + l * ldw + j, (stop - j) * sizeof(T));                          \
+    for (int i = 0; i < rows; i++)                                                            \
+        for (Py_ssize_t c = j; c < stop; c++)                                                 \
+            sums[i][c - j] = (add ? out[i * ldo + c] : 0) + (bias ? bias[c] : 0);             \
+    for (int i = 0; i < rows; i++) {                                                          \
+        few_tile_##NAME(0, 1, 1, x + i * ldx, ldx, weights[0], LANES_##NAME, depth, ahead,    \
+                        1, NULL, sums[i], LANES_##NAME);                                      \
+        memcpy(out + i * ldo + j, sums[i], (stop - j) * sizeof(T));                           \
+    }                                                                                         \
+}                                                                                             \
+static void few_rows_##NAME(                                                                  \
+    int transposed, Py_ssize_t n, Py_ssize_t k, const T* x, Py_ssize_t ldx, const T* w,       \
+    Py_ssize_t ldw, Py_ssize_t first, Py_ssize_t stop, int add, const T* bias, T* out,        \
+    Py_ssize_t ldo) {                                                                         \
+    Py_ssize_t left = (n + RUSTGPT_FEW - 1) / RUSTGPT_FEW;                                    \
+    int far = (stop - first) * k > RUSTGPT_FEW_FAR;                                           \
+    Py_ssize_t step = RUSTGPT_DEPTH_OF(n, far), l = 0;                                        \
+    if (first >= stop) return;                                                                \
+    do {                                                                                      \
+        Py_ssize_t depth = transposed || k - l < step ? k - l : step, m = n;                  \
+        const T *rows_of_x = x + l, *some = l == 0 ? bias : NULL;                             \
+        T* rows_of_out = out;                                                                 \
+        lines_##NAME ahead = {w + (l + depth) * ldw + first + RUSTGPT_FEW_AHEAD,              \
+                              w + (l + depth) * ldw + stop + RUSTGPT_FEW_AHEAD, ldw,          \
+                              ldw - (stop - first)};                                          \
+        for (Py_ssize_t groups = left; groups > 0; groups--) {                                \
+            int rows = (int)((m + groups - 1) / groups);                                      \
+            Py_ssize_t j = first;                                                             \
+            if (!transposed)                                                                  \
+                few_columns_##NAME(far, rows, rows_of_x, ldx, w + l * ldw, ldw, depth,        \
+                                   first, stop, &ahead, add || l > 0, some, rows_of_out, ldo);\
+            else {                                                                            \
+                const T* x = rows_of_x;                                                       \
+                T* out = rows_of_out;                                                         \
+                switch (rows) { RUSTGPT_FEW_TILES(RUSTGPT_FEW_DOTS, NAME) }                   \
+            }                                                                                 \
+            rows_of_x += rows * ldx;                                                          \
+            rows_of_out += rows * ldo;                                                        \
+            m -= rows;                                                                        \
+        }                                                                                     \
+        l += depth;                                                                           \
+    } while (l < k);                                                                          \
+}
+
+RUSTGPT_FEW_TYPES(float, f32)
+RUSTGPT_FEW_TYPES(double, f64)
+RUSTGPT_FEW_KERNELS(float, f32)
+RUSTGPT_FEW_KERNELS(double, f64)
+RUSTGPT_FEW_PRODUCTS(float, f32)
+RUSTGPT_FEW_PRODUCTS(double, f64)
+#endif
