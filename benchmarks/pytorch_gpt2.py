@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+Past = tuple[Tensor, Tensor] | None  # keys and values (B, H, T, D)
+
 
 class Attention(nn.Module):
     """Causal multi-head self-attention by `scaled_dot_product_attention`."""
@@ -26,6 +28,18 @@ class Attention(nn.Module):
         projected: Tensor = self.projection(heads.transpose(1, 2).reshape(B, T, C))
         return projected
 
+    def decode(self, x: Tensor, past: Past) -> tuple[Tensor, Past]:  # (B, T, C) -> (B, T, C)
+        """Return the output, and keys and values with those before; several rows only at first."""
+        B, T, C = x.shape
+        q, k, v = (
+            part.view(B, T, self.n_heads, C // self.n_heads).transpose(1, 2)
+            for part in self.qkv(x).split(C, dim=2)
+        )  # (B, H, T, D)
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        heads = functional.scaled_dot_product_attention(q, k, v, is_causal=past is None)
+        return self.projection(heads.transpose(1, 2).reshape(B, T, C)), (k, v)
+
 
 class Block(nn.Module):
     """Attention and feed-forward, each with a norm before it and a residual sum."""
@@ -42,6 +56,11 @@ class Block(nn.Module):
         x = x + self.attention(self.norm1(x))
         x = x + self.feed_forward(self.norm2(x))
         return x
+
+    def decode(self, x: Tensor, past: Past) -> tuple[Tensor, Past]:  # (B, T, C) -> (B, T, C)
+        heads, past = self.attention.decode(self.norm1(x), past)
+        x = x + heads
+        return x + self.feed_forward(self.norm2(x)), past
 
 
 class GPT2(nn.Module):
@@ -67,6 +86,15 @@ class GPT2(nn.Module):
         x = self.tokens(ids) + self.places.weight[: ids.shape[1]]  # (B, T, C)
         logits = self.output(self.norm(self.blocks(x)))  # (B, T, V)
         return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def decode(self, ids: Tensor, cache: list[Past]) -> Tensor:  # (B, T) -> (B, V)
+        """Return the logits of what follows texts that go on by some tokens, of one length all."""
+        start = cache[0][0].shape[2] if cache[0] is not None else 0
+        x = self.tokens(ids) + self.places.weight[start : start + ids.shape[1]]  # (B, T, C)
+        for i, block in enumerate(self.blocks):
+            x, cache[i] = block.decode(x, cache[i])
+        logits: Tensor = self.output(self.norm(x[:, -1]))
+        return logits
 
 
 class Training:

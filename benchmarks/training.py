@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,8 +150,10 @@ def sgemm_gflops(n: int = 768) -> float:
 class System:
     """A process that trains when it is asked to."""
 
-    def __init__(self, name: str, shape: str, threads: int, script: str = __file__) -> None:
-        command = [sys.executable, script, "--serve", name, "--shapes", shape]
+    def __init__(
+        self, name: str, shape: str, threads: int, script: str = __file__, more: Sequence[str] = ()
+    ) -> None:
+        command = [sys.executable, script, "--serve", name, "--shapes", shape, *more]
         environment = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
         self.process = subprocess.Popen(
             [*command, "--threads", str(threads)],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -27,8 +27,11 @@ ROWS_AT_MOST: Final = 16
 class Threads(Protocol):
     """Who lets several threads decode together; see `rustgpt.parallel.decoding`."""
 
-    def run(self, n_heads: int, work: Callable[[Shard | None], None]) -> None:
-        """Call `work` in each thread, with its part of the heads; None is for a single one."""
+    def run(self, n_heads: int, work: Callable[[Shard | None], None], kind: Hashable) -> None:
+        """Call `work` in each thread, with its part of the heads; None is for a single one.
+
+        Calls of a kind take equally long.
+        """
 
     def most(self) -> int:
         """Return how many threads may be run."""
@@ -86,8 +89,13 @@ class Decoder:
 
         The cache's lengths stay as they are. The scores are the caller's own memory.
         """
-        if len(ids) <= ROWS_AT_MOST and self.fused:
-            return self._logits_of_few(ids, offsets, cache, slots, workspace, threads)
+        if self.spec is not None and self.fused:
+            # At once, also where the layers run: they then write to the same array.
+            kv = cache.stacked(self._places, "kv", 2 * self.spec.dim, workspace.dtype)
+            if len(ids) <= ROWS_AT_MOST:
+                return self._logits_of_few(
+                    self.spec, ids, offsets, kv, cache, slots, workspace, threads
+                )
         ctx = Context(offsets, workspace=workspace, cache=cache, slots=slots)
         with single_threaded_blas():
             x = ctx.forward(self._layers[:-1], ids)  # (N, C)
@@ -96,17 +104,16 @@ class Decoder:
 
     def _logits_of_few(
         self,
+        spec: DecoderSpec,
         ids: Indices,
         offsets: Indices,
+        kv: Array,  # (L, slots, S, 2 C)
         cache: Cache,
         slots: Indices,
         workspace: Workspace,
         threads: Threads,
     ) -> Array:
-        spec, dtype = self.spec, workspace.dtype
-        assert spec is not None
-        kv = cache.stacked(self._places, "kv", 2 * spec.dim, dtype)  # (L, slots, S, 2 C)
-        logits = np.empty((len(slots), spec.vocab_size), dtype)
+        logits = np.empty((len(slots), spec.vocab_size), workspace.dtype)
         # The size for a full cache, so that it is the same at every token.
         size = scratch_size(spec, len(ids), cache.capacity, threads.most(), ops.backend)
         scratch = workspace.temporary.get(1, (size,))
@@ -117,7 +124,8 @@ class Decoder:
                 self._flat, spec, ids, offsets, kv, slots, starts, logits, scratch, shard
             )
 
-        threads.run(self._blocks[0].attention.n_heads if self._blocks else 1, work)
+        n_heads = self._blocks[0].attention.n_heads if self._blocks else 1
+        threads.run(n_heads, work, (spec, len(ids)))
         return logits
 
 

@@ -5,14 +5,20 @@ as it multiplies, and others would cost more than they give; of a model that no 
 memory is the limit, which several processors read faster than one. Between two calls the threads
 sleep; within one they meet four times in a block, and wait awake for who is late by less than
 0.1 ms. One pool serves all models: a call that finds it at work does without.
+
+On a busy machine a thread waits for another that has no processor. So both ways are timed now and
+then, and the faster one is taken. A token's logits have the same bits either way.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import os
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -30,10 +36,15 @@ LARGE: Final = 2**23
 THREADS_AT_MOST: Final = 4
 
 
+# Of so many calls the first two are made to time both ways.
+TIMED_EVERY: Final = 64
+KINDS: Final = 256  # of which timings are kept
+
+
 class OneThread:
     """The caller's."""
 
-    def run(self, n_heads: int, work: Callable[[Shard | None], None]) -> None:
+    def run(self, n_heads: int, work: Callable[[Shard | None], None], kind: Hashable) -> None:
         """Call `work` for all heads."""
         work(None)
 
@@ -54,23 +65,62 @@ class SeveralThreads:
         self._n = n
         self._pool = ThreadPool()
         self._lock = threading.Lock()
+        self._timings: dict[Hashable, _Timings] = {}
 
     def most(self) -> int:
         return self._n
 
-    def run(self, n_heads: int, work: Callable[[Shard | None], None]) -> None:
-        """Call `work` in each thread, with its part of the heads; or once, if all are at work."""
+    def run(self, n_heads: int, work: Callable[[Shard | None], None], kind: Hashable) -> None:
+        """Call `work` in each thread, with its part of the heads; or once, where that is faster.
+
+        `kind` says which calls take equally long.
+        """
         n = min(self._n, n_heads)
         if n == 1 or not self._lock.acquire(blocking=False):
             work(None)
             return
         try:
-            edges = np.array([n_heads * i // n for i in range(n + 1)], np.int32)
-            barrier = self._pool.barrier(n)
-            shards = [Shard(i, edges, True, barrier) for i in range(n)]
-            self._pool.run(n, lambda i: work(shards[i]))
+            several = self._timings.setdefault(kind, _Timings())
+            if several.is_faster():
+                with several.timed(True):
+                    self._divide(n, n_heads, work)
+            else:
+                with several.timed(False):
+                    work(None)
+            if len(self._timings) > KINDS:
+                self._timings.clear()
         finally:
             self._lock.release()
+
+    def _divide(self, n: int, n_heads: int, work: Callable[[Shard | None], None]) -> None:
+        edges = np.array([n_heads * i // n for i in range(n + 1)], np.int32)
+        barrier = self._pool.barrier(n)
+        shards = [Shard(i, edges, True, barrier) for i in range(n)]
+        self._pool.run(n, lambda i: work(shards[i]))
+
+
+class _Timings:
+    """How long calls take on one thread and on several."""
+
+    def __init__(self) -> None:
+        self._calls = -1  # the first one, which starts the threads, does not count
+        self._seconds = [math.inf, math.inf]  # smoothed
+
+    def is_faster(self) -> bool:
+        """Return whether the next call shall be made by several threads."""
+        turn = self._calls % TIMED_EVERY
+        if self._calls < 0 or turn < 2:
+            return turn != 1
+        return self._seconds[True] <= self._seconds[False]
+
+    @contextmanager
+    def timed(self, several: bool) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        seconds, before = time.perf_counter() - began, self._seconds[several]
+        if self._calls >= 0:
+            self._seconds[several] = seconds if before == math.inf else (seconds + before) / 2
+        self._calls += 1
 
 
 ONE_THREAD: Final = OneThread()

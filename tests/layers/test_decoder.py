@@ -92,6 +92,14 @@ def test_a_cache_serves_both_ways_in_turn(calls, build, close):
     assert calls.count("decoder_forward") == 4
 
 
+def test_a_cache_is_one_array_from_the_first_prompt_on(build):
+    model, cache = build("GPT-2", max_seq_len=40), Cache(40)
+    model.decode([1] * (ROWS_AT_MOST + 1), cache)
+    before = {key: rows.ctypes.data for key, rows in cache._rows.items()}
+    model.decode([1], cache)
+    assert {key: rows.ctypes.data for key, rows in cache._rows.items()} == before
+
+
 def test_copies_of_a_cache_go_on_in_both_ways(backend, build, close):
     model, cache = build(), Cache(12)
     model.decode(TEXT[:3], cache)

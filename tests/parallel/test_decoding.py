@@ -43,7 +43,7 @@ def numbers_of(threads, n_heads):
     def work(shard):
         found.append(None if shard is None else (shard.index, *shard.edges.tolist()))
 
-    threads.run(n_heads, work)
+    threads.run(n_heads, work, None)
     return sorted(found) if None not in found else found
 
 
@@ -62,7 +62,7 @@ def test_a_call_that_finds_the_threads_at_work_does_without(threads):
         inside.set()
         done.wait()
 
-    other = threading.Thread(target=threads.run, args=(3, work))
+    other = threading.Thread(target=threads.run, args=(3, work, None))
     other.start()
     inside.wait()
     assert numbers_of(threads, 3) == [None]
@@ -79,7 +79,7 @@ def test_an_error_in_a_thread_is_raised_and_the_threads_serve_again(threads):
 
     for _ in range(3):
         with pytest.raises(ZeroDivisionError):
-            threads.run(3, work)
+            threads.run(3, work, None)
     assert len(numbers_of(threads, 3)) == 3
 
 
@@ -136,3 +136,32 @@ def test_a_forked_process_has_threads_of_its_own(small, letters, large):
         found = model.decode([1, 2], Cache(12))
         os._exit(0 if np.allclose(found, expected) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(("one", "several", "expected"), [(1.0, 3.0, None), (3.0, 1.0, 0)])
+def test_the_faster_way_is_taken(threads, monkeypatch, one, several, expected):
+    clock, made = [0.0], []
+
+    def work(shard):
+        if shard is None or shard.index == 0:
+            clock[0] += one if shard is None else several
+            made.append(shard if shard is None else shard.index)
+
+    monkeypatch.setattr(decoding.time, "perf_counter", lambda: clock[0])
+    for _ in range(200):
+        threads.run(3, work, "a kind")
+    assert made[:4] == [0, 0, None, expected]  # the first one is not counted
+    assert made.count(expected) > 190
+    assert {made[i] for i in range(1, 200, decoding.TIMED_EVERY)} == {0}
+    assert {made[i] for i in range(2, 200, decoding.TIMED_EVERY)} == {None}
+    one, several = several, one  # and it is seen when that changes
+    made.clear()
+    for _ in range(5 * decoding.TIMED_EVERY):
+        threads.run(3, work, "a kind")
+    assert made[-1] is (0 if expected is None else None)
+
+
+def test_calls_of_many_kinds_are_not_remembered_for_ever(threads):
+    for kind in range(3 * decoding.KINDS):
+        threads.run(3, lambda shard: None, kind)
+    assert len(threads._timings) <= decoding.KINDS
