@@ -3,28 +3,29 @@
 #define RUSTGPT_FEW_ROWS
 #include "tiles.h"
 
-/* The most rows of a tile; and for each number of rows as many vectors as there are registers for,
-   beside the factors. */
+/* The most rows of a tile. For each number of rows: the vectors of a tile of a weight that is near,
+   as many as there are registers for; the vectors and the depth of a tile of one that is far, which
+   is read in order of its rows; and the columns of a tile of a transposed weight. */
 #if RUSTGPT_VECTOR == 64
 #define RUSTGPT_FEW 8
 #define RUSTGPT_FEW_TILES(CASE, NAME)                                                         \
-    CASE(NAME, 1, 8) CASE(NAME, 2, 8) CASE(NAME, 3, 6) CASE(NAME, 4, 4) CASE(NAME, 5, 4)      \
-    CASE(NAME, 6, 4) CASE(NAME, 7, 3) CASE(NAME, 8, 3)
+    CASE(NAME, 1, 8, 1, 8, 1) CASE(NAME, 2, 8, 1, 8, 1) CASE(NAME, 3, 6, 2, 8, 3)             \
+    CASE(NAME, 4, 4, 2, 8, 3) CASE(NAME, 5, 4, 2, 16, 3) CASE(NAME, 6, 4, 2, 16, 3)           \
+    CASE(NAME, 7, 3, 2, 16, 3) CASE(NAME, 8, 3, 2, 16, 3)
 #else
 #define RUSTGPT_FEW 4
 #define RUSTGPT_FEW_TILES(CASE, NAME)                                                         \
-    CASE(NAME, 1, 8) CASE(NAME, 2, 4) CASE(NAME, 3, 2) CASE(NAME, 4, 2)
+    CASE(NAME, 1, 8, 2, 8, 2) CASE(NAME, 2, 4, 2, 8, 2) CASE(NAME, 3, 2, 2, 8, 2)             \
+    CASE(NAME, 4, 2, 2, 8, 2)
 #endif
 #define RUSTGPT_FEW_VECTORS 8
-/* Rows of the weight that pass by while a tile's sums stay in registers: fewer are read more in
-   order, more are fewer sums to memory and back. */
+/* The depth, rows of the weight that pass by while a tile's sums stay in registers: fewer are read
+   more in order, more are fewer sums to memory and back. */
 #define RUSTGPT_FEW_DEPTH 32
 #define RUSTGPT_DEPTH_OF(rows, far)                                                           \
-    ((rows) > 4 ? RUSTGPT_FEW_DEPTH : (rows) > 2 || !(far) ? 16 : 8)
-/* A weight of more numbers is far, in no near cache: what is read of it so many numbers behind the
-   next tiles is asked for ahead. */
+    ((far) ? ((rows) < 5 ? 8 : 16) : ((rows) < 5 ? 16 : RUSTGPT_FEW_DEPTH))
+/* A weight of more numbers is far, in no near cache: what comes next of it is asked for ahead. */
 #define RUSTGPT_FEW_FAR 262144
-#define RUSTGPT_FEW_AHEAD 4096
 /* Once for each line that a vector begins. */
 #define RUSTGPT_ASK(V, p) do {                                                                \
     if ((V) % (64 / RUSTGPT_VECTOR) == 0) RUSTGPT_PREFETCH(p);                                \
@@ -39,19 +40,33 @@ typedef struct {                                                                
 
 #if defined(__GNUC__)
 #define RUSTGPT_FEW_KERNELS(T, NAME)                                                          \
+typedef T half_##NAME __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));        \
+typedef T quarter_##NAME __attribute__((vector_size(16), aligned(sizeof(T)), may_alias));     \
+/* The sum of a vector's numbers, by halves. */                                               \
+static RUSTGPT_INLINE T few_sum_##NAME(T* x) {                                                \
+    enum { L = 16 / sizeof(T) };                                                              \
+    if (RUSTGPT_VECTOR == 64) *(half_##NAME*)x += *(half_##NAME*)(x + 2 * L);                 \
+    if (RUSTGPT_VECTOR >= 32) *(quarter_##NAME*)x += *(quarter_##NAME*)(x + L);               \
+    return L == 4 ? (x[0] + x[2 % L]) + (x[1] + x[3 % L]) : x[0] + x[1];                      \
+}                                                                                             \
 /* out (rows, vectors) = (out if add) + bias + x @ w, summed in the order of w's rows. */     \
 static RUSTGPT_INLINE void few_tile_##NAME(                                                   \
     const int far, const int rows, const int vectors, const T* x, Py_ssize_t ldx,             \
     const T* w, Py_ssize_t ldw, Py_ssize_t depth, lines_##NAME* ahead, int add,               \
     const T* bias, T* out, Py_ssize_t ldo) {                                                  \
     vector_##NAME s[RUSTGPT_FEW][RUSTGPT_FEW_VECTORS];                                        \
-    const T *at = ahead->at, *end = ahead->end;                                               \
-    for (int i = 0; i < rows; i++)                                                            \
-        for (int v = 0; v < vectors; v++) {                                                   \
-            s[i][v] = (vector_##NAME){0};                                                     \
-            if (add) s[i][v] = *(const vector_##NAME*)(out + i * ldo + v * LANES_##NAME);     \
-            if (bias) s[i][v] += *(const vector_##NAME*)(bias + v * LANES_##NAME);            \
-        }                                                                                     \
+    const T* at = ahead->at;                                                                  \
+    if (add)                                                                                  \
+        for (int i = 0; i < rows; i++)                                                        \
+            for (int v = 0; v < vectors; v++)                                                 \
+                s[i][v] = *(const vector_##NAME*)(out + i * ldo + v * LANES_##NAME);          \
+    else                                                                                      \
+        for (int i = 0; i < rows; i++)                                                        \
+            for (int v = 0; v < vectors; v++) s[i][v] = (vector_##NAME){0};                   \
+    if (bias)                                                                                 \
+        for (int i = 0; i < rows; i++)                                                        \
+            for (int v = 0; v < vectors; v++)                                                 \
+                s[i][v] += *(const vector_##NAME*)(bias + v * LANES_##NAME);                  \
     for (Py_ssize_t l = 0; l < depth; l++) {                                                  \
         vector_##NAME row[RUSTGPT_FEW_VECTORS];                                               \
         for (int v = 0; v < vectors; v++) {                                                   \
@@ -61,13 +76,12 @@ static RUSTGPT_INLINE void few_tile_##NAME(                                     
         for (int i = 0; i < rows; i++)                                                        \
             for (int v = 0; v < vectors; v++) s[i][v] += x[i * ldx + l] * row[v];             \
         at += vectors * LANES_##NAME;                                                         \
-        if (far && at >= end) {                                                               \
-            at += ahead->skip;                                                                \
-            end += ahead->ld;                                                                 \
-        }                                                                                     \
     }                                                                                         \
-    ahead->at = at;                                                                           \
-    ahead->end = end;                                                                         \
+    if (far && at >= ahead->end) {                                                            \
+        at += ahead->skip;                                                                    \
+        ahead->end += ahead->ld;                                                              \
+    }                                                                                         \
+    if (far) ahead->at = at;                                                                  \
     for (int i = 0; i < rows; i++)                                                            \
         for (int v = 0; v < vectors; v++)                                                     \
             *(vector_##NAME*)(out + i * ldo + v * LANES_##NAME) = s[i][v];                    \
@@ -79,7 +93,7 @@ static RUSTGPT_INLINE void few_dots_##NAME(                                     
     Py_ssize_t ldw, Py_ssize_t k, int add, const T* bias, T* out, Py_ssize_t ldo) {           \
     vector_##NAME s[RUSTGPT_FEW][RUSTGPT_FEW_VECTORS];                                        \
     T sums[RUSTGPT_FEW * RUSTGPT_FEW_VECTORS][LANES_##NAME];                                  \
-    const T* ahead = w + columns * ldw + RUSTGPT_FEW_AHEAD;                                   \
+    const T* ahead = w + columns * ldw;                                                       \
     Py_ssize_t l = 0;                                                                         \
     for (int i = 0; i < rows; i++)                                                            \
         for (int v = 0; v < columns; v++) s[i][v] = (vector_##NAME){0};                       \
@@ -97,12 +111,9 @@ static RUSTGPT_INLINE void few_dots_##NAME(                                     
     for (int i = 0; i < rows; i++)                                                            \
         for (int v = 0; v < columns; v++)                                                     \
             *(vector_##NAME*)sums[i * columns + v] = s[i][v];                                 \
-    for (int half = LANES_##NAME / 2; half > 0; half /= 2)                                    \
-        for (int m = 0; m < rows * columns; m++)                                              \
-            for (int c = 0; c < half; c++) sums[m][c] += sums[m][c + half];                   \
     for (int i = 0; i < rows; i++)                                                            \
         for (int v = 0; v < columns; v++) {                                                   \
-            T sum = sums[i * columns + v][0];                                                 \
+            T sum = few_sum_##NAME(sums[i * columns + v]);                                    \
             for (Py_ssize_t r = l; r < k; r++) sum += x[i * ldx + r] * w[v * ldw + r];        \
             if (add) sum += out[i * ldo + v];                                                 \
             if (bias) sum += bias[v];                                                         \
@@ -138,18 +149,18 @@ static void few_dots_##NAME(                                                    
 #endif
 
 /* As many whole tiles as there are columns for from j on, and then single vectors or columns. */
-#define RUSTGPT_FEW_TILE(NAME, ROWS, VECTORS) case ROWS:                                      \
-    for (; far && j + VECTORS * LANES_##NAME <= stop; j += VECTORS * LANES_##NAME)            \
-        few_tile_##NAME(1, ROWS, VECTORS, x, ldx, w + j, ldw, depth, ahead, add,              \
+#define RUSTGPT_FEW_TILE(NAME, ROWS, NEAR, FAR, DEPTH, COLUMNS) case ROWS:                    \
+    for (; far && depth == DEPTH && j + FAR * LANES_##NAME <= stop; j += FAR * LANES_##NAME)  \
+        few_tile_##NAME(1, ROWS, FAR, x, ldx, w + j, ldw, DEPTH, ahead, add,                  \
                         bias ? bias + j : bias, out + j, ldo);                                \
-    for (; j + VECTORS * LANES_##NAME <= stop; j += VECTORS * LANES_##NAME)                   \
-        few_tile_##NAME(0, ROWS, VECTORS, x, ldx, w + j, ldw, depth, ahead, add,              \
+    for (; j + NEAR * LANES_##NAME <= stop; j += NEAR * LANES_##NAME)                         \
+        few_tile_##NAME(0, ROWS, NEAR, x, ldx, w + j, ldw, depth, ahead, add,                 \
                         bias ? bias + j : bias, out + j, ldo);                                \
     for (; j + LANES_##NAME <= stop; j += LANES_##NAME)                                       \
         few_tile_##NAME(0, ROWS, 1, x, ldx, w + j, ldw, depth, ahead, add,                    \
                         bias ? bias + j : bias, out + j, ldo);                                \
     break;
-#define RUSTGPT_FEW_DOTS(NAME, ROWS, COLUMNS) case ROWS:                                      \
+#define RUSTGPT_FEW_DOTS(NAME, ROWS, NEAR, FAR, DEPTH, COLUMNS) case ROWS:                    \
     for (; j + COLUMNS <= stop; j += COLUMNS)                                                 \
         few_dots_##NAME(ROWS, COLUMNS, x, ldx, w + j * ldw, ldw, k, add,                      \
                         bias ? bias + j : bias, out + j, ldo);                                \
@@ -193,9 +204,8 @@ static void few_rows_##NAME(                                                    
         Py_ssize_t depth = transposed || k - l < step ? k - l : step, m = n;                  \
         const T *rows_of_x = x + l, *some = l == 0 ? bias : NULL;                             \
         T* rows_of_out = out;                                                                 \
-        lines_##NAME ahead = {w + (l + depth) * ldw + first + RUSTGPT_FEW_AHEAD,              \
-                              w + (l + depth) * ldw + stop + RUSTGPT_FEW_AHEAD, ldw,          \
-                              ldw - (stop - first)};                                          \
+        const T* next = w + (l + depth) * ldw;                                                \
+        lines_##NAME ahead = {next + first, next + stop, ldw, ldw - (stop - first)};          \
         for (Py_ssize_t groups = left; groups > 0; groups--) {                                \
             int rows = (int)((m + groups - 1) / groups);                                      \
             Py_ssize_t j = first;                                                             \
