@@ -316,19 +316,11 @@ class LLM(TextGenerator):
 
     def _decode(self, rows: list[Indices], cache: Cache, slots: list[int]) -> Array:
         """`decode_batch` of what was checked."""
-        decoder, offsets = self._decoder, offsets_of(*map(len, rows))  # (B + 1,)
+        decoder = self._decoder
         if decoder is None or not decoder.of(self.layers):
             decoder = self._decoder = Decoder(self.layers, self._parameters)
-        ids = rows[0] if len(rows) == 1 else np.concatenate(rows)  # (N,)
-        where, threads = (
-            np.array(slots, np.int32),
-            decoding_threads(self.n_parameters, self.threads),
-        )
-
-        def work(memory: Workspace) -> Array:
-            return decoder.logits(ids, offsets, cache, where, memory, threads)  # (B, V)
-
-        logits = self._read(work)
+        threads = decoding_threads(self.n_parameters, self.threads)
+        logits = self._read(lambda memory: decoder.logits(rows, cache, slots, memory, threads))
         for slot, row in zip(slots, rows, strict=True):
             cache.lengths[slot] += len(row)  # not before: it may have been read twice
         return logits

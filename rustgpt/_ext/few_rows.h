@@ -151,13 +151,13 @@ static void few_dots_##NAME(                                                    
 /* As many whole tiles as there are columns for from j on, and then single vectors or columns. */
 #define RUSTGPT_FEW_TILE(NAME, ROWS, NEAR, FAR, DEPTH, COLUMNS) case ROWS:                    \
     for (; far && depth == DEPTH && j + FAR * LANES_##NAME <= stop; j += FAR * LANES_##NAME)  \
-        few_tile_##NAME(1, ROWS, FAR, x, ldx, w + j, ldw, DEPTH, ahead, add,                  \
+        few_tile_##NAME(1, ROWS, FAR, x, ldx, w + j, ldw, DEPTH, &next, add,                  \
                         bias ? bias + j : bias, out + j, ldo);                                \
     for (; j + NEAR * LANES_##NAME <= stop; j += NEAR * LANES_##NAME)                         \
-        few_tile_##NAME(0, ROWS, NEAR, x, ldx, w + j, ldw, depth, ahead, add,                 \
+        few_tile_##NAME(0, ROWS, NEAR, x, ldx, w + j, ldw, depth, &next, add,                 \
                         bias ? bias + j : bias, out + j, ldo);                                \
     for (; j + LANES_##NAME <= stop; j += LANES_##NAME)                                       \
-        few_tile_##NAME(0, ROWS, 1, x, ldx, w + j, ldw, depth, ahead, add,                    \
+        few_tile_##NAME(0, ROWS, 1, x, ldx, w + j, ldw, depth, &next, add,                    \
                         bias ? bias + j : bias, out + j, ldo);                                \
     break;
 #define RUSTGPT_FEW_DOTS(NAME, ROWS, NEAR, FAR, DEPTH, COLUMNS) case ROWS:                    \
@@ -177,7 +177,9 @@ static void few_columns_##NAME(                                                 
     Py_ssize_t depth, Py_ssize_t j, Py_ssize_t stop, lines_##NAME* ahead, int add,            \
     const T* bias, T* out, Py_ssize_t ldo) {                                                  \
     T weights[RUSTGPT_FEW_DEPTH][LANES_##NAME], sums[RUSTGPT_FEW][LANES_##NAME];              \
+    lines_##NAME next = *ahead; /* in registers */                                            \
     switch (rows) { RUSTGPT_FEW_TILES(RUSTGPT_FEW_TILE, NAME) }                               \
+    *ahead = next;                                                                            \
     if (j == stop) return;                                                                    \
     memset(weights, 0, sizeof(weights));                                                      \
     memset(sums, 0, sizeof(sums));                                                            \
@@ -187,7 +189,7 @@ static void few_columns_##NAME(                                                 
         for (Py_ssize_t c = j; c < stop; c++)                                                 \
             sums[i][c - j] = (add ? out[i * ldo + c] : 0) + (bias ? bias[c] : 0);             \
     for (int i = 0; i < rows; i++) {                                                          \
-        few_tile_##NAME(0, 1, 1, x + i * ldx, ldx, weights[0], LANES_##NAME, depth, ahead,    \
+        few_tile_##NAME(0, 1, 1, x + i * ldx, ldx, weights[0], LANES_##NAME, depth, &next,    \
                         1, NULL, sums[i], LANES_##NAME);                                      \
         memcpy(out + i * ldo + j, sums[i], (stop - j) * sizeof(T));                           \
     }                                                                                         \

@@ -10,7 +10,7 @@ import numpy as np
 
 from rustgpt.backend import ops, single_threaded_blas
 from rustgpt.layers.cache import Cache
-from rustgpt.layers.context import Context
+from rustgpt.layers.context import Context, offsets_of
 from rustgpt.layers.embeddings import Embeddings
 from rustgpt.layers.layer import Layer
 from rustgpt.layers.layer_norm import LayerNorm
@@ -78,25 +78,26 @@ class Decoder:
 
     def logits(
         self,
-        ids: Indices,
-        offsets: Indices,
+        rows: list[Indices],
         cache: Cache,
-        slots: Indices,
+        slots: list[int],
         workspace: Workspace,
         threads: Threads,
-    ) -> Array:  # (N,) -> (B, V)
-        """Let texts in slots of a cache go on by `ids`; return the scores of what may follow each.
+    ) -> Array:  # -> (B, V)
+        """Let texts in slots of a cache go on by some ids; return the scores of what may follow.
 
         The cache's lengths stay as they are. The scores are the caller's own memory.
         """
+        ids = rows[0] if len(rows) == 1 else np.concatenate(rows)  # (N,)
+        offsets, where = offsets_of(*map(len, rows)), np.array(slots, np.int32)  # (B + 1,), (B,)
         if self.spec is not None and self.fused:
             # At once, also where the layers run: they then write to the same array.
             kv = cache.stacked(self._places, "kv", 2 * self.spec.dim, workspace.dtype)
             if len(ids) <= ROWS_AT_MOST:
                 return self._logits_of_few(
-                    self.spec, ids, offsets, kv, cache, slots, workspace, threads
+                    self.spec, ids, offsets, kv, cache, where, workspace, threads
                 )
-        ctx = Context(offsets, workspace=workspace, cache=cache, slots=slots)
+        ctx = Context(offsets, workspace=workspace, cache=cache, slots=where)
         with single_threaded_blas():
             x = ctx.forward(self._layers[:-1], ids)  # (N, C)
             last = x[offsets[1:] - 1]  # (B, C)
