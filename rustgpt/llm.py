@@ -187,10 +187,7 @@ class LLM(TextGenerator):
     # Through the layers
 
     def _read(self, work: Callable[[Workspace], Result]) -> Result:
-        """Return work(memory) of a pass without a way back, and weights between two steps.
-
-        It may be called more than once, and must return memory of its own.
-        """
+        """Return work(memory) of weights between two steps; it may be called more than once."""
         try:
             workspace = self._idle.pop()
         except IndexError:
@@ -215,11 +212,7 @@ class LLM(TextGenerator):
         if not 0 < len(ids) <= self.max_seq_len:
             raise DataError(f"a text must have 1 to {self.max_seq_len} tokens, got {len(ids)}")
         offsets = offsets_of(len(ids))
-
-        def work(memory: Workspace) -> Array:
-            return Context(offsets, workspace=memory).forward(self.layers, ids).copy()
-
-        return self._read(work)
+        return self._read(lambda m: Context(offsets, workspace=m).forward(self.layers, ids).copy())
 
     def loss(self, ids: Indices, targets: Indices, offsets: Indices) -> float:
         """Return the sum of the cross-entropies (in nats) of the targets that are not -1.

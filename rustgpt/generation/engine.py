@@ -144,8 +144,7 @@ class Engine:
         RustGPTError
             If the model's scores are not finite.
         """
-        with self._one_thread:
-            return self._step()
+        return self._step()
 
     def run(self) -> Iterator[Token]:
         """Yield the tokens of all requests until every one has ended."""
