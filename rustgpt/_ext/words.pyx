@@ -5,7 +5,7 @@ node on the way that ends a token is the longest token.
 """
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 
-from rustgpt._ext.pairs cimport Pairs, pairs_of, value_of
+from rustgpt._ext.pairs cimport Pairs, near_value_of, pairs_of
 
 cdef enum:
     # Kinds of characters, in the order of `rustgpt.text.units.KINDS`
@@ -141,7 +141,7 @@ cdef Py_ssize_t spell(
     while at < n:
         node, token = at > 0, -1
         for j in range(at, n):
-            node = value_of(&trie.children, node, unit[j])
+            node = near_value_of(&trie.children, node, unit[j])
             if not 0 <= node < trie.nodes:
                 break
             if trie.tokens[node] >= 0:

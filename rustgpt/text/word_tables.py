@@ -45,22 +45,28 @@ class Trie(NamedTuple):
     @classmethod
     def of(cls, tokens: Sequence[str]) -> Trie:
         """Return the trie of a vocabulary's tokens but for the fixed ones, level by level."""
-        texts = [token.removeprefix(PIECE) for token in tokens[len(FIXED) :]]
+        order = sorted(range(len(FIXED), len(tokens)), key=tokens.__getitem__)
+        texts = [tokens[i].removeprefix(PIECE) for i in order]
         lengths = np.array([*map(len, texts)], np.int64)  # (n,)
         begins = np.cumsum(lengths) - lengths  # (n,)
         codes = np.frombuffer("".join(texts).encode("utf-32-le"), "<u4").astype(np.int64)
         # The node that each token has come to, one character after the other.
-        node = np.array([token.startswith(PIECE) for token in tokens[len(FIXED) :]], np.int64)
-        branches = [np.empty(0, np.int64)]
+        node = np.array([tokens[i].startswith(PIECE) for i in order], np.int64)
+        branches, firsts = [np.empty(0, np.int64)], [np.arange(-2, 0)]
         n_nodes = 2
         for at in range(lengths.max(initial=0)):
             going = np.flatnonzero(lengths > at)
             branch = node[going] << 32 | codes[begins[going] + at]
-            new, of = np.unique(branch, return_inverse=True)
+            new, first, of = np.unique(branch, return_index=True, return_inverse=True)
             node[going] = n_nodes + of
             branches.append(new)
+            firsts.append(going[first])
             n_nodes += len(new)
+        # Numbered anew, so that the nodes of one word follow each other.
+        number = np.empty(n_nodes, np.int64)
+        number[np.argsort(np.concatenate(firsts), kind="stable")] = np.arange(n_nodes)
         ends = np.full(n_nodes, -1, np.int32)
-        ends[node] = np.arange(len(FIXED), len(tokens))
+        ends[number[node]] = order
         keys = np.concatenate(branches)
-        return cls(pair_table(keys >> 32, keys & 0xFFFFFFFF, np.arange(2, n_nodes)), ends)
+        table = pair_table(number[keys >> 32], keys & 0xFFFFFFFF, number[2:], near=True)
+        return cls(table, ends)
