@@ -1,6 +1,7 @@
 """Owns the output projection: from a token's vector to a score for every token that may follow."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,14 @@ from rustgpt.backend import ops
 from rustgpt.layers.context import Context
 from rustgpt.layers.layer import Layer, copy_into, normal
 from rustgpt.layers.memory import Array, Indices
+from rustgpt.reference.arrays import Shard
 
 # The loss is computed over as many rows as give this many logits, so that the logits of a whole
 # batch are never in memory at once.
 LOGITS_AT_ONCE = 2**20
 ROWS_AT_LEAST = 128
+# If at most this share of the rows has a target, these are gathered before they are projected.
+SHARE_TO_GATHER = 0.8
 
 
 class OutputProjection(Layer):
@@ -109,7 +113,39 @@ class OutputProjection(Layer):
         max_norm
             L2 norm to which the gradient of a block's logits is clipped.
         """
+        counted = np.flatnonzero(targets >= 0).astype(np.int32)
+        if 0 < len(counted) <= SHARE_TO_GATHER * len(x):
+            return self._loss_of_some(x, targets, counted, scale, ctx, max_norm)
         dx = ctx.empty(*x.shape)  # (N, C)
+        return self._loss(x, targets, scale, ctx, max_norm, dx, ctx.shard), dx
+
+    def _loss_of_some(
+        self, x: Array, targets: Indices, counted: Indices, scale: float, ctx: Context,
+        max_norm: float,
+    ) -> tuple[float, Array]:  # fmt: skip
+        """`loss` where only the rows counted (n,) have a target: the others cost no products."""
+        dx = ctx.empty(*x.shape)  # (N, C)
+        some, dsome = ctx.empty(len(counted), self.dim), ctx.empty(len(counted), self.dim)  # (n, C)
+        own, shard = slice(0, len(x)), ctx.shard
+        part = slice(0, len(counted))  # of this thread's, those with a target
+        if shard:
+            edges = np.searchsorted(counted, shard.edges).astype(np.int32)
+            own = slice(*shard.edges[shard.index : shard.index + 2])
+            part = slice(*edges[shard.index : shard.index + 2])
+            shard = replace(shard, edges=edges)
+        some[part] = x[counted[part]]
+        loss = self._loss(some, targets[counted], scale, ctx, max_norm, dsome, shard)
+        dx[own] = 0
+        dx[counted[part]] = dsome[part]
+        if shard:  # the others read these rows next
+            shard.barrier.wait()
+        return loss, dx
+
+    def _loss(
+        self, x: Array, targets: Indices, scale: float, ctx: Context, max_norm: float, dx: Array,
+        shard: Shard | None,
+    ) -> float:  # fmt: skip
+        """Fill in dx and the gradients; return the sum of the losses."""
         dweight, accumulate = ctx.gradients.claim(self.weight)
         dbias = None
         if self.bias is not None:
@@ -120,9 +156,9 @@ class OutputProjection(Layer):
         losses, logits = self._working_memory(len(x), ctx)
         loss: float = ops.linear_cross_entropy(
             x, self.weight, self.bias, targets, scale, max_norm, losses, dx, dweight, dbias,
-            logits, self.tied, accumulate, ctx.bfloat16, ctx.shard,
+            logits, self.tied, accumulate, ctx.bfloat16, shard,
         )  # fmt: skip
-        return loss, dx
+        return loss
 
     def losses(self, x: Array, targets: Indices, ctx: Context) -> Array:  # (N, C), (N,) -> (N,)
         """Return each row's cross-entropy, without a gradient."""

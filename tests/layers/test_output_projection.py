@@ -1,6 +1,7 @@
 """Tests of the output projection, and of the loss that it computes block by block."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -150,6 +151,25 @@ def test_blocks_give_what_one_piece_gives(layer, x, losses, differentiate, small
     for name, value in in_blocks.items():
         close(value, gradients[name], 5)
     close(losses(layer, x), whole, 5)
+
+
+def test_rows_without_a_target_are_left_out_and_change_nothing(
+    layer, x, differentiate, close, monkeypatch
+):
+    loss, gradients = differentiate(layer, x, 0.3)
+    monkeypatch.setattr(output_projection, "SHARE_TO_GATHER", 0)
+    of_all, found = differentiate(layer, x, 0.3)
+    assert loss == pytest.approx(of_all, rel=1e-12)
+    for name, value in found.items():
+        close(value, gradients[name], 5)
+    assert not gradients["x"][TARGETS < 0].any()
+
+
+def test_without_any_target_there_is_no_gradient(layer, x, differentiate, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "TARGETS", np.full(8, -1, np.int32))
+    loss, gradients = differentiate(layer, x, 0.3)
+    assert loss == 0
+    assert not any(value.any() for value in gradients.values())
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -42,9 +42,11 @@ def joined(rows):
     return ids, targets, np.cumsum([0, *(len(row) - 1 for row in rows)], dtype=np.int32)
 
 
-def together(model, n, rows, scale, heads, passes=1):
+def together(model, n, rows, scale, heads, passes=1, counts=None):
     """Return the loss that n threads come to, and their gradients, of some passes."""
     ids, targets, offsets = joined(rows)
+    if counts is not None:
+        targets = np.where(counts, targets, np.int32(-1))
     total, meeting = int(offsets[-1]), pool.barrier(n)
     edges = np.array([total * i // n for i in range(n + 1)], np.int32)
     if not heads:  # at the last end of a text before
@@ -121,6 +123,18 @@ def test_a_second_pass_adds_to_the_first(model, rng, numpy_sum, same_by_name, he
     expected_loss, expected = numpy_sum(model, rows, 0.3)
     loss, gradients = together(model, 2, rows, 0.1, heads, passes=3)
     assert loss == pytest.approx(3 * expected_loss, rel=1e-12)
+    same_by_name(model, gradients, expected)
+
+
+@pytest.mark.parametrize(
+    "counts", [np.arange(61) < 25, np.arange(61) % 7 == 6], ids=["begin", "all"]
+)
+@pytest.mark.parametrize("n", [2, 3])
+def test_threads_of_which_some_have_no_target(model, rng, same_by_name, n, counts):
+    rows = batch_of(rng, (30, 31))
+    expected_loss, expected = together(model, 1, rows, 0.1, False, counts=counts)
+    loss, gradients = together(model, n, rows, 0.1, True, counts=counts)
+    assert loss == pytest.approx(expected_loss, rel=1e-12)
     same_by_name(model, gradients, expected)
 
 
