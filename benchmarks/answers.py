@@ -43,7 +43,7 @@ def main() -> None:
         trainer = rustgpt.Trainer(model, config)
         began = time.perf_counter()
         trainer.pretrain(data.pretraining_data)
-        trainer.instruction_tune(data.chat_training_data)
+        trainer.instruction_tune(data.chat_training_data, statements=data.pretraining_data)
         seconds = time.perf_counter() - began
         wrong = wrong_answers(model, data.chat_training_data)
         perfect += not wrong

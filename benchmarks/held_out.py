@@ -139,7 +139,7 @@ def main() -> None:
         model = rustgpt.LLM.from_dataset(data, rustgpt.ModelConfig(seed=seed))
         trainer = rustgpt.Trainer(model, rustgpt.TrainConfig(seed=seed, threads=arguments.threads))
         trainer.pretrain(data.pretraining_data)
-        trainer.instruction_tune(data.tuning_data)
+        trainer.instruction_tune(data.tuning_data, statements=data.pretraining_data)
         print(f"seed {seed}: trained in {time.perf_counter() - began:.1f} s", flush=True)
         for name, right in measure(model, data, arguments.show).items():
             totals[name].append(right)

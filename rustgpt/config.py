@@ -181,6 +181,12 @@ class TrainConfig(_Config):
         `max_steps`, `max_tokens` and `max_time`.
     tune_rate
         Highest learning rate of the instruction tuning.
+    tune_replay
+        Share of the texts of an epoch of the instruction tuning that are statements of the
+        pre-training, so that the model does not forget them.
+    tune_join
+        Share of the texts of the instruction tuning that follow another one in the same row, where
+        there is room, so that the model learns to answer in the midst of a chat.
     max_steps
         Steps of the optimizer after which a training ends; 0 for no limit.
     max_tokens
@@ -243,6 +249,8 @@ class TrainConfig(_Config):
     pretrain_rate: float = _number(1e-3, 0, 1e3)
     tune_epochs: int = _follows(int, 0, UNLIMITED)
     tune_rate: float = _number(1e-3, 0, 1e3)
+    tune_replay: float = _number(0.1, 0, 1, below=True)
+    tune_join: float = _number(0.3, 0, 1)
     max_steps: int = _number(0, 0, 10**15)
     max_tokens: int = _number(0, 0, 10**15)
     max_time: float = _number(0.0, 0, LONGEST, time=True)

@@ -19,6 +19,7 @@ from rustgpt.training_state import Epoch, Step
 if TYPE_CHECKING:
     from rustgpt.config import TrainConfig
     from rustgpt.ends import End
+    from rustgpt.text.joining import Joining
     from rustgpt.training_state import Evaluation, TrainingState
     from rustgpt.validation import Validation
 
@@ -40,6 +41,8 @@ class Phase:
         When the phase is over.
     drawn
         How many of the old rows an epoch has.
+    joining
+        Puts some texts behind others; None for nothing.
 
     Attributes
     ----------
@@ -53,6 +56,7 @@ class Phase:
     rate: float
     end: End
     drawn: int = 0
+    joining: Joining | None = None
     steps: Steps = field(default_factory=lambda: steps_of_texts(DataOrder(0, 0, 0, 0), 1))
 
     def __post_init__(self) -> None:
@@ -72,11 +76,14 @@ class Phase:
         else:
             self.steps = steps_of_texts(order, config.batch_size)
 
-    def batch(self, position: int) -> list[AnyRow]:
-        """Return the rows of a step of the present epoch."""
+    def batch(self, state: TrainingState) -> list[AnyRow]:
+        """Return the rows of the step that is next."""
         new = len(self.rows)
-        which = self.steps[position].tolist()
-        return [self.rows[i] if i < new else self.old[i - new] for i in which]
+        which = self.steps[state.position].tolist()
+        rows = [self.rows[i] if i < new else self.old[i - new] for i in which]
+        if self.joining:
+            return self.joining(rows, state.seed, state.phase_number, state.epoch, state.position)
+        return rows
 
     def _lengths(self, which: NDArray[Any]) -> NDArray[np.int64]:  # (n,) -> (n,)
         """Return how many tokens are read of each of these rows."""

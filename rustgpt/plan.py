@@ -38,12 +38,15 @@ class PlannedPhase:
         Passes over them.
     part
         Share of the training's steps, tokens and time.
+    statements
+        What was learned before, of which some is learned again.
     """
 
     name: str
     texts: Sequence[Any]
     epochs: int
     part: float
+    statements: Sequence[str] = ()
 
     @property
     def tunes(self) -> bool:
@@ -52,7 +55,10 @@ class PlannedPhase:
 
     def learn(self, trainer: Trainer) -> None:
         """Train."""
-        (trainer.instruction_tune if self.tunes else trainer.pretrain)(self.texts, self.part)
+        if self.tunes:
+            trainer.instruction_tune(self.texts, self.part, self.statements)
+        else:
+            trainer.pretrain(self.texts, self.part)
 
 
 def phases_of(dataset: Dataset, config: TrainConfig) -> list[PlannedPhase]:
@@ -66,8 +72,9 @@ def phases_of(dataset: Dataset, config: TrainConfig) -> list[PlannedPhase]:
         characters(texts) * (epochs if epochs < UNLIMITED else otherwise)
         for _, texts, epochs, otherwise in found
     ]
+    statements = dataset.pretraining_data if config.pretrain_epochs else ()
     return [
-        PlannedPhase(name, texts, epochs, max(amount / max(1, sum(amounts)), 1e-6))
+        PlannedPhase(name, texts, epochs, max(amount / max(1, sum(amounts)), 1e-6), statements)
         for (name, texts, epochs, _), amount in zip(found, amounts, strict=True)
     ]
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from rustgpt.data_order import Indices, Order
 from rustgpt.errors import ConfigError
+
+MOST: Final = 5000  # texts of which the beginnings are learned again
+LONGEST: Final = 1000  # characters of such a beginning
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,12 @@ class Replay:
     def count(self, new: int) -> int:
         """Return how many old texts an epoch with so many new ones has."""
         return math.ceil(new * self.share / (1 - self.share) - 1e-9)  # 0.8 means 40 for 10
+
+
+def some_of(texts: Sequence[Any]) -> list[Any]:
+    """Return what is to be learned again of texts: their beginnings, of very many evenly chosen."""
+    every = math.ceil(len(texts) / MOST) or 1
+    return [texts[i][:LONGEST] for i in range(0, len(texts), every)]
 
 
 class MixedOrder:

@@ -17,9 +17,10 @@ from rustgpt.optim.optimizer import Optimizer
 from rustgpt.optim.schedules import learning_rate
 from rustgpt.parallel.batches import count_tokens
 from rustgpt.phase import Phase
-from rustgpt.replay import Replay
+from rustgpt.replay import Replay, some_of
 from rustgpt.stepper import Stepper, adam
 from rustgpt.text.dialogue import Dialogue
+from rustgpt.text.joining import Joining
 from rustgpt.text.pieces import Text, checked, hold_out
 from rustgpt.text.rows import AnyRow, Rows, count_targets
 from rustgpt.text.stored import encode_all
@@ -131,16 +132,24 @@ class Trainer(Recorded):
         config = self.config
         return self.fit(texts, config.pretrain_epochs, config.pretrain_rate, "pre-training", part)
 
-    def instruction_tune(self, texts: Sequence[str | Dialogue], part: float = 1.0) -> list[Epoch]:
+    def instruction_tune(
+        self,
+        texts: Sequence[str | Dialogue],
+        part: float = 1.0,
+        statements: Sequence[str] = (),
+    ) -> list[Epoch]:
         """Learn dialogues, of which the answers count (see `TrainConfig.loss_on`).
 
         Texts that are not of the form "User: ... Assistant: ..." are learned as they are.
+        The statements of the pre-training are learned again beside them, lest the model forget
+        them; see `TrainConfig.tune_replay`.
         """
-        config = self.config
+        config, name = self.config, "instruction tuning"
+        again = Replay(some_of(statements) if config.tune_replay else [], config.tune_replay)
         rows = self._encoded(texts, config.loss_on)
         return self._fit(
-            rows, config.tune_epochs, config.tune_rate, "instruction tuning", part,
-            config.tune_validation_share, config.loss_on,
+            rows, config.tune_epochs, config.tune_rate, name, part, config.tune_validation_share,
+            config.loss_on, self.replay.get(name, again), config.tune_join,
         )  # fmt: skip
 
     def stop(self) -> None:
@@ -218,6 +227,8 @@ class Trainer(Recorded):
         part: float,
         share: float,
         loss_on: str = "",
+        replay: Replay | None = None,
+        join: float = 0.0,
     ) -> list[Epoch]:
         """`fit_ids`, with a share held out; `loss_on` says what counts of dialogues to evaluate."""
         _check_run(epochs, rate, part)
@@ -232,11 +243,12 @@ class Trainer(Recorded):
             held_out = self._encoded(self.validation, loss_on)
         self.held_out_texts = len(held_out)
         validation = Validation(held_out, tokenizer, self.model.max_seq_len)
-        replay = self.replay.get(name, Replay([], 0))
+        replay = replay or self.replay.get(name, Replay([], 0))
         old = self._encoded(replay.texts, loss_on).cut(self.model.max_seq_len)
         phase = Phase(
             rows, old, validation if validation.targets else None, rate,
             End.of(config, epochs, part), replay.count(len(rows)) if old else 0,
+            Joining(join, tokenizer.end_id, self.model.max_seq_len) if join else None,
         )  # fmt: skip
         optimizer = self._make_optimizer(self.model, config)
         with Stepper(self.model, config, optimizer, phase.most_texts(config)) as stepper:
@@ -303,7 +315,7 @@ class Trainer(Recorded):
 
     def _step(self, phase: Phase, stepper: Stepper) -> None:
         state, config = self.state, self.config
-        batch = phase.batch(state.position)
+        batch = phase.batch(state)
         rate = learning_rate(
             state.step, phase.total_steps(state), phase.rate, config.schedule,
             config.warmup_steps, config.final_rate,

@@ -110,7 +110,10 @@ class TrainingRecord:
             arrays = saved.arrays(ARRAYS) if ARRAYS in saved else {}
             return cls(
                 TrainingState.from_parts(content["state"], arrays),
-                TrainConfig.from_dict(content["settings"]),
+                # Of a training that was saved before there were these settings, they were 0.
+                TrainConfig.from_dict(
+                    {"tune_replay": 0.0, "tune_join": 0.0, **content["settings"]}
+                ),
                 [str(phase) for phase in content["phases"]],
                 [_epoch(values) for values in content["epochs"]],
                 [_evaluation(values) for values in content["evaluations"]],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rustgpt import LLM, ConfigError, TrainConfig, Trainer
-from rustgpt.replay import Replay, old_rows
+from rustgpt.replay import Replay, old_rows, some_of
 
 OLD = ["water is wet.", "a cat naps.", "ants dig.", "no.", "rain falls."]
 NEW = ["the sun rises.", "snow is cold."]
@@ -72,3 +72,11 @@ def test_the_old_rows_follow_from_seed_phase_and_epoch_alone():
     np.random.default_rng(0).random()
     np.testing.assert_array_equal(old_rows(50, 20, 1, 0, 7), found)
     assert (old_rows(50, 20, 1, 1, 7) != found).any()
+
+
+def test_of_very_many_texts_the_beginnings_of_some_are_learned_again():
+    texts = [f"{i} {'x' * 2000}" for i in range(12_000)]
+    found = some_of(texts)
+    assert found == [text[:1000] for text in texts[::3]]
+    assert some_of(texts[:7]) == [text[:1000] for text in texts[:7]]
+    assert some_of([]) == []
