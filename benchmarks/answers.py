@@ -9,14 +9,19 @@ import argparse
 import time
 
 import rustgpt
+from rustgpt.plan import for_data
 from rustgpt.text.dialogue import split_chat
 
 
 def wrong_answers(model: rustgpt.LLM, dialogues: list[str]) -> list[str]:
     """Return the questions that are not answered word for word."""
-    chat = model.chat(max_new_tokens=model.max_seq_len, remembers=False)
     pairs = [split_chat(text) for text in dialogues]
-    return [question for question, answer in pairs if chat.send(question) != answer.strip()]
+    return [question for question, answer in pairs if ask(model, question) != answer.strip()]
+
+
+def ask(model: rustgpt.LLM, question: str) -> str:
+    """Return the answer to the first question of a chat."""
+    return model.chat(max_new_tokens=model.max_seq_len).send(question)
 
 
 def main() -> None:
@@ -34,13 +39,14 @@ def main() -> None:
         data = rustgpt.Dataset(data.pretraining_data[:25], data.chat_training_data[:53])
         shape = {"n_heads": 1, "attention_projection": False}
         settings = {"pretrain_epochs": 100, "tune_epochs": 100, "batch_size": arguments.batch_size}
+        settings |= {"tune_replay": 0.0, "tune_join": 0.0}
         if arguments.rates:
             settings |= {"pretrain_rate": 5e-4, "tune_rate": 1e-4, "schedule": "constant"}
     perfect = 0
     for seed in range(arguments.seeds):
         model = rustgpt.LLM.from_dataset(data, rustgpt.ModelConfig(seed=seed, **shape))
         config = rustgpt.TrainConfig(seed=seed, threads=arguments.threads, **settings)
-        trainer = rustgpt.Trainer(model, config)
+        trainer = rustgpt.Trainer(model, for_data(config, data) if data.is_bundled else config)
         began = time.perf_counter()
         trainer.pretrain(data.pretraining_data)
         trainer.instruction_tune(data.chat_training_data, statements=data.pretraining_data)

@@ -20,6 +20,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import rustgpt
+from rustgpt.plan import for_data
 from rustgpt.text.dialogue import Dialogue
 
 HELD_OUT = Path(__file__).with_suffix(".json")
@@ -137,7 +138,8 @@ def main() -> None:
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         began = time.perf_counter()
         model = rustgpt.LLM.from_dataset(data, rustgpt.ModelConfig(seed=seed))
-        trainer = rustgpt.Trainer(model, rustgpt.TrainConfig(seed=seed, threads=arguments.threads))
+        config = rustgpt.TrainConfig(seed=seed, threads=arguments.threads)
+        trainer = rustgpt.Trainer(model, for_data(config, data))
         trainer.pretrain(data.pretraining_data)
         trainer.instruction_tune(data.tuning_data, statements=data.pretraining_data)
         print(f"seed {seed}: trained in {time.perf_counter() - began:.1f} s", flush=True)

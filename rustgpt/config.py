@@ -172,15 +172,16 @@ class TrainConfig(_Config):
     Parameters
     ----------
     pretrain_epochs
-        Passes over the statements; by default 20, or as many as it takes if there is one of
-        `max_steps`, `max_tokens` and `max_time`.
+        Passes over the statements; by default 20, of the bundled ones 12, or as many as it takes if
+        there is one of `max_steps`, `max_tokens` and `max_time`.
     pretrain_rate
-        Highest learning rate of the pre-training.
+        Highest learning rate of the pre-training; by default 0.001, with the bundled data 0.002.
     tune_epochs
-        Passes over the dialogues; by default 30, or as many as it takes if there is one of
-        `max_steps`, `max_tokens` and `max_time`.
+        Passes over the dialogues; by default 30, of the bundled ones 8, or as many as it takes if
+        there is one of `max_steps`, `max_tokens` and `max_time`.
     tune_rate
-        Highest learning rate of the instruction tuning.
+        Highest learning rate of the instruction tuning; by default 0.001, with the bundled data
+        0.002.
     tune_replay
         Share of the texts of an epoch of the instruction tuning that are statements of the
         pre-training, so that the model does not forget them.
@@ -217,9 +218,10 @@ class TrainConfig(_Config):
     schedule
         "constant", or from the rate down to `final_rate` times the rate: "linear", or "cosine".
     final_rate
-        Where a linear or cosine schedule ends, as a share of the rate.
+        Where a linear or cosine schedule ends, as a share of the rate; by default 0.1, with the
+        bundled data 0.02.
     warmup_steps
-        Steps over which the rate rises from 0.
+        Steps over which the rate rises from 0; by default none, with the bundled data 100.
     validation_share
         Share of the texts that is not learned but evaluated; of fewer than ten, of the end of each.
         On the command line, by default a tenth of texts of your own.

@@ -21,6 +21,11 @@ from rustgpt.trainer import Trainer
 OWN_SHARE: Final = 0.1  # of own texts, for the validation
 MOST_HELD_OUT: Final = 2**18  # characters
 PATIENCE: Final = 5  # evaluations of own texts
+# With which the bundled data are learned, that fit into less than a minute of two processors.
+BUNDLED: Final[dict[str, Any]] = {
+    "pretrain_epochs": 12, "pretrain_rate": 2e-3, "tune_epochs": 8, "tune_rate": 2e-3,
+    "warmup_steps": 100, "final_rate": 0.02,
+}  # fmt: skip
 MANY_DIALOGUES: Final = 1000  # of fewer, none is left out: each may hold a fact
 
 
@@ -79,8 +84,11 @@ def phases_of(dataset: Dataset, config: TrainConfig) -> list[PlannedPhase]:
     ]
 
 
-def for_own_data(config: TrainConfig, dataset: Dataset, given: Collection[str] = ()) -> TrainConfig:
-    """Return the settings with what own data decide: how much is held out, and the patience.
+def for_data(config: TrainConfig, dataset: Dataset, given: Collection[str] = ()) -> TrainConfig:
+    """Return the settings with what the data decide.
+
+    The bundled ones have epochs and rates of their own; of others it is decided how much is held
+    out, and the patience.
 
     Parameters
     ----------
@@ -89,7 +97,9 @@ def for_own_data(config: TrainConfig, dataset: Dataset, given: Collection[str] =
         training ends there and not before.
     """
     if dataset.is_bundled:
-        return config
+        unlimited = {name for name in LIMITS[:2] if getattr(config, name) == UNLIMITED}
+        left = BUNDLED.keys() - {*given} - unlimited
+        return dataclasses.replace(config, **{name: BUNDLED[name] for name in left})
     if not {"validation_share", "tune_validation_share"} & {*given}:
         texts, chats = map(own_share, (dataset.pretraining_data, dataset.chat_training_data))
         many = len(dataset.chat_training_data) >= MANY_DIALOGUES
@@ -166,7 +176,7 @@ def _trained(
 ) -> Trainer:  # fmt: skip
     dataset = Dataset.bundled() if paths is None else Dataset.load(paths)
     if given is not None:
-        config = for_own_data(config, dataset, given)
+        config = for_data(config, dataset, given)
     trainer = Trainer(LLM.from_dataset(dataset, model, tokenizer, vocab_size), config)
     for phase in phases_of(dataset, config):
         if phase.texts and phase.epochs:

@@ -11,6 +11,7 @@ import numpy as np
 
 from rustgpt.data_order import Indices, Order
 from rustgpt.errors import ConfigError
+from rustgpt.text.stored import StoredTexts
 
 MOST: Final = 5000  # texts of which the beginnings are learned again
 LONGEST: Final = 1000  # characters of such a beginning
@@ -50,8 +51,10 @@ class Replay:
 
 def some_of(texts: Sequence[Any]) -> list[Any]:
     """Return what is to be learned again of texts: their beginnings, of very many evenly chosen."""
+    if isinstance(texts, StoredTexts):  # of which there are more than fit the memory
+        texts = texts.beginning()
     every = math.ceil(len(texts) / MOST) or 1
-    return [texts[i][:LONGEST] for i in range(0, len(texts), every)]
+    return [text[:LONGEST] for text in texts[::every]]
 
 
 class MixedOrder:

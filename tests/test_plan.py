@@ -5,9 +5,9 @@ import json
 import pytest
 
 import rustgpt
-from rustgpt.config import ModelConfig, TrainConfig
+from rustgpt.config import UNLIMITED, ModelConfig, TrainConfig
 from rustgpt.errors import CheckpointError, ConfigError, DataError
-from rustgpt.plan import for_own_data, phases_of, train
+from rustgpt.plan import for_data, phases_of, train
 from rustgpt.text.dataset import Dataset
 
 SMALL = ModelConfig(embedding_dim=16, hidden_dim=16, n_layers=1, n_heads=2, max_seq_len=40)
@@ -72,15 +72,31 @@ def test_the_parts_of_the_phases_are_as_large_as_what_they_read():
 @pytest.mark.parametrize(("n", "share"), [(10, 0.0), (1000, 0.1)])
 def test_few_dialogues_are_all_learned(n, share):
     dataset = Dataset(["a b"], ["User: a Assistant: b </s>"] * n)
-    config = for_own_data(TrainConfig(), dataset)
+    config = for_data(TrainConfig(), dataset)
     assert (config.validation_share, config.tune_validation_share) == (0.1, share)
 
 
 def test_the_training_on_own_texts_ends_when_it_gets_no_better():
     dataset = Dataset(["a b"] * 20, [])
-    assert for_own_data(TrainConfig(), dataset).patience == 5
+    assert for_data(TrainConfig(), dataset).patience == 5
     for name in ("patience", "pretrain_epochs", "max_steps", "max_tokens", "max_time"):
-        assert for_own_data(TrainConfig(), dataset, {name}).patience == 0
-    nothing_held_out = for_own_data(TrainConfig(), dataset, ["validation_share"])
+        assert for_data(TrainConfig(), dataset, {name}).patience == 0
+    nothing_held_out = for_data(TrainConfig(), dataset, ["validation_share"])
     assert nothing_held_out == TrainConfig()
-    assert for_own_data(TrainConfig(), Dataset.bundled("zh")) == TrainConfig()
+
+
+def test_the_bundled_data_have_epochs_and_rates_of_their_own():
+    dataset = Dataset(["a b"], ["User: a? Assistant: b"], is_bundled=True)
+    config = for_data(TrainConfig(seed=3), dataset)
+    assert (config.pretrain_epochs, config.tune_epochs, config.tune_rate) == (12, 8, 2e-3)
+    assert (config.seed, config.patience, config.validation_share) == (3, 0, 0)
+    config = for_data(TrainConfig(tune_epochs=30, tune_rate=1e-3), dataset, {"tune_epochs"})
+    assert (config.pretrain_epochs, config.tune_epochs, config.tune_rate) == (12, 30, 2e-3)
+    config = for_data(TrainConfig(max_steps=5), dataset, {"max_steps"})
+    assert config.tune_epochs == config.pretrain_epochs == UNLIMITED
+
+
+def test_statements_are_learned_again_unless_they_were_not_learned():
+    dataset = Dataset(["a b"], ["User: a? Assistant: b"])
+    assert phases_of(dataset, TrainConfig())[1].statements == ["a b"]
+    assert not phases_of(dataset, TrainConfig(pretrain_epochs=0))[1].statements

@@ -18,7 +18,10 @@ from rustgpt.errors import ConfigError
 
 TABLES: Final = {"model": ModelConfig, "train": TrainConfig}
 # Unless given, the data decide.
-BY_DATA: Final = ("validation_share", "tune_validation_share", "patience")
+BY_DATA: Final = (
+    "validation_share", "tune_validation_share", "patience", "pretrain_epochs", "pretrain_rate",
+    "tune_epochs", "tune_rate", "warmup_steps", "final_rate",
+)  # fmt: skip
 
 
 def add_settings(parser: argparse.ArgumentParser, of_training: Collection[str] = ()) -> None:

@@ -147,14 +147,14 @@ def _new_trainer(args: argparse.Namespace, dataset: Dataset) -> tuple[Trainer, s
 
     Its model is that of `--init`, or a new one that fits.
 
-    Own data decide what of the settings was not given; see `for_own_data`.
+    The data decide what of the settings was not given; see `for_data`.
     """
     from rustgpt.llm import LLM
-    from rustgpt.plan import for_own_data, held_out
+    from rustgpt.plan import for_data, held_out
     from rustgpt.trainer import Trainer
 
     (model, config), given = read_settings(args), given_settings(args)[1]
-    config = for_own_data(config, dataset, given)
+    config = for_data(config, dataset, given)
     if (config.eval_every or config.patience) and not held_out(config):
         raise ConfigError(
             "--eval-every and --patience are about texts that are not learned, and of these data "

@@ -20,6 +20,8 @@ from rustgpt.text.tokenizer import AUTO as AUTO_TOKENIZER
 from rustgpt.text.tokenizer import KINDS, BaseTokenizer, tokenizer_for
 
 BUNDLED: Final = {"en": [""], "zh": ["_zh"], "all": ["", "_zh"]}  # language: endings of file names
+# Questions with answers; the same asked otherwise; two turns each; and of what nothing is known.
+BUNDLED_CHAT: Final = ("chat_training_data", "chat_rewordings", "chat_dialogues", "chat_unknown")
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class Dataset:
         endings = BUNDLED[language]
         data = cls.load(
             pretraining=[folder / f"pretraining_data{ending}.json" for ending in endings],
-            chat=[folder / f"chat_training_data{ending}.json" for ending in endings],
+            chat=[folder / f"{name}{ending}.json" for ending in endings for name in BUNDLED_CHAT],
         )
         return replace(data, is_bundled=True)
 
@@ -170,7 +172,9 @@ class Dataset:
         if self.stored and name in KINDS:
             return self.stored.tokenizer(name, vocab_size)
         texts = chain(self.pretraining_data, self.chat_training_data)
-        return tokenizer_for(texts, name, vocab_size)
+        asked = (one for one in self.dialogues if one and not self.stored)
+        questions = (m.content for one in asked for m in one.messages if m.role == "user")
+        return tokenizer_for(texts, name, vocab_size, questions)
 
     def suitable_tokenizer(self) -> tuple[str, str]:
         """Return which tokenizer suits the data, and why; see `choose`."""

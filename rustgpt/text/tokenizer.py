@@ -131,6 +131,7 @@ def tokenizer_for(
     texts: Iterable[str],
     name: str = AUTO,
     vocab_size: int | None = None,
+    questions: Iterable[str] = (),
 ) -> BaseTokenizer:
     """Return the tokenizer with which a model is to learn texts.
 
@@ -143,6 +144,9 @@ def tokenizer_for(
         finds; anything else names a `tokenizer.json` or the folder of a model.
     vocab_size
         The most tokens to have; by default 32,768 of words or characters, and 4,096 of BPE.
+    questions
+        Those among the texts; see `WordTokenizer.train`.
+
     Raises
     ------
     ConfigError
@@ -162,6 +166,8 @@ def tokenizer_for(
         return load_tokenizer(name)
     if vocab_size is None and name in ("word", "char"):
         vocab_size = MOST
+    if name == "word":
+        return WordTokenizer.train(texts, vocab_size, questions)
     return KINDS[name](texts, vocab_size)
 
 

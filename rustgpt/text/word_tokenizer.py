@@ -22,6 +22,8 @@ from rustgpt.text.word_tables import CODE_KINDS, FIRST_STATE, SPACES, Trie, lear
 
 UTF32: Final = "utf-32-le" if sys.byteorder == "little" else "utf-32-be"
 
+FEW: Final = 0.05  # of the words of all questions
+
 
 class WordTokenizer(BaseTokenizer):
     """Words, signs and white space as numbers.
@@ -62,7 +64,12 @@ class WordTokenizer(BaseTokenizer):
         return END_ID
 
     @classmethod
-    def train(cls, texts: Iterable[str], max_vocab_size: int | None = None) -> WordTokenizer:
+    def train(
+        cls,
+        texts: Iterable[str],
+        max_vocab_size: int | None = None,
+        questions: Iterable[str] = (),
+    ) -> WordTokenizer:
         """Make a tokenizer that knows the words of these texts.
 
         Parameters
@@ -71,8 +78,17 @@ class WordTokenizer(BaseTokenizer):
             The texts; ``</s>`` in them is the end token.
         max_vocab_size : int, optional
             The most tokens to have; see :meth:`Vocab.build`.
+        questions : iterable of str, optional
+            Those among the texts. A word that occurs in one of them and nowhere else gets no token,
+            where such words are few: a model that reads some words in pieces learns to answer
+            questions in which there are words that it does not know.
         """
-        return cls(Vocab.build(_count_units(texts), max_vocab_size))
+        counts, asked = _count_units(texts), _count_units(questions)
+        once = [unit for unit in asked if counts[unit] == 1]
+        if len(once) <= FEW * asked.total():
+            for unit in once:
+                del counts[unit]
+        return cls(Vocab.build(counts, max_vocab_size))
 
     def extended(self, texts: Iterable[str]) -> WordTokenizer:
         """Return a tokenizer that also knows the words of these texts; all ids keep their meaning.

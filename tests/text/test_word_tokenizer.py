@@ -230,10 +230,23 @@ def test_a_prompt_is_the_beginning_of_its_dialogue():
         assert ids[: len(start)] == start
 
 
+def test_a_word_of_one_question_alone_is_spelled_where_there_are_few():
+    questions = [*["What is the sun?"] * 20, "What is a zebu?"]
+    texts = [*questions, "The moon is round.", "A zebu is a cow."]
+    known = WordTokenizer.train(texts[:-1], questions=questions).vocab.ids
+    assert "zebu" not in known
+    assert {"sun", "moon"} <= {*known}  # of many questions, and of no question
+    assert "zebu" in WordTokenizer.train(texts, questions=questions).vocab.ids
+    assert "zebu" in WordTokenizer.train(texts[:-1]).vocab.ids
+    few = ["What is the sun?", "What is a zebu?"]
+    assert "zebu" in WordTokenizer.train(few, questions=few).vocab.ids
+
+
 def test_the_bundled_data_cost_no_marker():
     data = Dataset.bundled()
-    texts = data.pretraining_data + data.chat_training_data
-    tokenizer = WordTokenizer.train(texts)
+    tokenizer = WordTokenizer.train(data.pretraining_data + data.chat_training_data)
+    answers = [m.content for d in data.dialogues for m in d.messages if m.role == "assistant"]
+    texts = data.pretraining_data + [f"{answer} </s>" for answer in answers]
     for text in texts:
         ids = tokenizer.encode(text, allow_special=True)
         assert tokenizer.decode(ids, skip_special=False) == text.removesuffix(" </s>") + "</s>"
