@@ -12,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from answers import ask
+
 import rustgpt
 from rustgpt.text.dialogue import split_chat
 
@@ -38,9 +40,8 @@ def train(*flags: str) -> None:
 
 def right(model: rustgpt.LLM, dialogues: list[str]) -> int:
     """Return how many questions are answered word for word."""
-    chat = model.chat(max_new_tokens=model.max_seq_len, remembers=False)
     pairs = [split_chat(text) for text in dialogues]
-    return sum(chat.send(question) == answer.strip() for question, answer in pairs)
+    return sum(ask(model, question) == answer.strip() for question, answer in pairs)
 
 
 def main() -> None:
