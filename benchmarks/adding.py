@@ -12,10 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from answers import ask
+from answers import ask, first_questions
 
 import rustgpt
-from rustgpt.text.dialogue import split_chat
 
 FACTS = {
     "What is the name of my cat?": "My cat is called Pippin and he is three years old.",
@@ -38,10 +37,9 @@ def train(*flags: str) -> None:
     )
 
 
-def right(model: rustgpt.LLM, dialogues: list[str]) -> int:
+def right(model: rustgpt.LLM, asked: list[tuple[str, str]]) -> int:
     """Return how many questions are answered word for word."""
-    pairs = [split_chat(text) for text in dialogues]
-    return sum(ask(model, question) == answer.strip() for question, answer in pairs)
+    return sum(ask(model, question) == answer for question, answer in asked)
 
 
 def main() -> None:
@@ -53,12 +51,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="additions a share (default: 1)")
     parser.add_argument("--threads", default="0", help="0: one a processor (default)")
     arguments = parser.parse_args()
-    old = rustgpt.Dataset.bundled().chat_training_data
-    facts = list(FACTS.items())[: arguments.facts]
-    new = [f"User: {question} Assistant: {answer} </s>" for question, answer in facts]
+    old = first_questions(rustgpt.Dataset.bundled().chat_training_data)
+    new = list(FACTS.items())[: arguments.facts]
+    dialogues = [f"User: {question} Assistant: {answer} </s>" for question, answer in new]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "new.json").write_text(json.dumps(new))
+        (folder / "new.json").write_text(json.dumps(dialogues))
         model = arguments.model or str(folder / "model")
         if not arguments.model:
             train("--out", model, "--threads", arguments.threads)

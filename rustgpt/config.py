@@ -175,13 +175,13 @@ class TrainConfig(_Config):
         Passes over the statements; by default 20, of the bundled ones 12, or as many as it takes if
         there is one of `max_steps`, `max_tokens` and `max_time`.
     pretrain_rate
-        Highest learning rate of the pre-training; by default 0.001, with the bundled data 0.002.
+        Highest learning rate of the pre-training; by default 0.001, with the bundled data 0.003.
     tune_epochs
-        Passes over the dialogues; by default 30, of the bundled ones 8, or as many as it takes if
+        Passes over the dialogues; by default 30, of the bundled ones 9, or as many as it takes if
         there is one of `max_steps`, `max_tokens` and `max_time`.
     tune_rate
         Highest learning rate of the instruction tuning; by default 0.001, with the bundled data
-        0.002.
+        0.003.
     tune_replay
         Share of the texts of an epoch of the instruction tuning that are statements of the
         pre-training, so that the model does not forget them.
@@ -198,7 +198,7 @@ class TrainConfig(_Config):
     loss_on
         What counts in the loss of instruction tuning: the words of the "assistant", or "all".
     batch_size
-        Texts in one step of the optimizer.
+        Texts in one step of the optimizer; by default 16, with the bundled data 32.
     batch_tokens
         The most tokens in one step, instead of a number of texts; 0 to count texts.
     beta1
@@ -219,9 +219,9 @@ class TrainConfig(_Config):
         "constant", or from the rate down to `final_rate` times the rate: "linear", or "cosine".
     final_rate
         Where a linear or cosine schedule ends, as a share of the rate; by default 0.1, with the
-        bundled data 0.02.
+        bundled data 0.01.
     warmup_steps
-        Steps over which the rate rises from 0; by default none, with the bundled data 100.
+        Steps over which the rate rises from 0; by default none, with the bundled data 60.
     validation_share
         Share of the texts that is not learned but evaluated; of fewer than ten, of the end of each.
         On the command line, by default a tenth of texts of your own.

@@ -20,7 +20,7 @@ TABLES: Final = {"model": ModelConfig, "train": TrainConfig}
 # Unless given, the data decide.
 BY_DATA: Final = (
     "validation_share", "tune_validation_share", "patience", "pretrain_epochs", "pretrain_rate",
-    "tune_epochs", "tune_rate", "warmup_steps", "final_rate",
+    "tune_epochs", "tune_rate", "batch_size", "warmup_steps", "final_rate",
 )  # fmt: skip
 
 
