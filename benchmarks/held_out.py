@@ -2,8 +2,9 @@
 
 Trains as `rustgpt` does (or takes a model's folder), and counts right answers:
 
-- questions of the bundled data, word for word, and each in four variants: without its mark, with
-  two spaces, in lower case, with a comma more;
+- the bundled data's questions, each answer's first, word for word, and each in four variants:
+  without its mark, with two spaces, in lower case, with a comma more;
+- with `--wordings`, all questions of the data word for word;
 - 200 rewordings and 50 questions of which the data say nothing, in `held_out.json`; they were
   written before the data that they are to measure, and are not in them. A rewording is answered
   right with an answer that the data give to the question that it means; a question from outside
@@ -17,7 +18,10 @@ import json
 import re
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
+
+from answers import ask, first_questions
 
 import rustgpt
 from rustgpt.plan import for_data
@@ -53,11 +57,6 @@ def variants(question: str, number: int) -> list[str]:
     return [bare, f"{first}  {rest}", question.lower(), f"{first}{comma}{glue}{rest}"]
 
 
-def ask(model: rustgpt.LLM, question: str) -> str:
-    """Return the answer in a chat of its own."""
-    return model.chat(max_new_tokens=model.max_seq_len).send(question)
-
-
 def goes_on(model: rustgpt.LLM, statement: str, known: set[str]) -> bool:
     """Whether a statement's first three words are made a statement of the data."""
     end = 3 if is_chinese(statement) else len(" ".join(statement.split(" ")[:3]))
@@ -70,13 +69,17 @@ def share(right: int, of: int) -> str:
     return f"{right} of {of} ({100 * right / max(1, of):.1f} %)"
 
 
-def measure(model: rustgpt.LLM, data: rustgpt.Dataset, show: bool) -> dict[str, int]:
+def measure(
+    model: rustgpt.LLM, data: rustgpt.Dataset, show: bool = False, wordings: bool = False
+) -> dict[str, int]:
     """Print what a model answers right; return the counts.
 
     Parameters
     ----------
     show
         Whether to print each rewording and each question from outside with its answer.
+    wordings
+        Whether to ask all questions of the data.
     """
     held_out = json.loads(HELD_OUT.read_text(encoding="utf-8"))
     answers, counts = answers_of(data.chat_training_data), dict[str, int]()
@@ -85,13 +88,22 @@ def measure(model: rustgpt.LLM, data: rustgpt.Dataset, show: bool) -> dict[str, 
         counts[name] = right
         print(f"  {name}: {share(right, of)}", flush=True)
 
-    wrong = [q for q, those in answers.items() if ask(model, q) not in those]
-    tell("questions word for word", len(answers) - len(wrong), len(answers))
-    print(*(f"    {question}" for question in wrong[:5]), sep="\n", end="\n" if wrong else "")
-    forms = zip(*(variants(q, i) for i, q in enumerate(answers)), strict=True)
-    for name, questions in zip(VARIANTS, forms, strict=True):
-        pairs = zip(questions, answers.values(), strict=True)
-        tell(name, sum(ask(model, q) in those for q, those in pairs), len(answers))
+    questions = [question for question, _ in first_questions(data.chat_training_data)]
+
+    def wrong(asked: Iterable[str], mean: Iterable[str]) -> list[str]:
+        return [q for q, one in zip(asked, mean, strict=True) if ask(model, q) not in answers[one]]
+
+    missed = wrong(questions, questions)
+    tell("word for word", len(questions) - len(missed), len(questions))
+    forms = zip(*(variants(q, i) for i, q in enumerate(questions)), strict=True)
+    for name, asked in zip(VARIANTS, forms, strict=True):
+        tell(name, len(questions) - len(wrong(asked, questions)), len(questions))
+    if wordings:
+        others = wrong(answers, answers)
+        missed += others
+        tell("all wordings", len(answers) - len(others), len(answers))
+    if missed:
+        print("    missed:", *missed[:5], sep="\n      ")
     rewordings = [
         (item["question"], ask(model, item["question"]), answers.get(item["means"], set()))
         for item in held_out["rewordings"]
@@ -129,10 +141,11 @@ def main() -> None:
     parser.add_argument("--language", default="all", choices=["all", "en", "zh"])
     parser.add_argument("--threads", type=int, default=0, help="0: one a processor (default)")
     parser.add_argument("--show", action="store_true", help="print each held-out question's answer")
+    parser.add_argument("--wordings", action="store_true", help="ask all questions of the data")
     arguments = parser.parse_args()
     data = rustgpt.Dataset.bundled(arguments.language)
     if arguments.model:
-        measure(rustgpt.LLM.load(arguments.model), data, arguments.show)
+        measure(rustgpt.LLM.load(arguments.model), data, arguments.show, arguments.wordings)
         return
     totals: dict[str, list[int]] = defaultdict(list)
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
@@ -143,7 +156,7 @@ def main() -> None:
         trainer.pretrain(data.pretraining_data)
         trainer.instruction_tune(data.tuning_data, statements=data.pretraining_data)
         print(f"seed {seed}: trained in {time.perf_counter() - began:.1f} s", flush=True)
-        for name, right in measure(model, data, arguments.show).items():
+        for name, right in measure(model, data, arguments.show, arguments.wordings).items():
             totals[name].append(right)
     if arguments.seeds > 1:
         print(f"smallest and largest of {arguments.seeds} trainings:")
