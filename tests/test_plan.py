@@ -100,3 +100,14 @@ def test_statements_are_learned_again_unless_they_were_not_learned():
     dataset = Dataset(["a b"], ["User: a? Assistant: b"])
     assert phases_of(dataset, TrainConfig())[1].statements == ["a b"]
     assert not phases_of(dataset, TrainConfig(pretrain_epochs=0))[1].statements
+
+
+def test_a_tuning_is_given_the_statements(monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        "rustgpt.trainer.Trainer.instruction_tune", lambda self, *args: given.append(args)
+    )
+    dataset = Dataset(["a b"], ["User: a? Assistant: b"])
+    model = rustgpt.LLM.from_dataset(dataset, SMALL)
+    phases_of(dataset, SETTINGS)[1].learn(rustgpt.Trainer(model, SETTINGS))
+    assert given == [(dataset.tuning_data, pytest.approx(0.97, abs=0.03), ["a b"])]

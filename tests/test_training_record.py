@@ -152,6 +152,18 @@ def test_a_record_that_lacks_something_is_refused(trained, tmp_path):
         refused(trainer, tmp_path / "run", wrong, RECORD)
 
 
+def test_a_record_from_before_a_setting_goes_on_without_it(trained, tmp_path):
+    trainer = trained(4)
+    trainer.save(tmp_path / "run")
+    content = json.loads((tmp_path / "run" / RECORD).read_text())
+    for name in ("tune_replay", "tune_join"):
+        assert content["settings"].pop(name)
+    trainer.model.save(tmp_path / "run", {RECORD: [json.dumps(content).encode()]})
+    with checkpoint.load(tmp_path / "run") as saved:
+        config = TrainingRecord.read(saved).config
+    assert (config.tune_replay, config.tune_join) == (0, 0)
+
+
 def refused(trainer, folder, record, named):
     """Assert that a record, whose SHA-256 is right, is refused in one line."""
     trainer.model.save(folder, {RECORD: [record]})

@@ -165,6 +165,15 @@ def test_rows_without_a_target_are_left_out_and_change_nothing(
     assert not gradients["x"][TARGETS < 0].any()
 
 
+def test_rows_without_a_target_have_no_gradient_whatever_was_in_memory(layer, table, x, context):
+    workspace, gradients = Workspace("float64"), Gradients([table, layer])
+    for targets in (np.abs(TARGETS), TARGETS):
+        gradients.begin()
+        ctx = context(layer, 8, gradients=gradients, workspace=workspace)
+        _, dx = layer.loss(x, targets, 1.0, ctx)
+        assert dx.any(axis=1).tolist() == (targets >= 0).tolist()
+
+
 def test_without_any_target_there_is_no_gradient(layer, x, differentiate, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "TARGETS", np.full(8, -1, np.int32))
     loss, gradients = differentiate(layer, x, 0.3)

@@ -51,6 +51,12 @@ def test_some_dialogues_have_two_turns_and_of_some_nothing_is_known(language, di
     assert len(unknown) >= 100
 
 
+def test_a_word_that_only_an_unknown_question_has_is_spelled():
+    tokenizer = Dataset.bundled().tokenizer()
+    assert {"volcano", "Nobel", "capital"} <= {*tokenizer.vocab.ids}
+    assert not {"zeppelin", "axolotl", "Kubernetes"} & {*tokenizer.vocab.ids}
+
+
 def test_every_dialogue_fits_the_context(language, dialogues):
     tokenizer, longest = Dataset.bundled(language).tokenizer(), ModelConfig().max_seq_len
     rows = [encode_dialogue(tokenizer, dialogue, bos=True) for dialogue in dialogues]
