@@ -23,7 +23,7 @@ MOST_HELD_OUT: Final = 2**18  # characters
 PATIENCE: Final = 5  # evaluations of own texts
 # With which the bundled data are learned, that fit into less than a minute of two processors.
 BUNDLED: Final[dict[str, Any]] = {
-    "pretrain_epochs": 12, "pretrain_rate": 3e-3, "tune_epochs": 9, "tune_rate": 3e-3,
+    "pretrain_epochs": 12, "pretrain_rate": 3e-3, "tune_epochs": 8, "tune_rate": 3e-3,
     "batch_size": 32, "warmup_steps": 60, "final_rate": 0.01,
 }  # fmt: skip
 MANY_DIALOGUES: Final = 1000  # of fewer, none is left out: each may hold a fact

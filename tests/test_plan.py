@@ -88,7 +88,7 @@ def test_the_training_on_own_texts_ends_when_it_gets_no_better():
 def test_the_bundled_data_have_epochs_and_rates_of_their_own():
     dataset = Dataset(["a b"], ["User: a? Assistant: b"], is_bundled=True)
     config = for_data(TrainConfig(seed=3), dataset)
-    assert (config.pretrain_epochs, config.tune_epochs, config.tune_rate) == (12, 9, 3e-3)
+    assert (config.pretrain_epochs, config.tune_epochs, config.tune_rate) == (12, 8, 3e-3)
     assert (config.seed, config.patience, config.validation_share) == (3, 0, 0)
     config = for_data(TrainConfig(tune_epochs=30, tune_rate=1e-3), dataset, {"tune_epochs"})
     assert (config.pretrain_epochs, config.tune_epochs, config.tune_rate) == (12, 30, 3e-3)
