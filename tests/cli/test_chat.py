@@ -50,7 +50,7 @@ def test_any_bytes(inside, model, line):
 
 
 def test_bytes_that_are_not_utf8_as_a_process(process, model):
-    done = process("chat", model, stdin=b"\xc3\x28\xff\n\nWho are you?\n")
+    done = process("chat", model, "--no-history", stdin=b"\xc3\x28\xff\n\nWho are you?\n")
     assert (done.status, done.err) == (0, "")
     assert done.out.endswith("\n" + ANSWER)
 

@@ -157,8 +157,8 @@ def test_what_changes_nothing_is_told(inside, model):
 
 
 def test_flags_reach_the_model(inside, model):
-    whole = inside("generate", model, "The sun").out
-    assert inside("generate", model, "The sun", "--stop", "rises").out in whole
+    assert inside("generate", model, "The sun").out == "The sun rises in the east\n"
+    assert inside("generate", model, "The sun", "--stop", "rises").out == "The sun \n"
     made = rustgpt.LLM.load(model).generate
     for flags, settings in (
         (["--repetition-penalty", "5"], {"repetition_penalty": 5.0}),

@@ -29,7 +29,7 @@ def test_help_names_the_commands_and_every_setting_with_its_default(inside):
         assert f"\n  {command} " in text
     plain = " ".join(text.split())
     assert re.search(rf"--n-layers N [^(]*\(default: {ModelConfig.n_layers}\)", plain)
-    assert re.search(rf"--tune-rate X [^(]*\(default: {TrainConfig.tune_rate}\)", plain)
+    assert re.search(rf"--tune-join X [^(]*\(default: {TrainConfig.tune_join}\)", plain)
     assert "--no-attention-projection" in text
 
 
