@@ -178,7 +178,8 @@ class TrainConfig(_Config):
         Highest learning rate of the pre-training; by default 0.001, with the bundled data 0.003.
     tune_epochs
         Passes over the dialogues; by default 30, of the bundled ones 8, or as many as it takes if
-        there is one of `max_steps`, `max_tokens` and `max_time`.
+        there is one of `max_steps`, `max_tokens` and `max_time`. On the command line, of few
+        dialogues of your own, as many as make 200 steps.
     tune_rate
         Highest learning rate of the instruction tuning; by default 0.001, with the bundled data
         0.003.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ BUNDLED: Final[dict[str, Any]] = {
     "pretrain_epochs": 12, "pretrain_rate": 3e-3, "tune_epochs": 8, "tune_rate": 3e-3,
     "batch_size": 32, "warmup_steps": 60, "final_rate": 0.01,
 }  # fmt: skip
+FEWEST_STEPS: Final = 200  # of a tuning: with less, few dialogues are not learned by heart
 MANY_DIALOGUES: Final = 1000  # of fewer, none is left out: each may hold a fact
 
 
@@ -84,17 +86,21 @@ def phases_of(dataset: Dataset, config: TrainConfig) -> list[PlannedPhase]:
     ]
 
 
-def for_data(config: TrainConfig, dataset: Dataset, given: Collection[str] = ()) -> TrainConfig:
+def for_data(
+    config: TrainConfig, dataset: Dataset, given: Collection[str] = (), anew: bool = True
+) -> TrainConfig:
     """Return the settings with what the data decide.
 
     The bundled ones have epochs and rates of their own; of others it is decided how much is held
-    out, and the patience.
+    out, the patience, and how often few dialogues are seen.
 
     Parameters
     ----------
     given
         The names of the settings that somebody has chosen. With one of `LIMITS` among them the
         training ends there and not before.
+    anew
+        Whether a new model learns them, and not a finished one in addition.
     """
     if dataset.is_bundled:
         unlimited = {name for name in LIMITS[:2] if getattr(config, name) == UNLIMITED}
@@ -108,6 +114,10 @@ def for_data(config: TrainConfig, dataset: Dataset, given: Collection[str] = ())
         )
     if held_out(config) and not {"patience", *LIMITS} & {*given}:
         config = dataclasses.replace(config, patience=PATIENCE)
+    few = len(dataset.chat_training_data)
+    if anew and few and not {"batch_tokens", *LIMITS[1:]} & {*given}:
+        epochs = math.ceil(FEWEST_STEPS * config.batch_size / few)
+        config = dataclasses.replace(config, tune_epochs=max(config.tune_epochs, epochs))
     return config
 
 

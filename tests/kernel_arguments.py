@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rustgpt.reference
-from rustgpt._ext import attention, block
+from rustgpt._ext import attention, block, decoder
 from rustgpt.config import ModelConfig
 from rustgpt.layers.transformer import block_spec
 from rustgpt.reference.arrays import WRITTEN
@@ -403,9 +403,8 @@ class Maker:
         cache["kv"] = np.stack([
             self.cache(lengths, starts, H * D, capacity, slots)["kv"] for _ in range(L)
         ]) if L else self.blank(0, *cache["kv"].shape)  # fmt: skip
-        parameters = self.normal(spec.size) * np.asarray(0.5, self.dtype)
-        return {
-            "parameters": parameters,
+        given: Arguments = {
+            "parameters": self.normal(spec.size) * np.asarray(0.5, self.dtype),
             "spec": spec,
             "ids": self.indices(V, sum(lengths)),
             "offsets": offsets_of(lengths),
@@ -413,6 +412,7 @@ class Maker:
             "logits": self.blank(len(lengths), V),
             "scratch": self.blank(0),
         }
+        return exactly(decoder, "decoder_forward", given)
 
     def cross_entropy(
         self, N: int = 3, V: int = 4, scale: float = 0.25, max_norm: float = np.inf

@@ -111,3 +111,14 @@ def test_a_tuning_is_given_the_statements(monkeypatch):
     model = rustgpt.LLM.from_dataset(dataset, SMALL)
     phases_of(dataset, SETTINGS)[1].learn(rustgpt.Trainer(model, SETTINGS))
     assert given == [(dataset.tuning_data, pytest.approx(0.97, abs=0.03), ["a b"])]
+
+
+@pytest.mark.parametrize(
+    ("n", "given", "epochs"),
+    [(16, (), 200), (17, (), 189), (1, (), 3200), (200, (), 30), (0, (), 30),
+     (16, ("tune_epochs",), 30), (16, ("max_time",), 30), (16, ("pretrain_epochs",), 200)],
+)  # fmt: skip
+def test_few_dialogues_are_seen_more_often(n, given, epochs):
+    dataset = Dataset(["a b"], ["User: a Assistant: b </s>"] * n)
+    assert for_data(TrainConfig(), dataset, given).tune_epochs == epochs
+    assert for_data(TrainConfig(), dataset, given, anew=False).tune_epochs == 30

@@ -154,7 +154,7 @@ def _new_trainer(args: argparse.Namespace, dataset: Dataset) -> tuple[Trainer, s
     from rustgpt.trainer import Trainer
 
     (model, config), given = read_settings(args), given_settings(args)[1]
-    config = for_data(config, dataset, given)
+    config = for_data(config, dataset, given, anew=not args.init)
     if (config.eval_every or config.patience) and not held_out(config):
         raise ConfigError(
             "--eval-every and --patience are about texts that are not learned, and of these data "

@@ -120,7 +120,8 @@ SIDES = [
     for call, argument in array_arguments()
     for axis in range(ARRAYS[kernel_of(call)][argument].dimensions)
     if axis > 0 or (kernel_of(call), argument) not in FREE
-    if axis == 2 or argument != "kv"  # a cache may have any number of slots, and of free rows
+    # A cache may have any number of slots, and of free rows in each.
+    if argument != "kv" or axis - ARRAYS[kernel_of(call)]["kv"].dimensions not in (-3, -2)
 ]
 
 

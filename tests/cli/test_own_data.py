@@ -70,11 +70,13 @@ def test_a_file_of_alpacas_form_is_answered(process, tmp_path):
     (tmp_path / "alpaca.json").write_text(json.dumps(rows))
     assert process("train", "alpaca.json", "--out", "model").status == 0
     asked = [f"{row['instruction']}\n{row['input']}".strip() for row in rows]
+    answers = [row["output"] for row in rows]
     model = rustgpt.LLM.load(tmp_path / "model")
-    right = [
-        model.chat().send(text) == row["output"] for text, row in zip(asked, rows, strict=True)
-    ]
-    assert sum(right) >= 15
+    alone = [model.chat().send(text) for text in asked]
+    chat = model.chat()
+    in_turn = [chat.send(text) for text in asked]
+    for found in (alone, in_turn):
+        assert sum(map(str.__eq__, found, answers)) >= 15
 
 
 @pytest.mark.slow
