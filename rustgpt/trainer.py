@@ -303,8 +303,9 @@ class Trainer(Recorded):
             self._evaluate(phase, stepper)
         self._evaluate(phase, stepper)  # if the time was over after the last step
         complete = state.position == len(phase.steps)
-        if state.step == step and not complete:
-            return None
+        pending = phase.validation and phase.is_due(state, self.config.eval_every)
+        if (state.step == step and not complete) or (self.stopped and complete and pending):
+            return None  # who goes on evaluates first, and the epoch has its evaluation
         evaluated = self.evaluations[-1:] if state.evaluated == state.step else []
         pace = (state.read - read) / max(time.perf_counter() - began, 1e-9)
         epoch = phase.epoch(state, pace, complete, evaluated[0] if evaluated else None)

@@ -262,3 +262,30 @@ def test_a_training_that_is_stopped_evaluates_as_if_it_was_not(model_of, setting
         (e.step, e.loss, e.best) for e in expected.evaluations
     ]
     assert second.state.to_parts()[0] == expected.state.to_parts()[0]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_an_epoch_whose_evaluation_was_stopped_has_it_when_the_training_goes_on(
+    model_of, monkeypatch, stop
+):
+    whole = Trainer(model_of(), config_of(), validation=OTHERS)
+    whole.pretrain(TEXTS)
+    loss, calls = Validation.loss, []
+
+    def stopped_in_it(self, stepper, stopped):
+        calls.append(1)
+        if len(calls) == stop:
+            trainer.stop()
+            return None
+        return loss(self, stepper, stopped)
+
+    monkeypatch.setattr("rustgpt.validation.Validation.loss", stopped_in_it)
+    model = model_of()
+    trainer = Trainer(model, config_of(), validation=OTHERS)
+    trainer.pretrain(TEXTS)
+    rest = Trainer(model, config_of(), state=trainer.state, validation=OTHERS)
+    rest.pretrain(TEXTS)
+    assert trainer.evaluations + rest.evaluations == whole.evaluations
+    epochs = trainer.epochs + rest.epochs
+    assert [epoch.validation for epoch in epochs] == whole.evaluations
+    assert [epoch.loss for epoch in epochs] == [epoch.loss for epoch in whole.epochs]
