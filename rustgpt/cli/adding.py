@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rustgpt.cli.data import read_data
 from rustgpt.cli.options import add_path, number
 from rustgpt.cli.settings import given_settings
-from rustgpt.cli.terminal import note
+from rustgpt.cli.terminal import Reading, note
 from rustgpt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,6 +64,11 @@ def check(args: argparse.Namespace) -> None:
             )
     if args.replay:
         share(args)
+        if hasattr(args, "tune_replay"):
+            raise ConfigError(
+                "--replay says which old texts are learned again in both phases, --tune-replay how "
+                "many of the new statements: leave one of them out"
+            )
 
 
 def share(args: argparse.Namespace) -> float:
@@ -140,7 +145,7 @@ def replay(trainer: Trainer, args: argparse.Namespace, dataset: Dataset) -> Sequ
 
     if not args.replay:
         return []
-    old = [_read(source) for source in trainer.notes["before"]]
+    old = [_read(source, args) for source in trainer.notes["before"]]
     statements = _joined([data.pretraining_data for data in old])
     dialogues = _joined([data.chat_training_data for data in old])
     alone = not (dataset.pretraining_data and dataset.chat_training_data)
@@ -158,10 +163,10 @@ def _joined(lists: list[Sequence[str]]) -> Sequence[str]:
     return lists[0] if len(lists) == 1 else [*chain(*lists)]
 
 
-def _read(source: dict[str, Any]) -> Dataset:
+def _read(source: dict[str, Any], args: argparse.Namespace) -> Dataset:
     """Read data that were noted with a training."""
     from rustgpt.text.dataset import Dataset
 
     if "path" in source:
-        return Dataset.load(source["path"])
-    return read_data(argparse.Namespace(**source))
+        return Dataset.load(source["path"], cache=args.cache, on_progress=Reading())
+    return read_data(argparse.Namespace(**source, cache=args.cache))

@@ -18,7 +18,6 @@ from rustgpt.training_state import perplexity
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from rustgpt.config import TrainConfig
     from rustgpt.llm import LLM
     from rustgpt.plan import PlannedPhase
     from rustgpt.text.pieces import Text
@@ -46,7 +45,7 @@ class Estimate:
     seconds: float
 
 
-def measure(model: LLM, config: TrainConfig, phase: PlannedPhase) -> Estimate | None:
+def measure(planned: Trainer, phase: PlannedPhase) -> Estimate | None:
     """Make a phase's first steps at a rate of 0, and look at the first texts of its validation."""
     found: list[tuple[Step, float]] = []
     began = time.perf_counter()
@@ -59,9 +58,10 @@ def measure(model: LLM, config: TrainConfig, phase: PlannedPhase) -> Estimate | 
         elif enough:
             trainer.stop()
 
-    still = dataclasses.replace(config, pretrain_rate=0.0, tune_rate=0.0, patience=0)
+    still = dataclasses.replace(planned.config, pretrain_rate=0.0, tune_rate=0.0, patience=0)
     still = dataclasses.replace(still, eval_every=10**9)
-    trainer = Trainer(model, still, on_step=after)
+    trainer = Trainer(planned.model, still, on_step=after)
+    trainer.replay = planned.replay
     trainer.before_evaluation = trainer.stop
     phase.learn(trainer)
     if not found:
@@ -78,11 +78,11 @@ def guessing_loss(texts: Sequence[Text], model: LLM, loss_on: str = "") -> float
     return max(0.0, -float((shares * np.log(shares)).sum()))
 
 
-def report(model: LLM, config: TrainConfig, phases: Iterable[PlannedPhase]) -> None:
+def report(trainer: Trainer, phases: Iterable[PlannedPhase]) -> None:
     """Print what a training would take; see `measure`."""
-    total = 0.0
+    model, config, total = trainer.model, trainer.config, 0.0
     for phase in phases:
-        estimate = measure(model, config, phase) if phase.texts and phase.epochs else None
+        estimate = measure(trainer, phase) if phase.texts and phase.epochs else None
         if estimate is None:
             continue
         total += estimate.seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from itertools import islice, takewhile
+from itertools import chain, islice, takewhile
 from typing import TYPE_CHECKING, Final
 
 from rustgpt.cli import adding, resume
@@ -170,7 +170,7 @@ def _new_trainer(args: argparse.Namespace, dataset: Dataset) -> tuple[Trainer, s
 
 
 def _dry_run(args: argparse.Namespace) -> None:
-    """Print what the training would take; nothing is written anywhere."""
+    """Print what the training would take; nothing is written, but tokens into the cache."""
     from rustgpt.cli import dry_run
     from rustgpt.plan import phases_of
 
@@ -181,7 +181,8 @@ def _dry_run(args: argparse.Namespace) -> None:
     trainer, why = _new_trainer(args, dataset)
     _report(dataset, trainer, why)
     _written(trainer.model, question, dataset)
-    dry_run.report(trainer.model, trainer.config, phases_of(dataset, trainer.config))
+    adding.replay(trainer, args, dataset)
+    dry_run.report(trainer, phases_of(dataset, trainer.config))
 
 
 def _tokenise(dataset: Dataset, trainer: Trainer) -> None:
@@ -253,7 +254,8 @@ def _written(
     try:
         if question:
             return question, model.chat(temperature=temperature).send(question)
-        (text,) = dataset.beginning(1000)[0].pretraining_data[:1]
+        first, _ = dataset.beginning(1000)
+        text = next(chain(first.pretraining_data, first.chat_training_data), "")
         ids = model.tokenizer.encode(text[:1000], allow_special=True)
         words = takewhile(lambda i: i != model.tokenizer.end_id, ids)
         prompt = model.tokenizer.decode([*islice(words, 3)])

@@ -78,7 +78,8 @@ def hold_out(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
     rows
         Whole texts.
     share
-        Of the texts, drawn at random; or where there are fewer than ten, of the end of each.
+        Of the texts, drawn at random; or where there are fewer than ten, or it would be less than
+        one, of the end of each.
     seed
         The same one draws the same texts.
 
@@ -97,10 +98,12 @@ def hold_out(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
 def _divided(rows: Rows, share: float, seed: int) -> Iterator[tuple[Edges, Edges]]:
     """Yield the edges of what is learned, and of what is held out, some at a time."""
     total, rng = len(rows), np.random.default_rng((seed, len(rows)))
+    # Of a few large texts, whole ones would be more than the share.
+    whole = total >= FEW and (share * total >= 1 or share * rows.longest() < 2)
     first = 0
     for edges in rows.parts():
         n = len(edges)
-        if total >= FEW:
+        if whole:
             # In all, the share of all; but one at least, and not all.
             before, after = (round(share * i) for i in (first, first + n))
             drawn = min(max(after - before, first == 0), n - 1)

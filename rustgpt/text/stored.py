@@ -21,7 +21,7 @@ from rustgpt.text.reading import FileReport, Report, read
 from rustgpt.text.records import Item, Kind
 from rustgpt.text.rows import Rows, flat_parts
 from rustgpt.text.sources import StrPath, find_sources
-from rustgpt.text.token_files import read_tokens, replacing, sweep, write_tokens
+from rustgpt.text.token_files import cannot_write, read_tokens, replacing, sweep, write_tokens
 from rustgpt.text.tokenizer import BaseTokenizer, Tokenizer, read_tokenizer, tokenizer_for
 
 LARGE: Final = 2**24  # bytes of data, from which on they are stored
@@ -198,7 +198,10 @@ class StoredData:
             "version": VERSION, "form": request.form, "sources": [*map(list, self._sources)],
         }  # fmt: skip
         paths = json.dumps([request.form, *(source[:2] for source in self._sources)])
-        self._folder = cache / hashlib.sha256(paths.encode()).hexdigest()[:16]
+        # Its name begins with a dot, so that it is no data where it lies in a folder of data.
+        self._folder = cache / f".{_name_of(paths)}"
+        self._state = _name_of(json.dumps(self._made_from))
+        self._rows: dict[str, Rows] = {}  # what a training has begun with it ends with
         self.report, self.extents = self._made(MANIFEST, self._read_manifest, self._write_manifest)
 
     # What is on disk
@@ -214,7 +217,6 @@ class StoredData:
                 found = find(path)  # another process may have made it
                 if found is None:
                     make(path)
-                    self._check_unchanged()
                     found = find(path)
         if found is None:
             raise DataError(f"the token cache in {str(self._folder)!r} was removed meanwhile")
@@ -226,17 +228,11 @@ class StoredData:
             with FolderLock(self._folder, PATIENCE):
                 yield
         except (OSError, CheckpointError) as error:
-            why = error.strerror if isinstance(error, OSError) else None
-            raise DataError(
-                f"cannot write the token cache in {str(self._folder)!r}: {why or error}; choose "
-                "another folder with --cache (in Python, Dataset.load(cache=...))"
-            ) from None
+            raise cannot_write(self._folder, error) from None
 
     def _check_unchanged(self) -> None:
-        now = self.request.sources()
-        for before in self._sources:
-            if before not in now:
-                raise DataError(f"{before[1]!r} was changed while it was read: begin again")
+        for _, file, *_ in {*self.request.sources()} ^ {*self._sources}:
+            raise DataError(f"{file!r} was changed while it was read: begin again")
 
     def _read_manifest(self, path: Path) -> tuple[Report, tuple[Extent, Extent]] | None:
         try:
@@ -277,6 +273,7 @@ class StoredData:
         tell, total = self._on_progress, sum(size for _, _, size, _ in self._sources)
         on_bytes = (lambda done: tell(what, done, total)) if tell else None
         yield from self.request.items(report or Report(), on_bytes)
+        self._check_unchanged()  # before anything that is made of them is whole
         if tell:
             tell(what, total, total)
 
@@ -299,12 +296,13 @@ class StoredData:
             with replacing(path) as file:
                 file.write(content.encode())
 
-        return self._made(f"tokenizer-{name}-{vocab_size or 'default'}.json", find, make)
+        file = f"tokenizer-{name}-{vocab_size or 'default'}-{self._state}.json"
+        return self._made(file, find, make)
 
     def rows(self, is_chat: bool, tokenizer: Tokenizer, loss_on: str, bos: bool) -> Rows:
         """Return the items of a phase as token ids; see `encode_text`."""
-        made_by = json.dumps([tokenizer.to_json(), is_chat, loss_on, bos]).encode()
-        name = f"tokens-{hashlib.sha256(made_by).hexdigest()[:16]}"
+        made_by = [self._state, tokenizer.to_json(), is_chat, loss_on, bos]
+        name = f"tokens-{_name_of(json.dumps(made_by))}"
         size = tokenizer.vocab_size
 
         def make(path: Path) -> None:
@@ -312,9 +310,11 @@ class StoredData:
             encoded = (encode_text(text, tokenizer, loss_on, bos) for text in texts)
             rows = (checked(row, size) for row in encoded)
             sweep(self._folder)
-            write_tokens(path, flat_parts(rows), size, is_chat and loss_on == "assistant")
+            write_tokens(path, flat_parts(rows), size, loss_on == "assistant")
 
-        return self._made(name, read_tokens, make)
+        if name not in self._rows:
+            self._rows[name] = self._made(name, read_tokens, make)
+        return self._rows[name]
 
 
 class StoredTexts(Sequence[Shown]):
@@ -353,6 +353,10 @@ class StoredTexts(Sequence[Shown]):
     def rows(self, tokenizer: Tokenizer, loss_on: str = "", bos: bool = False) -> Rows:
         """Return them as token ids; see `encode_text`."""
         return self._data.rows(self._is_chat, tokenizer, loss_on, bos)
+
+
+def _name_of(content: str) -> str:
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _as_text(item: Item) -> str:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from rustgpt.errors import DataError
 from rustgpt.text.rows import Edges, FlatPart, Rows
 
 ARRAYS: Final = {"ids": "", "edges": "int64", "counted": "bool"}  # of a cache, by their types
@@ -105,13 +106,16 @@ class _Keeper:
         self._folder = folder
 
     def __call__(self, parts: Iterator[Edges]) -> Edges:
-        with tempfile.TemporaryFile(dir=self._folder) as file:
-            size = sum(file.write(part.tobytes()) for part in parts)
-            if not size:
-                return np.empty((0, 2), np.int64)
-            file.flush()
-            edges: Edges = np.memmap(file, np.int64, "r", shape=(size // 16, 2))
-            return edges
+        try:
+            with tempfile.TemporaryFile(dir=self._folder) as file:
+                size = sum(file.write(part.tobytes()) for part in parts)
+                if not size:
+                    return np.empty((0, 2), np.int64)
+                file.flush()
+                edges: Edges = np.memmap(file, np.int64, "r", shape=(size // 16, 2))
+                return edges
+        except OSError as error:
+            raise cannot_write(self._folder, error) from None
 
 
 def _array(path: Path, kind: str) -> Path:
@@ -130,6 +134,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         yield file
         to_disk(file)
     os.replace(new, path)
+
+
+def cannot_write(folder: Path, error: Exception) -> DataError:
+    """Return the error that a folder of the cache cannot be written."""
+    why = error.strerror if isinstance(error, OSError) else None
+    return DataError(
+        f"cannot write the token cache in {str(folder)!r}: {why or error}; choose another folder "
+        "with --cache (in Python, Dataset.load(cache=...))"
+    )
 
 
 def to_disk(file: BinaryIO) -> None:

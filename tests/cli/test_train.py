@@ -457,3 +457,12 @@ def test_wrong_data_flags(inside, small):
     one_line(inside("train", "facts.json", "--language", "en"), 2, "--language")
     one_line(inside("facts.json"), 2, "there is no command 'facts.json'")
     one_line(inside("train", "facts.json", "--wrong", "x"), 2, "--wrong")
+
+
+def test_chat_data_that_begin_without_a_dialogue(inside, tmp_path):
+    rows = ['{"text": "Moles dig tunnels. %s"}' % ("so " * 4000)] * 100
+    rows.append('{"question": "Is tar sticky?", "answer": "Yes."}')
+    (tmp_path / "chat.jsonl").write_text("\n".join(rows))
+    flags = (*SMALL, "--max-steps", "1", "--max-seq-len", "16", "--batch-size", "1")
+    done = inside("train", "--chat", "chat.jsonl", *flags)
+    assert (done.status, "mistake" in done.err) == (0, False)

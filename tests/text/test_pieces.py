@@ -119,3 +119,9 @@ def test_a_dialogue_begins_with_the_end_token(loss_on):
         assert row.counted is plain.counted is None
     else:  # what is predicted first, "User", does not count
         assert row.counted.tolist() == [False, *plain.counted.tolist()]
+
+
+def test_of_few_large_texts_no_more_than_the_share_is_held_out():
+    rows = Rows.of(texts(*[1000] * 11, 20_000))
+    _, held_out = hold_out(rows, 0.02, 0)  # less than a whole text
+    assert [len(row) for row in held_out] == [20] * 11 + [400]

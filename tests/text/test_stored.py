@@ -247,6 +247,51 @@ def test_who_is_killed_leaves_no_half_cache(load, folder):
     assert not [file for file in place.iterdir() if file.suffix == ".new"]
 
 
+def test_a_file_that_is_put_back_has_its_own_tokens(load, folder):
+    """Not those of what stood there meanwhile; of a file that was added, none either."""
+    file = folder / "prose.txt"
+    text, stat = file.read_bytes(), file.stat()
+    before = load(True)
+    tokenizer = before.tokenizer("char")
+    file.write_bytes(text.replace(b"Water", b"Paint"))
+    (folder / "more.txt").write_text("Snow is white.\n", encoding="utf-8")
+    with pytest.raises(DataError, match="was changed while it was read: begin again"):
+        encode_all(before.pretraining_data, tokenizer, "", True)
+    (folder / "more.txt").unlink()
+    file.write_bytes(text)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    found = encode_all(load(True).pretraining_data, tokenizer, "", True)
+    same_rows(found, encode_all(load(False).pretraining_data, tokenizer, "", True))
+
+
+def test_a_training_ends_with_the_tokens_that_it_began_with(load, folder):
+    first = load(True)
+    tokenizer = first.tokenizer("char")
+    rows = encode_all(first.tuning_data, tokenizer, "assistant", True)
+    (folder / "rows.jsonl").write_text(json.dumps(ITEMS[1]), encoding="utf-8")
+    other = load(True)  # another process makes the same folder of the cache anew
+    assert len(encode_all(other.tuning_data, tokenizer, "assistant", True)) == 1
+    assert encode_all(first.tuning_data, tokenizer, "assistant", True) is rows
+    assert len([*rows.cut(5)]) > len(rows) > 1
+
+
+def test_a_cache_among_the_data_is_not_read(load, folder):
+    found = [load(True, cache=folder / "cache") for _ in range(3)]
+    assert [len(data.report.files) for data in found] == [2, 2, 2]
+    assert len(list((folder / "cache").iterdir())) == 1
+
+
+def test_texts_that_are_dialogues_keep_their_mask(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("User: a Assistant: b </s>\nUser: c Assistant: d e </s>\n")
+    counts = []
+    for large in (2**24, 0):
+        monkeypatch.setattr(stored, "LARGE", large)
+        data = Dataset.load(pretraining=tmp_path / "a.txt", cache=tmp_path / "cache")
+        rows = encode_all(data.pretraining_data, data.tokenizer("word"), "assistant", True)
+        counts.append(rows.count_targets())
+    assert counts[0] == counts[1] == 2 + 3  # the answers with their ends
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_data(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
