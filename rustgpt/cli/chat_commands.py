@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from rustgpt.cli.sampling import changed, shown, without_effect
@@ -61,7 +62,7 @@ class Commands:
         say(HELP)
 
     def _set(self, rest: str) -> None:
-        name, _, value = rest.replace("=", " ", 1).partition(" ")
+        name, value = [*re.split(r"\s*=\s*|\s+", rest, maxsplit=1), ""][:2]
         if not name:
             say("\n".join(shown(self._chat.sampling)))
             return

@@ -157,6 +157,7 @@ class Batch:
         if text.read + len(fresh) <= self._max_seq_len:
             return fresh
         text.start, text.read = len(text.ids) - self._max_seq_len // 2, 0
+        text.logits = None  # it may have to wait, if others are read first
         self._cache.lengths[text.slot] = 0
         self._versions[text.slot] = self._version()
         return text.ids[text.start :]

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from rustgpt.errors import ConfigError
+
+LONGEST: Final = (
+    500  # parts of a chain: each is a level of a stack, which is compared level by level
+)
 # What is still to come, the next part first; () if nothing is.
 Stack = tuple["Node", "Stack"] | tuple[()]
 
@@ -34,6 +39,11 @@ class Chain(Node):
     __slots__ = ("parts",)
 
     def __init__(self, *parts: Node) -> None:
+        if len(parts) > LONGEST:
+            raise ConfigError(
+                f"an answer can be held to at most {LONGEST} bytes or items in a row, such as a "
+                f"choice or a value of a json_schema, got {len(parts):,}"
+            )
         self.parts = parts
 
     def expand(self, rest: Stack) -> list[Stack]:

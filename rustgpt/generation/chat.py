@@ -69,6 +69,9 @@ class Chat:
         self._engine = Engine(model, 1)
         self._slots = 1
         self._open: Continuation | None = None
+        self._check_one()
+
+    def _check_one(self) -> None:
         if self.sampling.n > 1:
             raise ConfigError(f"a chat makes one answer at a time, not n={self.sampling.n}")
 
@@ -111,6 +114,7 @@ class Chat:
         What was made of it is remembered, also if it is stopped.
         """
         question = _text("a question", question).strip()
+        self._check_one()
         self._stop()
         ids = self._prompt(question)
         if self._slots != self.sampling.num_beams:

@@ -148,14 +148,14 @@ class Engine:
 
     def run(self) -> Iterator[Token]:
         """Yield the tokens of all requests until every one has ended."""
-        while self._running or self._waiting:
+        while self._running or self._waiting or self._made:
             yield from self.step()
 
     def finish(self) -> list[Token]:
         """Return the tokens of all requests when every one has ended."""
         made: list[Token] = []
         with self._one_thread:
-            while self._running or self._waiting:
+            while self._running or self._waiting or self._made:
                 made += self._step()
         return made
 

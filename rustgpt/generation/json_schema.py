@@ -99,6 +99,11 @@ class _Schema:
                     f"the json_schema has {key!r:.60} at {where}, which is not supported; "
                     f"supported are {', '.join(KEYWORDS)}"
                 )
+        alone = [key for key in ("$ref", "const", "enum", "anyOf") if key in schema]
+        if len(alone) > 1:
+            raise ConfigError(
+                f"the json_schema has {' and '.join(alone)} at {where}; only one of them can be"
+            )
         if "$ref" in schema:
             return self._reference(schema["$ref"], where)
         if "const" in schema:
@@ -118,8 +123,8 @@ class _Schema:
             guess = {"properties": "object", "items": "array"}
             types = [guess[key] for key in guess if key in schema] or list(TYPES)
         options = []
-        for name in [types] if isinstance(types, str) else types:
-            if name not in TYPES:
+        for name in types if isinstance(types, list) else [types]:
+            if not isinstance(name, str) or name not in TYPES:
                 raise ConfigError(
                     f"the json_schema has the type {name!r:.60} at {where}; there are "
                     f"{', '.join(TYPES)}"
@@ -151,7 +156,8 @@ class _Schema:
     def _object(self, schema: dict[str, Any], where: str) -> Node:
         properties = schema.get("properties", {})
         required = schema.get("required", [])
-        if not isinstance(properties, dict) or not isinstance(required, list):
+        named = isinstance(required, list) and all(isinstance(name, str) for name in required)
+        if not isinstance(properties, dict) or not named:
             raise ConfigError(
                 f"the json_schema must have an object of properties and a list of required ones "
                 f"at {where}"
@@ -178,15 +184,17 @@ class _Schema:
 
     def _reference(self, name: Any, where: str) -> Node:
         """Return the grammar of a part that is named, such as "#/$defs/point"."""
+        if not isinstance(name, str):
+            raise ConfigError(f"the json_schema must have text in '$ref' at {where}")
         if name not in self._references:
             part = self._root
-            for key in str(name).removeprefix("#").split("/")[1:]:
+            for key in name.removeprefix("#").split("/")[1:]:
                 key = key.replace("~1", "/").replace("~0", "~")
                 part = part.get(key) if isinstance(part, dict) else None
-            if not str(name).startswith("#") or part is None:
+            if not name.startswith("#") or part is None:
                 raise ConfigError(f"the json_schema has no {name!r:.60}, which it names at {where}")
             later = self._references[name] = Later()
-            later.part = self.node(part, str(name))
+            later.part = self.node(part, name)
         return self._references[name]
 
     def _anything(self) -> Node:

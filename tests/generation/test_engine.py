@@ -8,6 +8,7 @@ import pytest
 from rustgpt.errors import ConfigError, TokenizerError
 from rustgpt.generation.engine import Engine
 from rustgpt.generation.sampling_config import SamplingConfig
+from rustgpt.llm import LLM
 
 from .counter import END, Counter, Endless, V
 
@@ -255,3 +256,22 @@ def test_an_error_of_one_leaves_the_others_their_tokens():
 
 def test_an_empty_prompt_begins_a_text():
     assert list(made_by(Counter(), [], 3)) == [1, 2, 3]
+
+
+def test_texts_that_slide_at_once_are_those_that_are_made_alone(letters, small, monkeypatch):
+    """Also where what they read again does not fit into a chunk."""
+    monkeypatch.setattr("rustgpt.generation.batch.CHUNK", 9)
+    model = LLM(small(max_seq_len=8), letters)
+    end = {letters.end_id: -1e9}
+    configs = [
+        SamplingConfig(temperature=1.0, seed=seed, max_new_tokens=30, logit_bias=end)
+        for seed in range(6)
+    ]
+
+    def made(some):
+        engine = Engine(model, len(some))
+        requests = [engine.add([1, 2, 3], config, text=False) for config in some]
+        engine.finish()
+        return [request.made for request in requests]
+
+    assert made(configs) == [made([config])[0] for config in configs]

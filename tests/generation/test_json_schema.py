@@ -204,3 +204,23 @@ def test_a_tokenizer_of_ones_own_is_told():
 
     with pytest.raises(ConfigError, match="need a tokenizer of rustgpt's, not a Own"):
         constraint_of(SamplingConfig(choices=["a"]), Own(), [])
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": 5},
+        {"type": [["null"]]},
+        {"$ref": []},
+        {"required": [[1]]},
+        {"properties": {}, "required": [5]},
+        {"enum": [1, 2], "const": 3},
+        {"$ref": "#", "anyOf": [{"type": "null"}]},
+        {"const": "a" * 1200},
+        {"enum": ["a" * 400_000]},
+        {"const": [1] * 1000},
+    ],
+)
+def test_a_schema_that_says_nothing_clear_is_refused(schema):
+    with pytest.raises(ConfigError):
+        grammar_of(schema)
