@@ -12,7 +12,7 @@ from typing import Any, Final
 from rustgpt.cli.options import add_number, number, path, whole_number
 from rustgpt.cli.settings import descriptions
 from rustgpt.config import kind_of
-from rustgpt.errors import ConfigError
+from rustgpt.errors import ConfigError, check_integer
 from rustgpt.generation.sampling_config import SamplingConfig
 
 LIMITS: Final = {"max_new_tokens": (1, 10**6)}  # where a flag's are not those of the setting
@@ -108,6 +108,8 @@ def changed(config: SamplingConfig, name: str, value: str) -> SamplingConfig:
         read = _reader(NUMBERS[name])(value)
     except argparse.ArgumentTypeError as error:
         raise ConfigError(f"{name}: {error}") from None
+    if name in LIMITS:
+        check_integer(name, read, *LIMITS[name])
     return SamplingConfig.of(config, **{name: read})
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rustgpt.config import ModelConfig
-from rustgpt.errors import ConfigError, DataError
+from rustgpt.errors import ConfigError, DataError, check_integer
 from rustgpt.generation.chat import Chat
 from rustgpt.generation.continuation import Continuation, Sample, ScoredToken, scored
 from rustgpt.generation.engine import SLOTS, Engine
@@ -232,6 +232,7 @@ class TextGenerator:
         TokenizerError
             If it is not text.
         """
+        check_integer("top", top)
         ids, S = self.prompt_ids(text), self.max_seq_len
         skipped = int(self.add_bos_token)
         found: list[ScoredToken] = []

@@ -333,3 +333,9 @@ def test_colours_are_for_terminals_that_have_them(tmp_path, model):
             terminal.read_until(b"put: ")
             shown = terminal.before
             assert (b"\x1b[36mModel out" in shown) == expected
+
+
+def test_a_setting_has_the_limits_of_its_flag(inside, model):
+    done = inside("chat", model, stdin=b"/set max_new_tokens 0\n/set stop a=b\n/set\nexit\n")
+    assert "max_new_tokens must be a whole number from 1 to 1000000, got 0" in done.err
+    assert "stop 'a=b'" in done.out

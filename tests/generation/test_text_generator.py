@@ -175,3 +175,9 @@ def test_ten_thousand_texts_keep_the_memory_flat(model):
     more_objects, more_memory = make(5_000 if model.add_bos_token else 200)
     assert more_objects - objects < 100
     assert more_memory - memory < 4 << 20
+
+
+@pytest.mark.parametrize("top", [-1, 1.5, True, "2"])
+def test_a_number_of_the_likeliest_that_is_none(model, top):
+    with pytest.raises(ConfigError, match="top must be a whole number"):
+        model.logprobs("the sun", top)
