@@ -9,6 +9,8 @@ from rustgpt.errors import ConfigError
 
 UNLIMITED = 10**9  # epochs that end nothing
 LONGEST = 31 * 86_400  # seconds of a training
+# The forms of dialogues; see `rustgpt/text/chat_template.py`.
+CHAT_TEMPLATES = ("rustgpt", "chatml", "smollm2", "qwen2.5", "llama3", "zephyr", "unknown")
 # The settings that say when a training ends.
 LIMITS = ("pretrain_epochs", "tune_epochs", "max_steps", "max_tokens", "max_time")
 
@@ -31,9 +33,14 @@ def kind_of(setting: Field[Any]) -> type:
     return kind
 
 
-def _choice(*choices: str) -> Any:
+def _token_ids() -> Any:
+    """A field for token ids, by default none."""
+    return field(default=(), metadata={"limits": (0, 2**31 - 1, False), "of_tokenizer": True})
+
+
+def _choice(*choices: str, **more: Any) -> Any:
     """A field for one of these, by default the first."""
-    return field(default=choices[0], metadata={"choices": choices})
+    return field(default=choices[0], metadata={"choices": choices, **more})
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,8 @@ class _Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values."""
-        return asdict(self)
+        values = asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -75,6 +83,15 @@ def _checked(setting: Field[Any], value: Any) -> Any:
         if not isinstance(value, str) or value not in choices:
             raise ConfigError(f"{setting.name} must be one of {', '.join(choices)}, got {value!r}")
         return value
+    if kind is tuple:
+        if not isinstance(value, (tuple, list)):
+            raise ConfigError(f"{setting.name} must be a list, got {value!r:.60}")
+        return tuple(_in_limits(setting, int, each) for each in value)
+    return _in_limits(setting, kind, value)
+
+
+def _in_limits(setting: Field[Any], kind: Any, value: Any) -> Any:
+    """Return a number of a field, or a flag, or raise ConfigError."""
     accepted = {int: numbers.Integral, float: numbers.Real, bool: object}[kind]
     is_flag = type(value).__name__ in ("bool", "bool_")
     if is_flag != (kind is bool) or not isinstance(value, accepted):
@@ -130,6 +147,13 @@ class ModelConfig(_Config):
     add_bos_token
         Whether each text, and each prompt, begins with the end token, so that the model learns how
         texts begin.
+    bos_token_id
+        The token with which texts begin where `add_bos_token` says so; -1 for the end token.
+    end_token_ids
+        The tokens with which the model ends what it writes; none for the tokenizer's end token.
+    chat_template
+        The form of dialogues, one of `rustgpt.text.chat_template.TEMPLATES`; "unknown" if it is
+        that of a model of others which is not known here.
     dtype
         "float32", or "float64" for checking gradients.
     seed
@@ -153,6 +177,9 @@ class ModelConfig(_Config):
     output_bias: bool = True
     tie_embeddings: bool = False
     add_bos_token: bool = True
+    bos_token_id: int = _number(-1, -1, 2**31 - 1, of_tokenizer=True)
+    end_token_ids: tuple[int, ...] = _token_ids()
+    chat_template: str = _choice(*CHAT_TEMPLATES, of_tokenizer=True)
     dtype: str = _choice("float32", "float64")
     seed: int = _number(0, 0, 2**63 - 1)
 

@@ -72,6 +72,12 @@ class LLM(TextGenerator):
         self.config = config
         self.tokenizer = tokenizer
         self.layers = list(layers or build_layers(config, tokenizer.vocab_size))
+        for token in (config.bos_token_id, *config.end_token_ids):
+            if token >= tokenizer.vocab_size:
+                raise ConfigError(
+                    f"bos_token_id and end_token_ids must be tokens below {tokenizer.vocab_size}, "
+                    f"the size of the vocabulary, got {token}"
+                )
         if not isinstance(self.layers[0], Embeddings) or not isinstance(
             self.layers[-1], OutputProjection
         ):

@@ -380,7 +380,7 @@ class Trainer(Recorded):
         """Return whole texts as token ids."""
         if isinstance(texts, (str, bytes)):
             raise DataError("the texts to learn must be a list of strings, not one string")
-        return encode_all(texts, self.model.tokenizer, loss_on, self.model.config.add_bos_token)
+        return encode_all(texts, self.model.text_format, loss_on)
 
 
 def _check_run(epochs: Any, rate: Any, part: Any) -> None:

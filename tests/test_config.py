@@ -27,7 +27,8 @@ def test_a_configuration_goes_to_plain_values_and_back(kind):
     config = kind(seed=7)
     values = config.to_dict()
     assert values["seed"] == 7
-    assert all(type(value) in (int, float, str, bool) for value in values.values())
+    assert all(type(value) in (int, float, str, bool, list) for value in values.values())
+    assert json.loads(json.dumps(values)) == values
     assert kind.from_dict(values) == config
     assert kind.from_dict({}) == kind()
 
@@ -139,3 +140,10 @@ def test_a_limit_is_told_as_it_is(kind, settings, words):
     with pytest.raises(ConfigError) as caught:
         kind(**settings)
     assert words in str(caught.value)
+
+
+def test_token_ids_are_a_list_of_whole_numbers():
+    assert ModelConfig(end_token_ids=[2, np.int64(0)]).end_token_ids == (2, 0)
+    for wrong in (2, "2", [1.5], [-1], [True], [2**31]):
+        with pytest.raises(ConfigError, match="end_token_ids must be"):
+            ModelConfig(end_token_ids=wrong)

@@ -13,6 +13,7 @@ from rustgpt.layers.context import Context
 from rustgpt.layers.gpt import build_layers
 from rustgpt.layers.gradients import Gradients
 from rustgpt.llm import LLM
+from rustgpt.text.char_tokenizer import ByteTokenizer
 
 from .models import IDS, OFFSETS, TARGETS, VARIANTS, V, by_name, differentiate, make_model
 
@@ -294,3 +295,11 @@ def test_two_passes_at_once_do_not_know_of_each_other(backend, build, variant, o
         gradients[i].finish()
         assert losses[i] == expected[i][0]
         np.testing.assert_array_equal(gradients[i].flat, expected[i][1].flat)
+
+
+def test_tokens_that_the_vocabulary_lacks_are_refused(small):
+    tokenizer = ByteTokenizer()
+    V = tokenizer.vocab_size
+    for changes in ({"bos_token_id": V}, {"end_token_ids": [3, V]}):
+        with pytest.raises(ConfigError, match=rf"below {V}.*got {V}"):
+            LLM(small(**changes), tokenizer)

@@ -98,11 +98,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what a training would read."""
     from rustgpt.text.summary import examples, summarize
+    from rustgpt.text.text_format import TextFormat
 
     dataset = read_data(args)
     tokenizer, why = chosen_tokenizer(args, dataset)
-    summary = summarize(dataset, tokenizer, args.max_seq_len, args.loss_on)
-    shown = examples(dataset, tokenizer, args.max_seq_len, args.examples, args.loss_on)
+    text_format = TextFormat(tokenizer, tokenizer.end_id)
+    summary = summarize(dataset, text_format, args.max_seq_len, args.loss_on)
+    shown = examples(dataset, text_format, args.max_seq_len, args.examples, args.loss_on)
     if args.json:
         say(json.dumps(_facts(dataset, tokenizer, summary, shown), indent=2))
         return 0

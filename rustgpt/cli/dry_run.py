@@ -72,7 +72,7 @@ def measure(planned: Trainer, phase: PlannedPhase) -> Estimate | None:
 
 def guessing_loss(texts: Sequence[Text], model: LLM, loss_on: str = "") -> float:
     """Return the mean loss of always guessing each token as often as it comes."""
-    rows = encode_all(texts, model.tokenizer, loss_on, model.config.add_bos_token)
+    rows = encode_all(texts, model.text_format, loss_on)
     counts = rows.frequencies(model.tokenizer.vocab_size)  # (V,)
     shares = counts[counts > 0] / max(1, counts.sum())
     return max(0.0, -float((shares * np.log(shares)).sum()))

@@ -38,6 +38,7 @@ def add_settings(parser: argparse.ArgumentParser, of_training: Collection[str] =
         texts = descriptions(kind)
         for field in dataclasses.fields(kind):
             left_out = kind is TrainConfig and of_training and field.name not in of_training
+            left_out = left_out or "of_tokenizer" in field.metadata
             if field.name != "seed" and not left_out:  # both have a seed
                 _add_setting(group, field, texts[field.name])
     seed = TrainConfig.__dataclass_fields__["seed"]

@@ -190,11 +190,11 @@ def _tokenise(dataset: Dataset, trainer: Trainer) -> None:
     from rustgpt.plan import phases_of
     from rustgpt.text.stored import encode_all
 
-    config, bos = trainer.config, trainer.model.config.add_bos_token
+    config = trainer.config
     for phase in phases_of(dataset, config) if dataset.stored else ():
         if phase.texts and phase.epochs:
             loss_on = config.loss_on if phase.tunes else ""
-            encode_all(phase.texts, trainer.model.tokenizer, loss_on, bos)
+            encode_all(phase.texts, trainer.model.text_format, loss_on)
 
 
 def _report(dataset: Dataset, trainer: Trainer, why: str) -> None:
@@ -203,8 +203,7 @@ def _report(dataset: Dataset, trainer: Trainer, why: str) -> None:
 
     if not dataset.is_bundled:
         model, loss_on = trainer.model, trainer.config.loss_on
-        bos = model.config.add_bos_token
-        summary = summarize(dataset, model.tokenizer, model.max_seq_len, loss_on, LOOKED_AT, bos)
+        summary = summarize(dataset, model.text_format, model.max_seq_len, loss_on, LOOKED_AT)
         for line in filter(None, [*short_report(dataset, summary), why]):
             note(f"rustgpt: {line}")
 

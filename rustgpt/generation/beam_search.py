@@ -70,7 +70,7 @@ class BeamRequest(Request):
     @property
     def made(self) -> list[int]:
         best = (self._found or self._beams)[0]
-        return [token for token, _, _ in best.made if token != self._end_id]
+        return [token for token, _, _ in best.made if token not in self._end_ids]
 
     def go_on(self, logits: list[NDArray[Any]], batch: Batch) -> list[Token]:
         going_on: list[Beam] = []
@@ -118,7 +118,7 @@ class BeamRequest(Request):
         return replace(beam, score=score, made=(*beam.made, (token, logprob, best)))
 
     def _ended(self, beam: Beam, token: int) -> Ended | None:
-        if token == self._end_id:
+        if token in self._end_ids:
             return "end"
         if self.config.stop:
             writer = self._new_writer()
@@ -170,7 +170,7 @@ class BeamRequest(Request):
         for rank, beam in enumerate(self._found[: self.config.n]):
             writer = self._new_writer()
             for i, (token, logprob, best) in enumerate(beam.made, 1):
-                text = writer.push(token) if token != self._end_id else ""
+                text = writer.push(token) if token not in self._end_ids else ""
                 is_last = i == len(beam.made)
                 text += writer.finish() if is_last else ""
                 ended = beam.ended if is_last else None

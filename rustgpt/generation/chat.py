@@ -9,7 +9,8 @@ from rustgpt.generation.continuation import Continuation
 from rustgpt.generation.engine import Engine
 from rustgpt.generation.request import Model
 from rustgpt.generation.sampling_config import SamplingConfig
-from rustgpt.text.dialogue import NAMES, Message
+from rustgpt.text.dialogue import Message
+from rustgpt.text.text_format import TextFormat
 
 FOR_THE_ANSWER: Final = 3  # a third of the context, at most, is kept free for it
 
@@ -17,7 +18,8 @@ FOR_THE_ANSWER: Final = 3  # a third of the context, at most, is kept free for i
 class Answerer(Model, Protocol):
     """What a chat needs of a model."""
 
-    def prompt_ids(self, text: str) -> list[int]: ...
+    @property
+    def text_format(self) -> TextFormat: ...
 
 
 class Chat:
@@ -159,14 +161,10 @@ class Chat:
 
     def _ids(self, turns: list[tuple[Message, Message]], question: str) -> list[int]:
         """Return the tokens of turns and a question, as those of a dialogue to be learned."""
-        texts = [f"{user} {assistant}" for user, assistant in turns]
-        texts.append(f"{NAMES['user']} {question} {NAMES['assistant']}")
+        messages = [message for turn in turns for message in turn]
         if self.system:
-            texts[0] = f"{NAMES['system']} {self.system} {texts[0]}"
-        ids = self._model.prompt_ids(texts[0])
-        for text in texts[1:]:
-            ids += [self._model.tokenizer.end_id, *self._model.tokenizer.encode(text)]
-        return ids
+            messages.insert(0, Message("system", self.system))
+        return self._model.text_format.chat_prompt([*messages, Message("user", question)])
 
 
 def _text(what: str, text: str) -> str:

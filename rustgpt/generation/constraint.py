@@ -20,8 +20,8 @@ Groups = dict[int, list[tuple[int, bytes]]]  # tokens with their bytes, by the f
 class Allowed:
     """Which tokens may follow, for each state of a grammar and of a tokenizer's stream."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.end_id = tokenizer.end_id
+    def __init__(self, tokenizer: Tokenizer, end_ids: tuple[int, ...]) -> None:
+        self._end_ids = [*end_ids]
         self._size = tokenizer.vocab_size
         self._pieces: dict[Any, Sequence[bytes]] = {}
         self._groups: dict[Any, Groups] = {}
@@ -56,7 +56,7 @@ class Allowed:
         if stream.state is not None:
             for token, _ in groups.get(-1, ()):
                 allowed[token] = self._changes(stream, token)
-        allowed[self.end_id] = state.may_end
+        allowed[self._end_ids] = state.may_end
         return allowed
 
     def _changes(self, stream: Any, token: int) -> bool:
@@ -107,7 +107,7 @@ class Constraint:
 
 
 def constraint_of(
-    config: SamplingConfig, tokenizer: Tokenizer, prompt: Sequence[int]
+    config: SamplingConfig, tokenizer: Tokenizer, prompt: Sequence[int], end_ids: tuple[int, ...]
 ) -> Constraint | None:
     """Return what an answer to a prompt is held to, if anything. It may begin with a space.
 
@@ -132,4 +132,4 @@ def constraint_of(
     if not begun.first and not begun.may_end:
         raise ConfigError("no answer can follow this json_schema: it has no end")
     state = State.of(Chain(Either(NOTHING, literal(" ")), grammar))
-    return Constraint(Allowed(tokenizer), state, stream)
+    return Constraint(Allowed(tokenizer, end_ids), state, stream)

@@ -101,7 +101,7 @@ class Engine:
             raise ConfigError(
                 f"{config.num_beams} beams need as many slots, but the engine has {self._slots}"
             )
-        constraint = constraint_of(config, tokenizer, prompt)
+        constraint = constraint_of(config, tokenizer, prompt, self._model.end_ids)
         strip = strip or constraint is not None  # for the space that it may begin with
         begin = tuple(prompt)
 

@@ -8,7 +8,7 @@ token out, and leaves those that it was given unchanged.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -71,10 +71,10 @@ def min_p(p: float) -> Processor:
     return process
 
 
-def repetition_penalty(penalty: float, spared: int = -1) -> Processor:
+def repetition_penalty(penalty: float, spared: Collection[int] = ()) -> Processor:
     """Make what the text has less likely: s / penalty, or s * penalty below 0 (Keskar et al. 2019).
 
-    The token `spared`, that which ends a text, is no repetition.
+    The tokens `spared`, those which end a text, are no repetition.
     """
 
     def process(history: Sequence[int], scores: Scores) -> Scores:
@@ -89,23 +89,24 @@ def repetition_penalty(penalty: float, spared: int = -1) -> Processor:
     return process
 
 
-def presence_and_frequency(presence: float, frequency: float, spared: int = -1) -> Processor:
+def presence_and_frequency(
+    presence: float, frequency: float, spared: Collection[int] = ()
+) -> Processor:
     """Subtract `presence` from what the text has, and `frequency` for each time (OpenAI 2020)."""
 
     def process(history: Sequence[int], scores: Scores) -> Scores:
         counts = np.bincount(history, minlength=len(scores)).astype(scores.dtype)  # (V,)
-        if spared >= 0:
-            counts[spared] = 0
+        counts[[*spared]] = 0
         changed: Scores = scores - frequency * counts - presence * (counts > 0)
         return changed
 
     return process
 
 
-def no_repeat_ngram(size: int, spared: int = -1) -> Processor:
+def no_repeat_ngram(size: int, spared: Collection[int] = ()) -> Processor:
     """Rule out what would end a run of `size` tokens that the text has (Paulus et al. 2018).
 
-    The token `spared`, that which ends a text, may always come.
+    The tokens `spared`, those which end a text, may always come.
     """
 
     def process(history: Sequence[int], scores: Scores) -> Scores:
@@ -116,7 +117,7 @@ def no_repeat_ngram(size: int, spared: int = -1) -> Processor:
         same = (runs[:, :-1] == tokens[len(tokens) - size + 1 :]).all(axis=1)
         changed = scores.copy()
         ruled_out = runs[same, -1]
-        changed[ruled_out[ruled_out != spared]] = -np.inf
+        changed[np.setdiff1d(ruled_out, [*spared])] = -np.inf
         return changed
 
     return process
@@ -135,11 +136,13 @@ def logit_bias(biases: Mapping[int, float]) -> Processor:
     return process
 
 
-def _seen(history: Sequence[int], spared: int) -> list[int]:
-    return [*({*history} - {spared})]
+def _seen(history: Sequence[int], spared: Collection[int]) -> list[int]:
+    return [*({*history} - {*spared})]
 
 
-def changes_of(config: SamplingConfig, end_id: int, vocab_size: int) -> list[Processor]:
+def changes_of(
+    config: SamplingConfig, end_ids: Collection[int], vocab_size: int
+) -> list[Processor]:
     """Return what changes the scores at any temperature, in the order in which it is called.
 
     Raises
@@ -156,13 +159,13 @@ def changes_of(config: SamplingConfig, end_id: int, vocab_size: int) -> list[Pro
                 )
         found.append(logit_bias(config.logit_bias))
     if config.repetition_penalty != 1:
-        found.append(repetition_penalty(config.repetition_penalty, end_id))
+        found.append(repetition_penalty(config.repetition_penalty, end_ids))
     if config.presence_penalty or config.frequency_penalty:
         found.append(
-            presence_and_frequency(config.presence_penalty, config.frequency_penalty, end_id)
+            presence_and_frequency(config.presence_penalty, config.frequency_penalty, end_ids)
         )
     if config.no_repeat_ngram:
-        found.append(no_repeat_ngram(config.no_repeat_ngram, end_id))
+        found.append(no_repeat_ngram(config.no_repeat_ngram, end_ids))
     return [*found, *config.processors]
 
 

@@ -25,6 +25,8 @@ class Model(Protocol):
     @property
     def max_seq_len(self) -> int: ...
     @property
+    def end_ids(self) -> tuple[int, ...]: ...
+    @property
     def weights_version(self) -> int: ...
     def _decode(self, rows: list[NDArray[Any]], cache: Cache, slots: list[int]) -> NDArray[Any]: ...
 
@@ -37,7 +39,7 @@ class Token(NamedTuple):
     request
         Whose it is.
     id
-        The token; the end token if the model ends the text with it.
+        The token; also one with which the model ends the text.
     text
         What is now certain of the text; "" if the request wants none.
     logprob
@@ -68,7 +70,7 @@ class Request:
     config
         How it is made.
     made
-        The tokens so far, without the end token.
+        The tokens so far, without one that ended the text.
     ended
         Why it ended; None while it goes on.
     prompt_length
@@ -90,8 +92,8 @@ class Request:
         self.ended: Ended | None = None if config.max_new_tokens else "length"
         self.like: Request | None = None
         self.prompt_length = len(ids)
-        self._end_id = model.tokenizer.end_id
-        self._sampler = Sampler(config, self._end_id, model.tokenizer.vocab_size, sample)
+        self._end_ids = model.end_ids
+        self._sampler = Sampler(config, self._end_ids, model.tokenizer.vocab_size, sample)
         self._writer = writer
         self._constraint = constraint
         self.texts = [Text(ids, model.max_seq_len)]
@@ -119,7 +121,7 @@ class Request:
     def _append(self, token: int) -> str:
         """Append a token, see whether it is the last, and return the text that is now certain."""
         writer, ids, text = self._writer, self.texts[0].ids, ""
-        if token == self._end_id:
+        if token in self._end_ids:
             self.ended = "end"
         else:
             ids.append(token)

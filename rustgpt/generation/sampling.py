@@ -25,8 +25,8 @@ class Sampler:
     ----------
     config
         How.
-    end_id
-        The token that ends a text.
+    end_ids
+        The tokens that end a text; the first one does where all are ruled out.
     vocab_size
         V
     sample
@@ -39,11 +39,11 @@ class Sampler:
     """
 
     def __init__(
-        self, config: SamplingConfig, end_id: int, vocab_size: int, sample: int = 0
+        self, config: SamplingConfig, end_ids: tuple[int, ...], vocab_size: int, sample: int = 0
     ) -> None:
         self.config = config
-        self._end_id = end_id
-        self._changes = changes_of(config, end_id, vocab_size)
+        self._end_id = end_ids[0]
+        self._changes = changes_of(config, end_ids, vocab_size)
         self._narrowing = narrowing_of(config)
         self._is_plain = not self._changes and not config.temperature
         if config.temperature:

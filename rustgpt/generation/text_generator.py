@@ -19,6 +19,7 @@ from rustgpt.layers.cache import Cache
 from rustgpt.layers.context import Context, offsets_of
 from rustgpt.layers.layer import Layer
 from rustgpt.layers.memory import Array, Indices
+from rustgpt.text.text_format import TextFormat
 from rustgpt.text.tokenizer import Tokenizer
 from rustgpt.weights_lock import WeightsLock
 
@@ -54,13 +55,21 @@ class TextGenerator:
         raise NotImplementedError
 
     @property
-    def add_bos_token(self) -> bool:
-        """Whether a text, and a prompt, begins with the end token."""
-        return self.config.add_bos_token
+    def text_format(self) -> TextFormat:
+        """How texts and dialogues become tokens."""
+        config = self.config
+        bos = self.tokenizer.end_id if config.bos_token_id < 0 else config.bos_token_id
+        bos_id = bos if config.add_bos_token else None
+        return TextFormat(self.tokenizer, bos_id, config.chat_template)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens with which the model ends what it writes."""
+        return self.text_format.ends(self.config.end_token_ids)
 
     def prompt_ids(self, text: str) -> list[int]:
         """Return the token ids of a prompt; TokenizerError if it is not text."""
-        return [self.tokenizer.end_id] * self.add_bos_token + self.tokenizer.encode(text)
+        return self.text_format.prompt(text)
 
     # Texts that are made
 
@@ -234,7 +243,7 @@ class TextGenerator:
         """
         check_integer("top", top)
         ids, S = self.prompt_ids(text), self.max_seq_len
-        skipped = int(self.add_bos_token)
+        skipped = len(self.text_format.bos)
         found: list[ScoredToken] = []
         if not skipped and ids:
             found.append(scored(self.tokenizer, ids[0], None))

@@ -35,7 +35,7 @@ class Dataset:
     pretraining_data : list of str
         Statements and documents.
     chat_training_data : list of str
-        Dialogues, as a model reads them: in the form of `chat_prompt`, followed by its answer.
+        Dialogues, as a model reads them: ``User: ... Assistant: ... </s>``.
     dialogues : list of Dialogue or None
         The same by their messages; None for a text that is no dialogue. Made of
         `chat_training_data` where it is not given.

@@ -1,4 +1,4 @@
-"""Owns the form of a dialogue: its messages, its text, its token ids and where the loss counts."""
+"""Owns what a dialogue consists of, and its text."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
-import numpy as np
-
-from rustgpt.errors import ConfigError, DataError
-from rustgpt.text.rows import Row
-from rustgpt.text.tokenizer import Tokenizer
+from rustgpt.errors import DataError
 from rustgpt.text.vocab import END
 
 Role = Literal["system", "user", "assistant"]
@@ -93,46 +89,7 @@ class Dialogue:
         return cls(messages)
 
 
-def chat_prompt(question: str) -> str:
-    """Return what a model reads before it answers this question."""
-    return f"{NAMES['user']} {question} {NAMES['assistant']}"
-
-
 def split_chat(text: str) -> tuple[str, str]:
     """Return the first question and its answer; DataError if the text is no dialogue."""
     dialogue = Dialogue.parse(text)
     return dialogue.question, dialogue.turns()[0][-1].content
-
-
-def encode_dialogue(
-    tokenizer: Tokenizer, dialogue: Dialogue, loss_on: str = "assistant", bos: bool = False
-) -> Row:
-    """Turn a dialogue into token ids, and mark what is to be learned.
-
-    Only the end of each answer becomes the end token; ``</s>`` within a message is ordinary text.
-
-    Parameters
-    ----------
-    tokenizer
-        Of any kind: the answer begins where the tokens of the whole turn part from those of its
-        beginning up to ``Assistant:``.
-    dialogue
-        What is said.
-    loss_on
-        "assistant" if its words and the end token behind them count, "all" if all does.
-    bos
-        Whether it begins with the end token; the other turns do in any case.
-    """
-    if loss_on not in ("assistant", "all"):
-        raise ConfigError(f"the loss must be on assistant or all, not on {loss_on!r:.60}")
-    ids = [tokenizer.end_id] * bos
-    learned = [False] * bos
-    for turn in dialogue.turns():
-        before = " ".join([*map(str, turn[:-1]), NAMES["assistant"]])
-        head, whole = tokenizer.encode(before), tokenizer.encode(f"{before} {turn[-1].content}")
-        differ = (i for i, (a, b) in enumerate(zip(head, whole, strict=False)) if a != b)
-        start = next(differ, min(len(head), len(whole)))
-        ids += [*whole, tokenizer.end_id]
-        learned += [False] * start + [True] * (len(whole) - start + 1)
-    counted = np.array(learned[1:], np.bool_) if loss_on == "assistant" else None
-    return Row(np.array(ids, np.int32), counted)

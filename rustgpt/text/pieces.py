@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rustgpt.errors import DataError
-from rustgpt.text.dialogue import Dialogue, encode_dialogue
+from rustgpt.text.dialogue import Dialogue
 from rustgpt.text.plain import Continued
 from rustgpt.text.rows import AnyRow, Edges, Row, Rows
-from rustgpt.text.tokenizer import Tokenizer, token_ids
+from rustgpt.text.text_format import TextFormat
+from rustgpt.text.tokenizer import token_ids
 
 FEW = 10  # texts of which none is held out as a whole, but the end of each
 Ids = NDArray[np.int32]
@@ -20,7 +21,7 @@ Text = str | Dialogue | Row | Sequence[int] | Ids
 
 
 def encode_text(
-    text: Text, tokenizer: Tokenizer, loss_on: str = "", bos: bool = False
+    text: Text, text_format: TextFormat, loss_on: str = ""
 ) -> Row | Sequence[int] | Ids:
     """Return the ids of a text of any form.
 
@@ -29,21 +30,18 @@ def encode_text(
     loss_on
         What counts in the loss of a dialogue, "assistant" or "all"; "" if strings are no dialogues.
         A string that is none is learned as it is.
-    bos
-        Whether a string or a dialogue begins with the end token.
     """
     if isinstance(text, str) and loss_on:
         with suppress(DataError):
             text = Dialogue.parse(text)
     if isinstance(text, Dialogue):
-        return encode_dialogue(tokenizer, text, "all" if loss_on == "all" else "assistant", bos)
+        return text_format.dialogue(text, "all" if loss_on == "all" else "assistant")
     if isinstance(text, (Row, np.ndarray, list, tuple)):
         return text
-    # Of what is no text, the tokenizer says so.
-    ids, end = tokenizer.encode(text, True), tokenizer.end_id  # type: ignore[arg-type]
     if isinstance(text, Continued):
+        ids = text_format.tokenizer.encode(text, True)
         return Row(np.array(ids, np.int32), continues=True)
-    return [end, *ids] if bos and ids not in ([], [end]) else ids
+    return text_format.text(text)  # type: ignore[arg-type]  # which says so if it is none
 
 
 def checked(text: Sequence[int] | AnyRow, vocab_size: int) -> AnyRow:

@@ -21,8 +21,9 @@ from rustgpt.text.reading import FileReport, Report, read
 from rustgpt.text.records import Item, Kind
 from rustgpt.text.rows import Rows, flat_parts
 from rustgpt.text.sources import StrPath, find_sources
+from rustgpt.text.text_format import TextFormat
 from rustgpt.text.token_files import cannot_write, read_tokens, replacing, sweep, write_tokens
-from rustgpt.text.tokenizer import BaseTokenizer, Tokenizer, read_tokenizer, tokenizer_for
+from rustgpt.text.tokenizer import BaseTokenizer, read_tokenizer, tokenizer_for
 
 LARGE: Final = 2**24  # bytes of data, from which on they are stored
 _DIGESTED: Final = 2**20  # characters at a time
@@ -299,15 +300,15 @@ class StoredData:
         file = f"tokenizer-{name}-{vocab_size or 'default'}-{self._state}.json"
         return self._made(file, find, make)
 
-    def rows(self, is_chat: bool, tokenizer: Tokenizer, loss_on: str, bos: bool) -> Rows:
+    def rows(self, is_chat: bool, text_format: TextFormat, loss_on: str) -> Rows:
         """Return the items of a phase as token ids; see `encode_text`."""
-        made_by = [self._state, tokenizer.to_json(), is_chat, loss_on, bos]
+        made_by = [self._state, *text_format.described(), is_chat, loss_on]
         name = f"tokens-{_name_of(json.dumps(made_by))}"
-        size = tokenizer.vocab_size
+        size = text_format.tokenizer.vocab_size
 
         def make(path: Path) -> None:
             texts = (item for chat, item in self.items("tokenising") if chat == is_chat)
-            encoded = (encode_text(text, tokenizer, loss_on, bos) for text in texts)
+            encoded = (encode_text(text, text_format, loss_on) for text in texts)
             rows = (checked(row, size) for row in encoded)
             sweep(self._folder)
             write_tokens(path, flat_parts(rows), size, loss_on == "assistant")
@@ -350,9 +351,9 @@ class StoredTexts(Sequence[Shown]):
         """Return the first of them, about a million characters."""
         return [*map(self._view, self.extent.beginning)]
 
-    def rows(self, tokenizer: Tokenizer, loss_on: str = "", bos: bool = False) -> Rows:
+    def rows(self, text_format: TextFormat, loss_on: str = "") -> Rows:
         """Return them as token ids; see `encode_text`."""
-        return self._data.rows(self._is_chat, tokenizer, loss_on, bos)
+        return self._data.rows(self._is_chat, text_format, loss_on)
 
 
 def _name_of(content: str) -> str:
@@ -366,12 +367,12 @@ def _as_text(item: Item) -> str:
 # Of texts, wherever they are
 
 
-def encode_all(texts: Sequence[Text], tokenizer: Tokenizer, loss_on: str, bos: bool) -> Rows:
+def encode_all(texts: Sequence[Text], text_format: TextFormat, loss_on: str = "") -> Rows:
     """Return whole texts as token ids; see `encode_text`."""
     if isinstance(texts, StoredTexts):
-        return texts.rows(tokenizer, loss_on, bos)
-    rows = (encode_text(text, tokenizer, loss_on, bos) for text in texts)
-    return Rows.of(checked(row, tokenizer.vocab_size) for row in rows)
+        return texts.rows(text_format, loss_on)
+    rows = (encode_text(text, text_format, loss_on) for text in texts)
+    return Rows.of(checked(row, text_format.tokenizer.vocab_size) for row in rows)
 
 
 def characters(texts: Sequence[Any]) -> int:

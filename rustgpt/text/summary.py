@@ -12,6 +12,7 @@ import numpy as np
 from rustgpt.text.dataset import Dataset
 from rustgpt.text.pieces import Text, encode_text
 from rustgpt.text.rows import Row
+from rustgpt.text.text_format import TextFormat
 from rustgpt.text.tokenizer import BaseTokenizer, Tokenizer
 from rustgpt.text.vocab import END
 
@@ -99,30 +100,28 @@ class Summary:
 
 def summarize(
     dataset: Dataset,
-    tokenizer: Tokenizer,
+    text_format: TextFormat,
     context: int,
     loss_on: str = "assistant",
     most: int | None = None,
-    bos: bool = True,
 ) -> Summary:
-    """Count what a training on data with this tokenizer and context would see.
+    """Count what a training on data in this format, with this context, would see.
 
     Parameters
     ----------
     most
         Look at the first so many characters only.
-    bos
-        Whether each text begins with the end token; see `ModelConfig.add_bos_token`.
     """
     whole = True
     if most is not None:
         dataset, whole = dataset.beginning(most)
+    tokenizer, bos = text_format.tokenizer, len(text_format.bos)
     is_spelled = np.zeros(tokenizer.vocab_size, bool)
     is_spelled[_spelled_ids(tokenizer)] = True
     counts = [[0] * len(Shares._fields), [0] * len(Shares._fields)]
     size = spelled = longest = 0
     texts = chain(dataset.pretraining_data, dataset.chat_training_data)
-    for text, (row, phase) in zip(texts, _rows(dataset, tokenizer, loss_on, bos), strict=True):
+    for text, (row, phase) in zip(texts, _rows(dataset, text_format, loss_on), strict=True):
         size += _bytes(text)
         tokens = len(row.ids)
         counted = row.counted
@@ -138,11 +137,10 @@ def summarize(
 
 def examples(
     dataset: Dataset,
-    tokenizer: Tokenizer,
+    text_format: TextFormat,
     context: int,
     number: int,
     loss_on: str = "assistant",
-    bos: bool = True,
 ) -> list[list[Segment]]:
     """Return the first texts and the first dialogues as the model will see them.
 
@@ -155,7 +153,8 @@ def examples(
         dataset.dialogues[:number],
     )
     most = min(context, EXAMPLE_TOKENS) + 1
-    return [_segments(row, tokenizer, most) for row, _ in _rows(first, tokenizer, loss_on, bos)]
+    tokenizer = text_format.tokenizer
+    return [_segments(row, tokenizer, most) for row, _ in _rows(first, text_format, loss_on)]
 
 
 def _segments(row: Row, tokenizer: Tokenizer, most: int) -> list[Segment]:
@@ -168,16 +167,14 @@ def _segments(row: Row, tokenizer: Tokenizer, most: int) -> list[Segment]:
     ]
 
 
-def _rows(
-    dataset: Dataset, tokenizer: Tokenizer, loss_on: str, bos: bool
-) -> Iterator[tuple[Row, int]]:
+def _rows(dataset: Dataset, text_format: TextFormat, loss_on: str) -> Iterator[tuple[Row, int]]:
     """Yield the rows of both phases, with the number of the phase."""
     phases: tuple[tuple[Iterable[Text], str], ...] = (
         (dataset.pretraining_data, ""), (dataset.tuning_data, loss_on),
     )  # fmt: skip
     for phase, (texts, counts) in enumerate(phases):
         for text in texts:
-            row = encode_text(text, tokenizer, counts, bos)
+            row = encode_text(text, text_format, counts)
             yield row if isinstance(row, Row) else Row(np.asarray(row, np.int32)), phase
 
 

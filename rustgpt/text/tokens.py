@@ -200,10 +200,16 @@ class PieceTokenizer(BaseTokenizer):
         for i, name in special.items():
             self._shown[i] = name.encode("utf-8", "surrogatepass")
         self._end_id = end_id
+        self._special = dict(special)
 
     @property
     def vocab_size(self) -> int:
         return len(self._pieces)
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """The tokens that no text is encoded to, by their names."""
+        return {name: i for i, name in self._special.items()}
 
     @property
     def end_id(self) -> int:

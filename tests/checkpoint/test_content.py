@@ -319,11 +319,11 @@ def test_weights_of_another_configuration(llm, tmp_path, change, tensor):
 
 def test_a_model_from_before_a_text_began_with_the_end_token(llm, tmp_path):
     llm.save(tmp_path)
-    assert LLM.load(tmp_path).add_bos_token
+    assert LLM.load(tmp_path).config.add_bos_token
     before = TINY.to_dict()
     del before["add_bos_token"]
     reseal(tmp_path, model=before)
-    assert not LLM.load(tmp_path).add_bos_token
+    assert not LLM.load(tmp_path).config.add_bos_token
 
 
 def test_a_vocabulary_that_the_weights_do_not_fit(llm, tmp_path):

@@ -25,7 +25,7 @@ class CharStream:
 class Counter:
     """Keeps what it was asked, and checks its cache."""
 
-    weights_version = 0
+    weights_version, end_ids = 0, (END,)
 
     def __init__(self, max_seq_len=8, spread=0.0):
         self.tokenizer = Digits()

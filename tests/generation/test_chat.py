@@ -5,7 +5,7 @@ import pytest
 
 from rustgpt import LLM, TrainConfig, Trainer, WordTokenizer
 from rustgpt.errors import DataError, TokenizerError
-from rustgpt.text.dialogue import Dialogue, Message, encode_dialogue
+from rustgpt.text.dialogue import Dialogue, Message
 
 DIALOGUES = [
     "User: What is red? Assistant: The sun </s> User: And green? Assistant: Grass </s>",
@@ -73,8 +73,7 @@ def test_the_model_reads_the_form_that_it_has_learned(learned, monkeypatch):
     read = np.zeros(0, np.int32)
     for length, row in seen:
         read = np.concatenate([read[:length], row])
-    bos = learned.add_bos_token
-    row = encode_dialogue(learned.tokenizer, Dialogue.parse(DIALOGUES[0]), bos=bos)
+    row = learned.text_format.dialogue(Dialogue.parse(DIALOGUES[0]))
     np.testing.assert_array_equal(read, row.ids[:-1])  # the last is what ended the answer
 
 

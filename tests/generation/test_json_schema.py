@@ -125,7 +125,7 @@ def test_characters_may_be_escaped():
 )
 def test_a_schema_that_is_none_or_not_supported(schema, words):
     with pytest.raises(ConfigError, match=words):
-        constraint_of(SamplingConfig(json_schema=schema), ByteTokenizer(), [])
+        constraint_of(SamplingConfig(json_schema=schema), ByteTokenizer(), [], (0,))
 
 
 def test_a_schema_may_not_be_nested_without_end():
@@ -133,7 +133,7 @@ def test_a_schema_may_not_be_nested_without_end():
     for _ in range(20_000):
         schema = {"items": schema}
     with pytest.raises(ConfigError, match="json_schema"):
-        constraint_of(SamplingConfig(json_schema=schema), ByteTokenizer(), [])
+        constraint_of(SamplingConfig(json_schema=schema), ByteTokenizer(), [], (0,))
 
 
 LEARNED = ['The sun "rises" {in} the [east]. 雨下得很大。 User: don\'t 1.5 true, 🙂 é red']
@@ -148,7 +148,7 @@ TOKENIZERS = {
 def answered(config, tokenizer, prompt, rng, likely='"}]0 '):
     """Return a text whose tokens are drawn from those that may follow."""
     ids = tokenizer.encode(prompt)
-    constraint, made = constraint_of(config, tokenizer, ids), []
+    constraint, made = constraint_of(config, tokenizer, ids, (tokenizer.end_id,)), []
     ends = [tokenizer.encode(sign)[-1] for sign in likely]
     while len(made) < 3000:
         scores = rng.standard_normal(tokenizer.vocab_size)
@@ -203,7 +203,7 @@ def test_a_tokenizer_of_ones_own_is_told():
             return self
 
     with pytest.raises(ConfigError, match="need a tokenizer of rustgpt's, not a Own"):
-        constraint_of(SamplingConfig(choices=["a"]), Own(), [])
+        constraint_of(SamplingConfig(choices=["a"]), Own(), [], (0,))
 
 
 @pytest.mark.parametrize(

@@ -60,12 +60,12 @@ def test_a_repetition_penalty_makes_positive_and_negative_scores_smaller():
     found = processors.repetition_penalty(2.0)([0, 1, 2, 5, 0], scores)
     assert found.tolist() == [1.0, -4.0, 0.0, 4.0, -4.0, -np.inf]
     assert (found <= scores).all()
-    spared = processors.repetition_penalty(2.0, spared=0)([0, 1], scores)
+    spared = processors.repetition_penalty(2.0, spared=[0])([0, 1], scores)
     assert spared.tolist() == [2.0, -4.0, 0.0, 4.0, -4.0, -np.inf]
 
 
 def test_presence_counts_once_and_frequency_each_time():
-    found = processors.presence_and_frequency(0.5, 0.1, spared=3)([0, 0, 1, 3], np.zeros(4))
+    found = processors.presence_and_frequency(0.5, 0.1, spared=[3])([0, 0, 1, 3], np.zeros(4))
     np.testing.assert_allclose(found, [-0.7, -0.6, 0, 0])
 
 
@@ -75,7 +75,7 @@ def test_no_run_comes_twice():
     found = processors.no_repeat_ngram(3)([0, 1, 2, 3, 0, 1], scores)
     assert sorted({*range(6)} - {*kept(found)}) == ruled_out
     assert kept(processors.no_repeat_ngram(1)([0, 4], scores)) == [1, 2, 3, 5]
-    assert kept(processors.no_repeat_ngram(1, spared=4)([0, 4], scores)) == [1, 2, 3, 4, 5]
+    assert kept(processors.no_repeat_ngram(1, spared=[4])([0, 4], scores)) == [1, 2, 3, 4, 5]
     for history in ([], [1], [0, 1]):
         assert kept(processors.no_repeat_ngram(3)(history, scores)) == [*range(6)]
 
@@ -92,7 +92,7 @@ def test_what_was_given_stays_as_it_was(rng, dtype):
         temperature=0.5, top_k=4, top_p=0.5, min_p=0.2, repetition_penalty=2.0,
         presence_penalty=1.0, frequency_penalty=1.0, no_repeat_ngram=1, logit_bias={4: 1.0},
     )  # fmt: skip
-    all_of_them = [*changes_of(config, 0, 20), *narrowing_of(config)]
+    all_of_them = [*changes_of(config, (0,), 20), *narrowing_of(config)]
     assert len(all_of_them) == 8
     for process in all_of_them:
         assert process(history, scores) is not scores
@@ -101,7 +101,7 @@ def test_what_was_given_stays_as_it_was(rng, dtype):
 
 
 def test_what_is_not_set_does_nothing():
-    assert changes_of(SamplingConfig(), 0, 5) == []
+    assert changes_of(SamplingConfig(), (0,), 5) == []
     assert narrowing_of(SamplingConfig(top_k=3, top_p=0.5, min_p=0.1)) == []
 
 

@@ -15,7 +15,7 @@ END = 0
 
 
 def sample(logits, temperature, rng):
-    sampler = Sampler(SamplingConfig(temperature=temperature), END, len(logits))
+    sampler = Sampler(SamplingConfig(temperature=temperature), (END,), len(logits))
     sampler._rng = rng
     return sampler.choose([], logits)
 
@@ -150,7 +150,7 @@ def test_ten_thousand_cases_stay_in_the_vocabulary():
         config, logits = any_settings(rng, size), any_logits(rng, size)
         history = rng.integers(0, size, rng.integers(0, 12)).tolist()
         before = logits.copy()
-        sampler = Sampler(config, END, size, sample=int(rng.integers(3)))
+        sampler = Sampler(config, (END,), size, sample=int(rng.integers(3)))
         if not np.isfinite(logits).any():
             refused += 1
             with pytest.raises(RustGPTError, match="not finite"):
@@ -170,22 +170,22 @@ def test_ten_thousand_cases_stay_in_the_vocabulary():
 def test_where_all_is_ruled_out_the_text_ends():
     logits = np.array([-np.inf, 1.0, 2.0], np.float32)
     config = SamplingConfig(logit_bias={1: -math.inf, 2: -math.inf})
-    assert Sampler(config, END, 3).choose([], logits) == END
-    assert Sampler(SamplingConfig(no_repeat_ngram=1), END, 3).choose([1, 2], logits) == END
+    assert Sampler(config, (END,), 3).choose([], logits) == END
+    assert Sampler(SamplingConfig(no_repeat_ngram=1), (END,), 3).choose([1, 2], logits) == END
 
 
 def test_temperature_zero_is_greedy_whatever_narrows(rng):
     for _ in range(50):
         logits = rng.standard_normal(30).astype(np.float32)
         config = SamplingConfig(top_k=3, top_p=0.5, min_p=0.1, seed=4)
-        assert Sampler(config, END, 30).choose([], logits) == logits.argmax()
+        assert Sampler(config, (END,), 30).choose([], logits) == logits.argmax()
 
 
 def test_a_sample_has_draws_of_its_own_that_its_seed_decides():
     logits = np.zeros(1000, np.float32)
 
     def drawn(seed, sample):
-        sampler = Sampler(SamplingConfig(temperature=1.0, seed=seed), END, 1000, sample)
+        sampler = Sampler(SamplingConfig(temperature=1.0, seed=seed), (END,), 1000, sample)
         return tuple(sampler.choose([], logits) for _ in range(4))
 
     assert drawn(1, 0) == drawn(1, 0)
@@ -205,7 +205,7 @@ def test_a_sample_has_draws_of_its_own_that_its_seed_decides():
 def test_a_processor_that_returns_no_scores_is_an_error(returned, words):
     config = SamplingConfig(processors=[lambda history, scores: returned(scores)])
     with pytest.raises(ConfigError, match=words):
-        Sampler(config, END, 3).choose([], np.ones(3, np.float32))
+        Sampler(config, (END,), 3).choose([], np.ones(3, np.float32))
 
 
 def test_a_processor_of_ones_own_decides(rng):
@@ -216,7 +216,7 @@ def test_a_processor_of_ones_own_decides(rng):
     logits = np.arange(10, dtype=np.float32)
     for t in (0.0, 1.0):
         config = SamplingConfig(temperature=t, processors=[only_even])
-        assert Sampler(config, END, 10).choose([4, 5], logits) % 2 == 0
+        assert Sampler(config, (END,), 10).choose([4, 5], logits) % 2 == 0
 
 
 def test_the_likeliest_come_in_their_order():

@@ -75,7 +75,7 @@ def test_log_probabilities_of_what_is_made_are_those_of_the_text(model, close):
     (sample,) = model.samples("t", max_new_tokens=30, temperature=1.0, logprobs=3)
     assert {len(token.likeliest) for token in sample.tokens} == {3}
     first, *told = model.logprobs("t" + sample.text, top=3)
-    assert (first.logprob is None) != model.add_bos_token
+    assert (first.logprob is None) != model.config.add_bos_token
     for made, read in zip(sample.tokens[:10], told, strict=False):  # within one context
         assert made.text == read.text
         assert made.logprob == pytest.approx(read.logprob, abs=1e-4)
@@ -86,7 +86,7 @@ def test_log_probabilities_of_any_length_are_those_of_the_windows(model):
     ids, S = model.prompt_ids(TEXT * 3), model.max_seq_len
     found = model.logprobs(TEXT * 3)
     assert "".join(token.text for token in found) == TEXT * 3
-    known = [None] * (not model.add_bos_token)
+    known = [None] * (not model.config.add_bos_token)
     begin, done = 0, 1
     while done < len(ids):
         logits = model.logits(ids[begin : begin + S]).astype(np.float64)
@@ -124,7 +124,7 @@ def test_a_vector_of_a_text_is_the_mean_of_its_rows(model, close):
 def test_empty_texts(model):
     assert len(model.generate("", 5)) == 5
     assert model.logprobs("") == []
-    if model.add_bos_token:
+    if model.config.add_bos_token:
         assert model.embed("").shape == (model.config.embedding_dim,)
     else:
         with pytest.raises(DataError, match="an empty text has no vector"):
@@ -172,7 +172,7 @@ def test_ten_thousand_texts_keep_the_memory_flat(model):
 
     make(500)
     objects, memory = make(100)
-    more_objects, more_memory = make(5_000 if model.add_bos_token else 200)
+    more_objects, more_memory = make(5_000 if model.config.add_bos_token else 200)
     assert more_objects - objects < 100
     assert more_memory - memory < 4 << 20
 

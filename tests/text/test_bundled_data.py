@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rustgpt import Dataset, ModelConfig
-from rustgpt.text.dialogue import Dialogue, encode_dialogue
+from rustgpt.text.dialogue import Dialogue
+from rustgpt.text.text_format import TextFormat
 
 HELD_OUT = Path(__file__).parents[2] / "benchmarks" / "held_out.json"
 UNKNOWN = {"en": "I do not know that, because", "zh": "这个我不知道"}
@@ -59,7 +60,8 @@ def test_a_word_that_only_an_unknown_question_has_is_spelled():
 
 def test_every_dialogue_fits_the_context(language, dialogues):
     tokenizer, longest = Dataset.bundled(language).tokenizer(), ModelConfig().max_seq_len
-    rows = [encode_dialogue(tokenizer, dialogue, bos=True) for dialogue in dialogues]
+    text_format = TextFormat(tokenizer, tokenizer.end_id)
+    rows = [text_format.dialogue(dialogue) for dialogue in dialogues]
     assert max(map(len, rows)) <= longest + 1
 
 

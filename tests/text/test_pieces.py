@@ -5,6 +5,7 @@ import pytest
 
 from rustgpt.text.pieces import FEW, checked, encode_text, hold_out
 from rustgpt.text.rows import Row, Rows, count_targets, ids_of, targets_of
+from rustgpt.text.text_format import TextFormat
 from rustgpt.text.tokenizer import WordTokenizer
 
 
@@ -88,32 +89,35 @@ def test_a_text_of_any_form():
     text = "User: What is red? Assistant: The sun </s>"
     tokenizer = WordTokenizer.train([text])
     ids = tokenizer.encode(text, True)
-    assert encode_text(text, tokenizer) == encode_text(ids, tokenizer) == ids
-    row = encode_text(text, tokenizer, "assistant")
+    assert (
+        encode_text(text, TextFormat(tokenizer)) == encode_text(ids, TextFormat(tokenizer)) == ids
+    )
+    row = encode_text(text, TextFormat(tokenizer), "assistant")
     assert row.ids.tolist() == ids
     assert tokenizer.decode(row.ids[1:][row.counted], skip_special=False) == "The sun</s>"
-    assert count_targets([encode_text(text, tokenizer, "all")]) == len(ids) - 1
-    assert encode_text("The sun", tokenizer, "assistant") == tokenizer.encode("The sun")
+    assert count_targets([encode_text(text, TextFormat(tokenizer), "all")]) == len(ids) - 1
+    assert encode_text("The sun", TextFormat(tokenizer), "assistant") == tokenizer.encode("The sun")
 
 
 def test_a_text_begins_with_the_end_token():
     tokenizer = WordTokenizer.train(["Moles dig. </s>", "User: a Assistant: b </s>"])
     end = tokenizer.end_id
+    begun = TextFormat(tokenizer, end)
     ids = tokenizer.encode("Moles dig. </s>", True)
-    assert encode_text("Moles dig. </s>", tokenizer, bos=True) == [end, *ids]
-    assert encode_text("Moles dig. </s>", tokenizer) == ids
+    assert encode_text("Moles dig. </s>", begun) == [end, *ids]
+    assert encode_text("Moles dig. </s>", TextFormat(tokenizer)) == ids
     for nothing in ("", "</s>"):  # is not what a model shall learn to write
-        assert encode_text(nothing, tokenizer, bos=True) == tokenizer.encode(nothing, True)
+        assert encode_text(nothing, begun) == tokenizer.encode(nothing, True)
     for own in ([3, 4], Row(np.array([3, 4], np.int32))):
-        assert encode_text(own, tokenizer, bos=True) is own
+        assert encode_text(own, begun) is own
 
 
 @pytest.mark.parametrize("loss_on", ["assistant", "all"])
 def test_a_dialogue_begins_with_the_end_token(loss_on):
     text = "User: a Assistant: b </s> User: b Assistant: a </s>"
     tokenizer = WordTokenizer.train([text])
-    plain = encode_text(text, tokenizer, loss_on)
-    row = encode_text(text, tokenizer, loss_on, bos=True)
+    plain = encode_text(text, TextFormat(tokenizer), loss_on)
+    row = encode_text(text, TextFormat(tokenizer, tokenizer.end_id), loss_on)
     assert row.ids.tolist() == [tokenizer.end_id, *plain.ids.tolist()]
     if loss_on == "all":
         assert row.counted is plain.counted is None

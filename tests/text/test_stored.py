@@ -19,6 +19,7 @@ from rustgpt.text.dataset import Dataset, default_cache
 from rustgpt.text.pieces import hold_out
 from rustgpt.text.rows import ids_of, targets_of
 from rustgpt.text.stored import StoredTexts, characters, digest, encode_all
+from rustgpt.text.text_format import TextFormat
 from rustgpt.trainer import Trainer
 
 from ..test_trainer import config_of
@@ -56,6 +57,10 @@ def load(folder, monkeypatch):
     return load
 
 
+def begun(tokenizer):
+    return TextFormat(tokenizer, tokenizer.end_id)
+
+
 def same_rows(found, expected):
     assert [ids_of(row).tolist() for row in found] == [ids_of(row).tolist() for row in expected]
     assert [targets_of(row).tolist() for row in found] == [
@@ -90,11 +95,11 @@ def test_they_become_the_same_tokens(load, name):
     a, b = load(False), load(True)
     tokenizer = b.tokenizer(name)
     assert tokenizer.to_json() == a.tokenizer(name).to_json()
-    for bos in (True, False):
-        texts = [encode_all(data.pretraining_data, tokenizer, "", bos) for data in (a, b)]
+    for text_format in (begun(tokenizer), TextFormat(tokenizer)):
+        texts = [encode_all(data.pretraining_data, text_format, "") for data in (a, b)]
         same_rows(*texts)
         for loss_on in ("assistant", "all"):
-            same_rows(*(encode_all(d.tuning_data, tokenizer, loss_on, bos) for d in (a, b)))
+            same_rows(*(encode_all(d.tuning_data, text_format, loss_on) for d in (a, b)))
     # A document that was read in pieces is one text.
     assert len(texts[1]) < len(b.pretraining_data)
 
@@ -116,12 +121,12 @@ def test_a_training_on_them_has_the_same_bytes(load, small, settings):
 def test_the_second_time_nothing_is_read(load, monkeypatch):
     data = load(True)
     tokenizer = data.tokenizer("char")
-    rows = encode_all(data.pretraining_data, tokenizer, "", True)
+    rows = encode_all(data.pretraining_data, begun(tokenizer), "")
     told = []
     monkeypatch.setattr(stored, "read", lambda *_: 1 / 0)
     again = load(True, on_progress=lambda *what: told.append(what))
     assert again.tokenizer("char").to_json() == tokenizer.to_json()
-    same_rows(encode_all(again.pretraining_data, tokenizer, "", True), rows)
+    same_rows(encode_all(again.pretraining_data, begun(tokenizer), ""), rows)
     assert (again.report, told) == (data.report, [])
     with pytest.raises(ZeroDivisionError):  # for another tokenizer it is
         again.tokenizer("word")
@@ -130,7 +135,7 @@ def test_the_second_time_nothing_is_read(load, monkeypatch):
 def test_all_work_is_told(load, folder):
     told = []
     data = load(True, on_progress=lambda *what: told.append(what))
-    encode_all(data.tuning_data, data.tokenizer("char"), "all", True)
+    encode_all(data.tuning_data, begun(data.tokenizer("char")), "all")
     total = sum(file.stat().st_size for file in folder.iterdir())
     assert {what for what, _, _ in told} == {"reading", "finding the tokens", "tokenising"}
     assert {all_of_it for _, _, all_of_it in told} == {total}
@@ -143,7 +148,7 @@ def test_all_work_is_told(load, folder):
 def test_a_changed_file_is_noticed(load, folder, change):
     before = load(True)
     tokenizer = before.tokenizer("char")
-    rows = encode_all(before.pretraining_data, tokenizer, "", True)
+    rows = encode_all(before.pretraining_data, begun(tokenizer), "")
     file = folder / "prose.txt"
     if change == "content":
         file.write_text("Snow is white.\n", encoding="utf-8")
@@ -155,8 +160,8 @@ def test_a_changed_file_is_noticed(load, folder, change):
         (folder / "more.txt").write_text("Snow is white.\n", encoding="utf-8")
     after = load(True)
     assert digest(after.pretraining_data) != digest(before.pretraining_data)
-    found = encode_all(after.pretraining_data, tokenizer, "", True)
-    same_rows(found, encode_all(load(False).pretraining_data, tokenizer, "", True))
+    found = encode_all(after.pretraining_data, begun(tokenizer), "")
+    same_rows(found, encode_all(load(False).pretraining_data, begun(tokenizer), ""))
     assert len(rows[0]) > 1  # who has it open has it still
     if change != "file":  # one folder for the same paths
         assert len(list(default_cache().iterdir())) == 1
@@ -180,14 +185,14 @@ def test_a_file_that_is_changed_while_it_is_read(load, folder, monkeypatch):
 def test_a_damaged_cache_is_made_anew(load, damage):
     data = load(True)
     tokenizer = data.tokenizer("char")
-    rows = encode_all(data.pretraining_data, tokenizer, "", True)
+    rows = encode_all(data.pretraining_data, begun(tokenizer), "")
     (place,) = default_cache().iterdir()
     for file in place.glob("*.json"):
         file.write_bytes(damage)
     again = load(True)
     assert again.report == data.report
     assert again.tokenizer("char").to_json() == tokenizer.to_json()
-    same_rows(encode_all(again.pretraining_data, tokenizer, "", True), rows)
+    same_rows(encode_all(again.pretraining_data, begun(tokenizer), ""), rows)
 
 
 def test_a_cache_that_cannot_be_written(load, tmp_path):
@@ -230,7 +235,7 @@ def test_who_is_killed_leaves_no_half_cache(load, folder):
         file.writelines(json.dumps({"text": f"Number {i}, {i * i}."}) + "\n" for i in range(20_000))
     expected = load(False)
     tokenizer = expected.tokenizer("char")
-    rows = encode_all(expected.pretraining_data, tokenizer, "", True)
+    rows = encode_all(expected.pretraining_data, begun(tokenizer), "")
     delays = np.linspace(0, 1.5, 12)
     for delay in delays:
         process = subprocess.Popen(
@@ -242,7 +247,7 @@ def test_who_is_killed_leaves_no_half_cache(load, folder):
             time.sleep(delay)
             process.kill()
     found = load(True)
-    same_rows(encode_all(found.pretraining_data, tokenizer, "", True), rows)
+    same_rows(encode_all(found.pretraining_data, begun(tokenizer), ""), rows)
     (place,) = default_cache().iterdir()
     assert not [file for file in place.iterdir() if file.suffix == ".new"]
 
@@ -256,22 +261,22 @@ def test_a_file_that_is_put_back_has_its_own_tokens(load, folder):
     file.write_bytes(text.replace(b"Water", b"Paint"))
     (folder / "more.txt").write_text("Snow is white.\n", encoding="utf-8")
     with pytest.raises(DataError, match="was changed while it was read: begin again"):
-        encode_all(before.pretraining_data, tokenizer, "", True)
+        encode_all(before.pretraining_data, begun(tokenizer), "")
     (folder / "more.txt").unlink()
     file.write_bytes(text)
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    found = encode_all(load(True).pretraining_data, tokenizer, "", True)
-    same_rows(found, encode_all(load(False).pretraining_data, tokenizer, "", True))
+    found = encode_all(load(True).pretraining_data, begun(tokenizer), "")
+    same_rows(found, encode_all(load(False).pretraining_data, begun(tokenizer), ""))
 
 
 def test_a_training_ends_with_the_tokens_that_it_began_with(load, folder):
     first = load(True)
     tokenizer = first.tokenizer("char")
-    rows = encode_all(first.tuning_data, tokenizer, "assistant", True)
+    rows = encode_all(first.tuning_data, begun(tokenizer), "assistant")
     (folder / "rows.jsonl").write_text(json.dumps(ITEMS[1]), encoding="utf-8")
     other = load(True)  # another process makes the same folder of the cache anew
-    assert len(encode_all(other.tuning_data, tokenizer, "assistant", True)) == 1
-    assert encode_all(first.tuning_data, tokenizer, "assistant", True) is rows
+    assert len(encode_all(other.tuning_data, begun(tokenizer), "assistant")) == 1
+    assert encode_all(first.tuning_data, begun(tokenizer), "assistant") is rows
     assert len([*rows.cut(5)]) > len(rows) > 1
 
 
@@ -287,7 +292,7 @@ def test_texts_that_are_dialogues_keep_their_mask(tmp_path, monkeypatch):
     for large in (2**24, 0):
         monkeypatch.setattr(stored, "LARGE", large)
         data = Dataset.load(pretraining=tmp_path / "a.txt", cache=tmp_path / "cache")
-        rows = encode_all(data.pretraining_data, data.tokenizer("word"), "assistant", True)
+        rows = encode_all(data.pretraining_data, begun(data.tokenizer("word")), "assistant")
         counts.append(rows.count_targets())
     assert counts[0] == counts[1] == 2 + 3  # the answers with their ends
 
@@ -306,7 +311,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path, monkeypatch):
     tracemalloc.start()
     try:
         data = Dataset.load(tmp_path / "rows.jsonl")
-        rows = encode_all(data.pretraining_data, data.tokenizer("char"), "", True)
+        rows = encode_all(data.pretraining_data, begun(data.tokenizer("char")), "")
         learned, held_out = hold_out(rows, 0.01, 0)
         steps = steps_of_tokens(DataOrder(len(learned), 0, 0, 0), learned.cut(80).lengths, 1000)
         assert len(steps) * 1000 > size / 4

@@ -5,6 +5,7 @@ import pytest
 from rustgpt.text.dataset import Dataset
 from rustgpt.text.pieces import encode_text
 from rustgpt.text.summary import examples, summarize
+from rustgpt.text.text_format import TextFormat
 
 NAMES = ["anneke", "bjarne", "cosima"]
 CHATS = [
@@ -14,9 +15,14 @@ CHATS = [
 ]
 
 
-def summary_of(texts, chats, context=80, **more):
+def begun(tokenizer):
+    return TextFormat(tokenizer, tokenizer.end_id)
+
+
+def summary_of(texts, chats, context=80, bos=True, **more):
     data = Dataset([f"{text} </s>" for text in texts], chats)
-    return summarize(data, data.tokenizer(), context, **more)
+    tokenizer = data.tokenizer()
+    return summarize(data, begun(tokenizer) if bos else TextFormat(tokenizer), context, **more)
 
 
 def test_counts():
@@ -32,7 +38,7 @@ def test_counts():
 def test_pieces_of_unknown_words_are_counted():
     data = Dataset(["Moles dig. </s>"], [])
     others = Dataset(["Voles dig! </s>"], [])
-    found = summarize(others, data.tokenizer(), 80)
+    found = summarize(others, begun(data.tokenizer()), 80)
     tokens = data.tokenizer().tokens("Voles dig!")
     assert found.spelled == sum(token[:2] in ("##", "<0") for token in tokens) > 0
 
@@ -84,23 +90,23 @@ def test_dialogues_without_a_counted_token_are_warned_of():
 def test_examples_are_marked_where_the_loss_counts():
     data = Dataset(["Moles dig. </s>", "Tar </s>"], CHATS)
     tokenizer = data.tokenizer()
-    assert examples(data, tokenizer, 80, 1) == [
+    assert examples(data, begun(tokenizer), 80, 1) == [
         [("</s>", False), ("Moles dig.</s>", True)],
         [("</s>User: What do moles dig? Assistant:", False), (" Tunnels, mostly.</s>", True)],
     ]
-    both = examples(data, tokenizer, 80, 2)
+    both = examples(data, begun(tokenizer), 80, 2)
     assert [counts for _, counts in both[3]] == [False, True, False, True]
-    assert examples(data, tokenizer, 80, 0) == []
-    short = examples(data, tokenizer, 2, 1)
+    assert examples(data, begun(tokenizer), 80, 0) == []
+    short = examples(data, begun(tokenizer), 2, 1)
     assert short[0] == [("</s>", False), ("Moles dig", True)]
-    assert examples(data, tokenizer, 80, 1, "all")[1][0] == ("</s>", False)
-    assert examples(data, tokenizer, 80, 1, bos=False)[0][0] == ("Moles", False)
+    assert examples(data, begun(tokenizer), 80, 1, "all")[1][0] == ("</s>", False)
+    assert examples(data, TextFormat(tokenizer), 80, 1)[0][0] == ("Moles", False)
 
 
 @pytest.mark.parametrize("context", [1, 5])
 def test_nothing_is_lost_by_the_marks(context):
     data = Dataset(["Moles dig, don't they? </s>"], CHATS)
     tokenizer = data.tokenizer()
-    ids = encode_text(data.pretraining_data[0], tokenizer, bos=True)
+    ids = encode_text(data.pretraining_data[0], begun(tokenizer))
     whole = tokenizer.decode(ids[: context + 1], False)
-    assert "".join(text for text, _ in examples(data, tokenizer, context, 1)[0]) == whole
+    assert "".join(text for text, _ in examples(data, begun(tokenizer), context, 1)[0]) == whole
