@@ -39,7 +39,7 @@ NAME: Final = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)+")
 @contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[FolderLock]:
     """Have a folder for oneself, or raise CheckpointError: make it, lock it unless that is done."""
-    path = _named(folder)
+    path = named(folder)
     with ExitStack() as held:
         with explained(f"cannot save a model in {path}"):
             if path.exists() and not path.is_dir():
@@ -59,7 +59,7 @@ def save(
     `fields` are what else config.json says, `files` the contents of each in parts, by name.
     """
     for name in files:
-        _check_name(name, _named(folder))
+        _check_name(name, named(folder))
     with locked(folder) as held:
         where = held.folder
         before = ", which still holds the one before" if (where / CONFIG).exists() else ""
@@ -188,7 +188,7 @@ class OpenFiles(ExitStack):
         Those that are `needed` must be there, undamaged, those that are `optional` undamaged if
         they are there; the others are checked when they are asked for.
         """
-        path = _named(folder)
+        path = named(folder)
         while True:
             version = _version(path)
             try:
@@ -221,7 +221,7 @@ class OpenFiles(ExitStack):
         raise CheckpointError(f"{path} is damaged or from another save than {CONFIG}")
 
 
-def _named(folder: str | os.PathLike[str]) -> Path:
+def named(folder: str | os.PathLike[str]) -> Path:
     """Return the path of a folder, or raise CheckpointError if it has no name."""
     name = os.fspath(folder) if isinstance(folder, (str, os.PathLike)) else None
     if not isinstance(name, str):

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from rustgpt import checkpoint
+from rustgpt import checkpoint, formats
 from rustgpt.config import ModelConfig
 from rustgpt.errors import CheckpointError, ConfigError, DataError
 from rustgpt.generation.text_generator import TextGenerator
@@ -354,10 +354,12 @@ class LLM(TextGenerator):
         layers: Sequence[Layer] | None = None,
         tokenizer: type[Any] | None = None,
     ) -> LLM:
-        """Return the model that `save` wrote.
+        """Return the model that `save` wrote, or another program.
 
         Parameters
         ----------
+        folder
+            A folder of ours, or one of Hugging Face (config.json, safetensors and a tokenizer).
         layers
             For a model with layers of your own: layers as it was built with.
         tokenizer
@@ -367,19 +369,22 @@ class LLM(TextGenerator):
         Raises
         ------
         CheckpointError
-            If a file is missing or damaged, or does not fit the others.
+            If a file is missing or damaged, or does not fit the others; or the model of another
+            program cannot be expressed here.
+        TokenizerError
+            If that is so of another program's tokenizer.
         """
-        with checkpoint.load(folder) as saved:
+        with formats.open_model(folder) as saved:
             return cls.from_saved(saved, layers, tokenizer)
 
     @classmethod
     def from_saved(
         cls,
-        saved: checkpoint.Saved,
+        saved: formats.OpenModel,
         layers: Sequence[Layer] | None = None,
         tokenizer: type[Any] | None = None,
     ) -> LLM:
-        """Return the model of an open checkpoint; see `load`."""
+        """Return the model of open files; see `load`."""
         config, words = saved.model_config(), saved.tokenizer(tokenizer)
         try:
             layers = list(layers or build_layers(config, words.vocab_size, initialise=False))

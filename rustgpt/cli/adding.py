@@ -113,13 +113,15 @@ def initial_model(args: argparse.Namespace, dataset: Dataset) -> LLM:
 
 def note_origin(trainer: Trainer, args: argparse.Namespace) -> None:
     """Note with a training what its initial model was trained on, and what is learned again."""
-    from rustgpt import checkpoint
+    from rustgpt import checkpoint, formats
     from rustgpt.training_record import RECORD, TrainingRecord
 
     if args.init is None:
         return
-    with checkpoint.load(args.init) as saved:
-        notes = TrainingRecord.read(saved).notes if RECORD in saved else {}
+    notes: dict[str, Any] = {}
+    if formats.kind_of(args.init) == formats.RUSTGPT:
+        with checkpoint.load(args.init) as saved:
+            notes = TrainingRecord.read(saved).notes if RECORD in saved else {}
     before = [*notes.get("before", []), *([notes["data"]] if "data" in notes else [])]
     if args.replay and len(args.replay) > 1:
         before = [{"path": os.path.abspath(args.replay[1])}]

@@ -195,9 +195,9 @@ def _stats(args: argparse.Namespace) -> None:
 
 
 def _load(source: str) -> BaseTokenizer:
-    from rustgpt.text.tokenizer import load_tokenizer
+    from rustgpt.formats import open_tokenizer
 
-    return load_tokenizer(source)
+    return open_tokenizer(source)
 
 
 ACTIONS: Final = {

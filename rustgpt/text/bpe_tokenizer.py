@@ -24,6 +24,7 @@ from rustgpt.text.vocab import END, SURROGATE
 DEFAULT_SIZE: Final = 4096
 # What ends a text in the files of others, in the order in which they are looked for.
 ENDS: Final = (END, "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<eos>")
+END_OF_TEXT: Final = "end_of_text"  # what of our own stands in the "model" of a file
 HOLES: Final = 1 << 16  # numbers without a token that a file may have
 # What a tokenizer is trained on: more would cost much memory or time and change little.
 MOST_DIFFERENT: Final = 1 << 17  # pieces, the most frequent ones
@@ -46,6 +47,11 @@ class BpeTokenizer(PieceTokenizer):
     ----------
     content
         A `tokenizer.json` as a dictionary.
+    end
+        The special token that ends a text; without, it is looked for under the usual names.
+    size
+        How many tokens there must be: a model may have room for more than the file names. What is
+        left over is named ``<|unused-N|>``.
 
     Raises
     ------
@@ -54,13 +60,18 @@ class BpeTokenizer(PieceTokenizer):
         `tokenizers` is not installed.
     """
 
-    def __init__(self, content: dict[str, Any]) -> None:
+    def __init__(
+        self, content: dict[str, Any], end: str | None = None, size: int | None = None
+    ) -> None:
         _check_kind(content)
         # Nothing is cut off, filled up or left to chance.
         model = {**content["model"], "dropout": None}
         content = {**content, "truncation": None, "padding": None, "model": model}
         self._library = _guarded(_library().Tokenizer.from_str, json.dumps(content))
-        end = _end_token(self._library, content)
+        self._named_end = end or model.get(END_OF_TEXT)
+        end = _end_token(self._library, content, self._named_end)
+        if size is not None:
+            _fill_up(self._library, size)
         self._library.encode_special_tokens = True  # as text: nothing that is typed is special
         special = _special_tokens(self._library, content)
         pieces = _pieces(self._library)
@@ -151,9 +162,26 @@ class BpeTokenizer(PieceTokenizer):
         made = self._library.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in made]
 
+    def first_id(self) -> int:
+        """Return the token that the file wants before each text, or -1."""
+        asked = self._library.encode("a").ids  # with special tokens
+        return asked[0] if asked and asked[0] != self._asked(["a"])[0][0] else -1
+
+    def special_id(self, name: str) -> int:
+        """Return the number of a special token; TokenizerError if there is none of that name."""
+        found = self._library.token_to_id(name)
+        if found is None or self._pieces[found]:
+            raise TokenizerError(f"the tokenizer has no special token {name!r:.60}")
+        return int(found)
+
     def to_json(self) -> str:
         """Write the tokenizer as the library does."""
-        return str(self._library.to_str(pretty=True))
+        text = str(self._library.to_str(pretty=True))
+        if self._named_end is None:
+            return text
+        content = json.loads(text)
+        content["model"][END_OF_TEXT] = self._named_end  # which the library passes over
+        return json.dumps(content, ensure_ascii=False, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> BpeTokenizer:
@@ -281,16 +309,34 @@ def _is_gpt2(content: dict[str, Any]) -> bool:
     return all(token["special"] for token in content.get("added_tokens") or [])
 
 
-def _end_token(library: Any, content: dict[str, Any]) -> str:
+def _end_token(library: Any, content: dict[str, Any], named: str | None) -> str:
     """Return the name of the token that ends a text; one is added where there is none."""
     special = {t["content"] for t in content.get("added_tokens") or [] if t.get("special")}
-    for name in ENDS:
+    if named is not None and named not in special:
+        raise TokenizerError(f"{named!r:.60}, which ends texts, is no special token")
+    for name in ENDS if named is None else [named]:
         if name in special:
             return name
     if library.token_to_id(END) is not None:
         raise TokenizerError(f"{END} must be a special token of the tokenizer, not an ordinary one")
     library.add_special_tokens([END])
     return END
+
+
+def _fill_up(library: Any, size: int) -> None:
+    """Add tokens until there are `size`, or raise TokenizerError."""
+    ids = library.get_vocab(with_added_tokens=True)
+    first = max(ids.values()) + 1
+    if first > size:
+        raise TokenizerError(
+            f"there are tokens up to number {first - 1:,}, but a model of {size:,}"
+        )
+    if size > first + HOLES:
+        raise TokenizerError(f"there are {first:,} tokens, but a model of {size:,}")
+    if first < size:
+        library.add_special_tokens([f"<|unused-{i}|>" for i in range(first, size)])
+    if library.get_vocab_size(with_added_tokens=True) != len(ids) + size - first:
+        raise TokenizerError(f"its {first:,} tokens cannot be filled up to {size:,}")
 
 
 def _special_tokens(library: Any, content: dict[str, Any]) -> dict[int, str]:

@@ -1,0 +1,149 @@
+"""Owns the tokenizer of a folder of Hugging Face: its files, and where texts begin and end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from rustgpt.errors import TokenizerError
+from rustgpt.formats.json_file import read_object, read_text
+from rustgpt.text.bpe_tokenizer import BpeTokenizer
+
+FILE: Final = "tokenizer.json"
+VOCAB: Final = "vocab.json"
+MERGES: Final = "merges.txt"
+SETTINGS: Final = "tokenizer_config.json"
+SPECIAL: Final = "special_tokens_map.json"
+GENERATION: Final = "generation_config.json"
+# Of what vocab.json and merges.txt alone tell enough: the rule that cuts texts is GPT-2's.
+GPT2: Final = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
+GPT2_END: Final = "<|endoftext|>"
+
+
+class ReadTokenizer(NamedTuple):
+    """A tokenizer, and what its folder says of the beginning and the end of texts.
+
+    Parameters
+    ----------
+    tokenizer
+        Ours.
+    bos_id
+        The token with which texts begin; -1 if they begin with a word.
+    end_ids
+        The tokens with which they end, the tokenizer's own among them.
+    """
+
+    tokenizer: BpeTokenizer
+    bos_id: int
+    end_ids: tuple[int, ...]
+
+
+def read_folder(folder: Path, size: int | None, config: Mapping[str, Any]) -> ReadTokenizer:
+    """Read the tokenizer of a folder.
+
+    Parameters
+    ----------
+    size
+        V, the tokens of the model.
+    config
+        What is in config.json.
+
+    Raises
+    ------
+    TokenizerError
+        If there is none, or it is damaged or none that can be read.
+    """
+    settings = read_object(folder / SETTINGS, TokenizerError, missing={})
+    special = read_object(folder / SPECIAL, TokenizerError, missing={})
+    generation = read_object(folder / GENERATION, TokenizerError, missing={})
+    names = {**_names(special, folder / SPECIAL), **_names(settings, folder / SETTINGS)}
+    if (folder / FILE).exists():
+        path, content = folder / FILE, read_object(folder / FILE, TokenizerError)
+    else:
+        path, content = folder / VOCAB, _from_vocab(folder, settings, names)
+    try:
+        tokenizer = BpeTokenizer(content, names.get("eos_token"), size)
+    except TokenizerError as error:
+        raise TokenizerError(f"{path}: {error}") from None
+    ends = [tokenizer.end_id, *_ids(generation if "eos_token_id" in generation else config)]
+    ends = [i for i in dict.fromkeys(ends) if 0 <= i < tokenizer.vocab_size]
+    return ReadTokenizer(tokenizer, _bos_id(tokenizer, settings, names, folder), tuple(ends))
+
+
+def _names(content: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """Return the special tokens that a file names: text, or an object with its "content"."""
+    found = {}
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        token = content.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if token is not None and not (isinstance(token, str) and token):
+            raise TokenizerError(f"{path}: {name} must be a text, not {token!r:.60}")
+        if token is not None:
+            found[name] = token
+    return found
+
+
+def _ids(content: Mapping[str, Any]) -> list[int]:
+    """Return the tokens that a file says end a text."""
+    found = content.get("eos_token_id")
+    return [i for i in (found if isinstance(found, list) else [found]) if type(i) is int]
+
+
+def _bos_id(
+    tokenizer: BpeTokenizer, settings: Mapping[str, Any], names: Mapping[str, str], folder: Path
+) -> int:
+    """Return the token that the tokenizer puts before each text, or -1."""
+    asked = settings.get("add_bos_token")
+    if asked is not None and not isinstance(asked, bool):
+        raise TokenizerError(f"{folder / SETTINGS}: add_bos_token must be true or false")
+    if asked is None:
+        return tokenizer.first_id()
+    return tokenizer.special_id(names["bos_token"]) if asked and "bos_token" in names else -1
+
+
+def _from_vocab(
+    folder: Path, settings: Mapping[str, Any], names: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the tokenizer.json that vocab.json and merges.txt stand for."""
+    if not (folder / VOCAB).exists():
+        raise TokenizerError(
+            f"{folder} holds no tokenizer: neither {FILE} nor {VOCAB} and {MERGES}; save it there "
+            "with tokenizer.save_pretrained(FOLDER) of transformers"
+        )
+    kind = settings.get("tokenizer_class")
+    if kind not in GPT2:
+        raise TokenizerError(
+            f"{folder}: {VOCAB} and {MERGES} do not tell how a {kind!s:.60} cuts texts: save it "
+            f"with transformers, whose tokenizer.save_pretrained(FOLDER) writes {FILE}"
+        )
+    vocab = read_object(folder / VOCAB, TokenizerError)
+    if not all(type(i) is int and 0 <= i < 2**31 for i in vocab.values()):
+        raise TokenizerError(f"{folder / VOCAB}: each token must have a number")
+    lines = read_text(folder / MERGES, TokenizerError).split("\n")
+    merges = [line.removesuffix("\r") for line in lines if not line.startswith("#version")]
+    special = {names.get("eos_token", GPT2_END), *names.values()}
+    return {
+        "version": "1.0",
+        "added_tokens": [
+            {
+                "id": vocab[token], "content": token, "special": True, "normalized": False,
+                "single_word": False, "lstrip": False, "rstrip": False,
+            }
+            for token in sorted(special & vocab.keys(), key=vocab.__getitem__)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "ByteLevel", "trim_offsets": True, "use_regex": True,
+            "add_prefix_space": bool(settings.get("add_prefix_space", False)),
+        },
+        "post_processor": None,
+        "decoder": {
+            "type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True,
+        },
+        "model": {
+            "type": "BPE", "unk_token": None, "continuing_subword_prefix": None,
+            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+            "vocab": vocab, "merges": [line for line in merges if line],
+        },
+    }  # fmt: skip
