@@ -129,13 +129,40 @@ class ModelConfig(_Config):
         Transformer blocks.
     n_heads
         H, attention heads; must divide `embedding_dim`.
+    n_kv_heads
+        K, heads of keys and values, by default as many as `n_heads`, which K must divide: each
+        serves H / K heads of queries (grouped-query attention; Ainslie et al. 2023).
     max_seq_len
         The longest text, in tokens, that the model sees at once.
     activation
-        "relu" or "gelu".
+        "relu", "gelu" (the tanh form, as in GPT-2) or "swiglu", whose hidden layer is the product
+        of two, one of them through SiLU (Shazeer 2020, as in Llama).
+    feed_forward_bias
+        Whether the products of the feed-forward layer have a bias.
     norm
         "post": layer norm after each residual sum (Vaswani et al. 2017); "pre": before each
         sub-layer and once at the end (GPT-2).
+    norm_type
+        "layer_norm", or "rms_norm", which does not subtract the mean and has no bias (Zhang and
+        Sennrich 2019, as in Llama).
+    norm_epsilon
+        What a norm adds to the variance, so that the division is defined.
+    positions
+        "learned": a table of vectors that are added to the tokens'; "rotary": queries and keys are
+        turned by their position (Su et al. 2021, as in Llama).
+    rope_theta
+        Of rotary positions: the base of the angles' frequencies.
+    rope_scaling
+        Of rotary positions, for a context longer than that of the training: "none", "linear", or
+        "llama3", which leaves high frequencies as they are.
+    rope_factor
+        By how much the scaling divides frequencies.
+    rope_low_freq_factor
+        Of "llama3": waves longer than the original context divided by it are divided whole.
+    rope_high_freq_factor
+        Of "llama3": waves shorter than the original context divided by it stay as they are.
+    rope_original_max_seq_len
+        Of "llama3": the original context; 0 for `max_seq_len`.
     attention_projection
         Whether attention ends in an output projection; RustGPT has none.
     attention_bias
@@ -169,9 +196,20 @@ class ModelConfig(_Config):
     hidden_dim: int = _number(256, 1, 2**20)
     n_layers: int = _number(3, 0, 10_000)
     n_heads: int = _number(4, 1, 2**20)
+    n_kv_heads: int = _follows(int, 1, 2**20)
     max_seq_len: int = _number(80, 2, 2**20)
-    activation: str = _choice("relu", "gelu")
+    activation: str = _choice("relu", "gelu", "swiglu")
+    feed_forward_bias: bool = True
     norm: str = _choice("post", "pre")
+    norm_type: str = _choice("layer_norm", "rms_norm")
+    norm_epsilon: float = _number(1e-5, 0, 1)
+    positions: str = _choice("learned", "rotary")
+    rope_theta: float = _number(10000.0, 1, 1e12)
+    rope_scaling: str = _choice("none", "linear", "llama3")
+    rope_factor: float = _number(1.0, 1, 1e6)
+    rope_low_freq_factor: float = _number(1.0, 1e-6, 1e6)
+    rope_high_freq_factor: float = _number(4.0, 1e-6, 1e6)
+    rope_original_max_seq_len: int = _number(0, 0, 2**31 - 1)
     attention_projection: bool = True
     attention_bias: bool = False
     output_bias: bool = True
@@ -184,11 +222,29 @@ class ModelConfig(_Config):
     seed: int = _number(0, 0, 2**63 - 1)
 
     def __post_init__(self) -> None:
+        if getattr(self, "n_kv_heads", None) is None:
+            object.__setattr__(self, "n_kv_heads", self.n_heads)
         super().__post_init__()
-        if self.embedding_dim % self.n_heads:
+        for name, part, whole in (
+            ("embedding_dim", self.n_heads, self.embedding_dim),
+            ("n_heads", self.n_kv_heads, self.n_heads),
+        ):
+            if whole % part:
+                divisor = "n_heads" if name == "embedding_dim" else "n_kv_heads"
+                raise ConfigError(f"{divisor} must divide {name}: {part} does not divide {whole}")
+        if self.positions == "rotary" and self.embedding_dim // self.n_heads % 2:
             raise ConfigError(
-                f"n_heads must divide embedding_dim: {self.n_heads} does not divide "
-                f"{self.embedding_dim}"
+                "rotary positions turn pairs of numbers: embedding_dim / n_heads must be even, got "
+                f"{self.embedding_dim // self.n_heads}"
+            )
+        if self.rope_scaling != "none" and self.positions != "rotary":
+            raise ConfigError(
+                f"rope_scaling {self.rope_scaling} is for rotary positions, not learned ones"
+            )
+        if self.rope_low_freq_factor >= self.rope_high_freq_factor:
+            raise ConfigError(
+                "rope_low_freq_factor must be below rope_high_freq_factor, got "
+                f"{self.rope_low_freq_factor:g} and {self.rope_high_freq_factor:g}"
             )
 
 

@@ -60,10 +60,13 @@ def _longer(
         rows = [table[ids].mean(0, dtype=np.float64) for ids in spellings]
         return np.concatenate([table, np.array(rows, table.dtype).reshape(-1, *table.shape[1:])])
 
-    (V, C), S = first.tokens.shape, len(first.places)
+    V, C = first.tokens.shape
     V += len(spellings)
+    S = 0 if first.places is None else len(first.places)
     embeddings = Embeddings(V, S, C, None, first.dtype)
-    embeddings.tokens, embeddings.places = more(first.tokens), first.places
+    embeddings.tokens = more(first.tokens)
+    if first.places is not None:
+        embeddings.places = first.places
     output = OutputProjection(C, V, None, last.bias is not None, last.tied, last.dtype)
     if not last.tied:
         output.weight = more(last.weight.T).T

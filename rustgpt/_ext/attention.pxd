@@ -81,7 +81,7 @@ cdef inline void attend(
 
 cdef struct Cache:
     # Where the rows of texts that go on are kept.
-    void* kv            # (slots, S, 2 C) of the kernel's type: keys and values side by side
+    void* kv            # (slots, S, 2 K D) of the kernel's type: keys and values side by side
     Py_ssize_t length   # S, rows of a slot
     const int* slots    # (B,) the slot of each text
     const int* starts   # (B,) how many of its rows came before
@@ -89,7 +89,7 @@ cdef struct Cache:
 
 cdef Py_ssize_t check_cache(
     const int[::1] offsets, floating[:, :, ::1] kv, const int[::1] slots,
-    const int[::1] starts, Py_ssize_t C, Cache* cache,
+    const int[::1] starts, Py_ssize_t kv_dim, Cache* cache,
 ) except -1
 
 cdef Py_ssize_t check_room(
@@ -99,18 +99,20 @@ cdef Py_ssize_t check_room(
 
 cdef inline void attend_cached(
     const floating* qkv, const int* offsets, Py_ssize_t B, Py_ssize_t C, Py_ssize_t H,
-    const Cache* cache, floating* out, floating* scratch,
+    Py_ssize_t K, const Cache* cache, floating* out, floating* scratch,
 ) noexcept nogil:
     """Append each text's keys and values to its slot; every head attends to all that is there."""
-    cdef Py_ssize_t b, i, h, first, n, start, D = C // H
+    cdef Py_ssize_t b, i, h, g, first, n, start, D = C // H, kv_dim = K * D, W = C + 2 * kv_dim
     cdef floating* k
     for b in range(B):
         first, n, start = offsets[b], offsets[b + 1] - offsets[b], cache.starts[b]
-        k = <floating*> cache.kv + cache.slots[b] * cache.length * 2 * C
+        k = <floating*> cache.kv + cache.slots[b] * cache.length * 2 * kv_dim
         for i in range(n):
-            memcpy(k + (start + i) * 2 * C, qkv + (first + i) * 3 * C + C, 2 * C * sizeof(floating))
+            memcpy(k + (start + i) * 2 * kv_dim, qkv + (first + i) * W + C,
+                   2 * kv_dim * sizeof(floating))
         for h in range(H if n > 0 else 0):
-            attend(qkv + first * 3 * C + h * D, 3 * C, k + h * D, k + C + h * D, 2 * C, n, start, D,
+            g = h * K // H * D
+            attend(qkv + first * W + h * D, W, k + g, k + kv_dim + g, 2 * kv_dim, n, start, D,
                    out + first * C + h * D, C, <floating*> NULL, 0, scratch)
 
 
@@ -120,11 +122,11 @@ cdef struct Part:
 
 
 cdef void attend_all(
-    const floating* qkv, const int* offsets, Part part, Py_ssize_t C, Py_ssize_t H,
+    const floating* qkv, const int* offsets, Part part, Py_ssize_t C, Py_ssize_t H, Py_ssize_t K,
     floating* out, floating* lse, floating* scratch,
 ) noexcept nogil
 
 cdef void attend_all_backward(
     const floating* dout, const floating* qkv, const floating* lse, const int* offsets, Part part,
-    Py_ssize_t C, Py_ssize_t H, floating* dqkv, floating* scratch,
+    Py_ssize_t C, Py_ssize_t H, Py_ssize_t K, floating* dqkv, floating* scratch,
 ) noexcept nogil

@@ -7,6 +7,9 @@ scores are computed again. For a sequence of T: 2 T^2 C operations forward and 5
 masked half left out. A text of up to BLOCK rows goes through products that stay in registers and
 end at the mask; a longer one through larger ones, which compute that half too on the diagonal's
 blocks.
+
+H heads of queries look at K heads of keys and values, H / K of them at the same one (grouped-query
+attention; Ainslie et al. 2023). A row of queries, keys and values has W = (H + 2 K) D numbers.
 """
 from cython cimport floating
 from libc.math cimport sqrt
@@ -17,7 +20,7 @@ from rustgpt._ext.checks cimport (
 )
 from rustgpt._ext.rows cimport row_dot, row_exp
 from rustgpt._ext.tile_softmax cimport tile_softmax, tile_softmax_backward
-from rustgpt._ext.tiles cimport RUSTGPT_TILE_ROWS, product, transpose
+from rustgpt._ext.tiles cimport RUSTGPT_TILE_ROWS, multiply, product, transpose
 
 
 cdef enum:
@@ -39,10 +42,13 @@ cdef Py_ssize_t scratch_size(Py_ssize_t length, Py_ssize_t head_dim) noexcept:
     return 2 * BLOCK * (length + head_dim)
 
 
-cdef int check_heads(Py_ssize_t C, Py_ssize_t n_heads) except -1:
+cdef Py_ssize_t check_heads(Py_ssize_t C, Py_ssize_t n_heads, Py_ssize_t n_kv_heads) except -1:
+    """Return K, the heads of keys and values: n_heads if n_kv_heads is 0."""
     if n_heads < 1 or C % n_heads != 0:
         raise ValueError(f"n_heads must divide the {C} columns, got {n_heads}")
-    return 0
+    if n_kv_heads < 0 or n_heads % (n_kv_heads or n_heads) != 0:
+        raise ValueError(f"n_kv_heads must divide the {n_heads} heads, got {n_kv_heads}")
+    return n_kv_heads or n_heads
 
 
 cdef Py_ssize_t whole_tiles(Py_ssize_t n) noexcept nogil:
@@ -93,6 +99,7 @@ cdef void attend_short_backward(
     const floating* lse, Py_ssize_t ld_lse,                                        # IN (T,)
     Py_ssize_t T, Py_ssize_t D,
     floating* dq, floating* dk, floating* dv, Py_ssize_t ld,                       # OUT (T, D)
+    bint add,                                             # whether to dk and dv, of another head
     floating* scratch,                                                   # 2 BLOCK (T + D)
 ) noexcept nogil:
     """The gradients of `attend_short`."""
@@ -121,43 +128,48 @@ cdef void attend_short_backward(
         # The keys from i0 on were seen by the rows from i0 on; what those of the same ROWS could
         # not see is 0.                            dk = dscores.T @ q, dv = p.T @ dout
         r = min(<Py_ssize_t> ROWS, T - i0)
-        product(dscores + i0 * width + i0, 1, width, q + i0 * ld, ld, r, D, T - i0,
-                dk + i0 * ld, ld)
-        product(p + i0 * width + i0, 1, width, dout + i0 * ldo, ldo, r, D, T - i0,
-                dv + i0 * ld, ld)
+        multiply(False, r, D, T - i0, dscores + i0 * width + i0, 1, width, q + i0 * ld, ld, NULL,
+                 False, add, NULL, dk + i0 * ld, ld)
+        multiply(False, r, D, T - i0, p + i0 * width + i0, 1, width, dout + i0 * ldo, ldo, NULL,
+                 False, add, NULL, dv + i0 * ld, ld)
 
 
 cdef void attend_all(
-    const floating* qkv, const int* offsets, Part part, Py_ssize_t C, Py_ssize_t H,
+    const floating* qkv, const int* offsets, Part part, Py_ssize_t C, Py_ssize_t H, Py_ssize_t K,
     floating* out, floating* lse, floating* scratch,
 ) noexcept nogil:
-    cdef Py_ssize_t b, h, first, T, D = C // H
+    cdef Py_ssize_t b, h, first, T, D = C // H, W = C + 2 * K * D
     cdef const floating* q
+    cdef const floating* k
+    cdef const floating* v
     for b in range(part.text, part.stop_text):
         first = offsets[b]
         T = offsets[b + 1] - first
         for h in range(part.head, part.stop_head if T > 0 else part.head):
-            q = qkv + first * 3 * C + h * D
+            q = qkv + first * W + h * D
+            k = qkv + first * W + C + h * K // H * D
+            v = k + K * D
             if T <= BLOCK:
-                attend_short(q, q + C, q + 2 * C, 3 * C, T, D,
+                attend_short(q, k, v, W, T, D,
                              out + first * C + h * D, C, lse + first * H + h, H, scratch)
             else:
-                attend(q, 3 * C, q + C, q + 2 * C, 3 * C, T, 0, D,
+                attend(q, W, k, v, W, T, 0, D,
                        out + first * C + h * D, C, lse + first * H + h, H, scratch)
 
 
 def attention_forward(
-    const floating[:, ::1] qkv not None,  # IN (N, 3 C): queries, keys and values side by side
+    const floating[:, ::1] qkv not None,  # IN (N, W): queries, keys and values side by side
     const int[::1] offsets not None,      # IN (B + 1,)
     Py_ssize_t n_heads,
     floating[:, ::1] out not None,        # OUT (N, C)
     floating[:, ::1] lse not None,        # OUT (N, H)
     floating[::1] scratch not None,       # attention_scratch_size(longest text, D)
+    Py_ssize_t n_kv_heads=0,              # IN: K; 0 for as many as heads
 ):
     """out = softmax(mask(q @ k.T / sqrt(D))) @ v for each sequence and head, D = C / H."""
     cdef Py_ssize_t N = out.shape[0], C = out.shape[1], H = n_heads
-    check_heads(C, H)
-    cdef floating* qkv0 = check_matrix("qkv", qkv, N, 3 * C)
+    cdef Py_ssize_t K = check_heads(C, H, n_kv_heads)
+    cdef floating* qkv0 = check_matrix("qkv", qkv, N, C + C // H * K * 2)
     cdef floating* out0 = check_matrix[floating]("out", out, N, C)
     cdef floating* lse0 = check_matrix[floating]("lse", lse, N, H)
     cdef Py_ssize_t needed = scratch_size(check_offsets(offsets, N), C // H)
@@ -165,7 +177,7 @@ def attention_forward(
     cdef Part part = [0, offsets.shape[0] - 1, 0, H]
     if C > 0:
         with nogil:
-            attend_all(qkv0, &offsets[0], part, C, H, out0, lse0, scratch0)
+            attend_all(qkv0, &offsets[0], part, C, H, K, out0, lse0, scratch0)
 
 
 cdef void attend_backward(
@@ -174,6 +186,7 @@ cdef void attend_backward(
     const floating* lse, Py_ssize_t ld_lse,                                        # IN (T,)
     Py_ssize_t T, Py_ssize_t D,
     floating* dq, floating* dk, floating* dv, Py_ssize_t ld,                       # OUT (T, D)
+    bint add,                                             # whether to dk and dv, of another head
     floating* scores, floating* dscores,                         # scratch (BLOCK, T) each
 ) noexcept nogil:
     """One head of one sequence; `ld` is the row length of q, k, v and of their gradients."""
@@ -194,7 +207,7 @@ cdef void attend_backward(
             for j in range(seen, keys):
                 row[j] = 0
         # Pass 3 was out = p @ v:  dv += p.T @ dout                                  (keys, D)
-        matmul(True, False, keys, D, r, scores, keys, dout + i0 * ldo, ldo, keys < T, dv, ld)
+        matmul(True, False, keys, D, r, scores, keys, dout + i0 * ldo, ldo, add or keys < T, dv, ld)
         #                          dp = dout @ v.T                                   (r, keys)
         matmul(False, True, r, keys, D, dout + i0 * ldo, ldo, v, ld, False, dscores, keys)
         # Pass 2 was p = softmax(scale * scores):  dscores = scale * p * (dp - sum(p * dp))
@@ -208,60 +221,66 @@ cdef void attend_backward(
         # Pass 1 was scores = q @ k.T:  dq = dscores @ k                             (r, D)
         matmul(False, False, r, D, keys, dscores, keys, k, ld, False, dq + i0 * ld, ld)
         #                               dk += dscores.T @ q                          (keys, D)
-        matmul(True, False, keys, D, r, dscores, keys, q + i0 * ld, ld, keys < T, dk, ld)
+        matmul(True, False, keys, D, r, dscores, keys, q + i0 * ld, ld, add or keys < T, dk, ld)
 
 
 cdef void attend_all_backward(
     const floating* dout, const floating* qkv, const floating* lse, const int* offsets, Part part,
-    Py_ssize_t C, Py_ssize_t H, floating* dqkv, floating* scratch,
+    Py_ssize_t C, Py_ssize_t H, Py_ssize_t K, floating* dqkv, floating* scratch,
 ) noexcept nogil:
-    cdef Py_ssize_t b, h, first, T, D = C // H
+    cdef Py_ssize_t b, h, first, T, key, D = C // H, W = C + 2 * K * D, group = H // K
     cdef const floating* q
+    cdef const floating* k
     cdef floating* dq
+    cdef floating* dk
+    cdef bint add
     for b in range(part.text, part.stop_text):
         first = offsets[b]
         T = offsets[b + 1] - first
         for h in range(part.head, part.stop_head if T > 0 else part.head):
-            q, dq = qkv + first * 3 * C + h * D, dqkv + first * 3 * C + h * D
+            q, dq = qkv + first * W + h * D, dqkv + first * W + h * D
+            key, add = first * W + C + h // group * D, h % group > 0
+            k, dk = qkv + key, dqkv + key
             if T <= BLOCK:
                 attend_short_backward(
-                    dout + first * C + h * D, C, q, q + C, q + 2 * C, lse + first * H + h, H, T, D,
-                    dq, dq + C, dq + 2 * C, 3 * C, scratch,
+                    dout + first * C + h * D, C, q, k, k + K * D, lse + first * H + h, H, T, D,
+                    dq, dk, dk + K * D, W, add, scratch,
                 )
             else:
                 attend_backward(
-                    dout + first * C + h * D, C, q, q + C, q + 2 * C, lse + first * H + h, H, T, D,
-                    dq, dq + C, dq + 2 * C, 3 * C, scratch, scratch + BLOCK * T,
+                    dout + first * C + h * D, C, q, k, k + K * D, lse + first * H + h, H, T, D,
+                    dq, dk, dk + K * D, W, add, scratch, scratch + BLOCK * T,
                 )
 
 
 def attention_backward(
     const floating[:, ::1] dout not None,  # IN (N, C)
-    const floating[:, ::1] qkv not None,   # IN (N, 3 C)
+    const floating[:, ::1] qkv not None,   # IN (N, W)
     const floating[:, ::1] lse not None,   # IN (N, H)
     const int[::1] offsets not None,       # IN (B + 1,)
     Py_ssize_t n_heads,
-    floating[:, ::1] dqkv not None,        # OUT (N, 3 C): overwritten
+    floating[:, ::1] dqkv not None,        # OUT (N, W): overwritten
     floating[::1] scratch not None,        # attention_scratch_size(longest text, D)
+    Py_ssize_t n_kv_heads=0,               # IN: K; 0 for as many as heads
 ):
     """The gradients of queries, keys and values, from the gradient of the output."""
     cdef Py_ssize_t N = dout.shape[0], C = dout.shape[1], H = n_heads
-    check_heads(C, H)
+    cdef Py_ssize_t K = check_heads(C, H, n_kv_heads), W = C + C // H * K * 2
     cdef floating* dout0 = check_matrix("dout", dout, N, C)
-    cdef floating* qkv0 = check_matrix("qkv", qkv, N, 3 * C)
+    cdef floating* qkv0 = check_matrix("qkv", qkv, N, W)
     cdef floating* lse0 = check_matrix("lse", lse, N, H)
-    cdef floating* dqkv0 = check_matrix[floating]("dqkv", dqkv, N, 3 * C)
+    cdef floating* dqkv0 = check_matrix[floating]("dqkv", dqkv, N, W)
     cdef Py_ssize_t needed = scratch_size(check_offsets(offsets, N), C // H)
     cdef floating* scratch0 = check_scratch(SIZE, scratch, needed)
     cdef Part part = [0, offsets.shape[0] - 1, 0, H]
     if C > 0:
         with nogil:
-            attend_all_backward(dout0, qkv0, lse0, &offsets[0], part, C, H, dqkv0, scratch0)
+            attend_all_backward(dout0, qkv0, lse0, &offsets[0], part, C, H, K, dqkv0, scratch0)
 
 
 cdef Py_ssize_t check_cache(
     const int[::1] offsets, floating[:, :, ::1] kv, const int[::1] slots,
-    const int[::1] starts, Py_ssize_t C, Cache* cache,
+    const int[::1] starts, Py_ssize_t kv_dim, Cache* cache,
 ) except -1:
     """Fill in `cache`, and return the most rows that a text has in all.
 
@@ -270,10 +289,10 @@ cdef Py_ssize_t check_cache(
     cdef Py_ssize_t S, B = offsets.shape[0] - 1
     if kv is None or slots is None or starts is None:
         raise ValueError("kv, slots and starts must all be given, or none")
-    if kv.shape[2] != 2 * C:
-        raise ValueError(f"kv must have {2 * C} columns, got {kv.shape[2]}")
+    if kv.shape[2] != 2 * kv_dim:
+        raise ValueError(f"kv must have {2 * kv_dim} columns, got {kv.shape[2]}")
     cache.length = S = kv.shape[1]
-    cache.kv = &kv[0, 0, 0] if kv.shape[0] and S and C else NULL
+    cache.kv = &kv[0, 0, 0] if kv.shape[0] and S and kv_dim else NULL
     check_aligned("kv", <size_t> cache.kv, sizeof(floating))
     cache.slots = check_indices("slots", slots, B, 0, kv.shape[0])
     cache.starts = check_ints("starts", starts, B)
@@ -299,24 +318,26 @@ cdef Py_ssize_t check_room(
 
 
 def attention_decode(
-    const floating[:, ::1] qkv not None,      # IN (N, 3 C): the new rows of each text
+    const floating[:, ::1] qkv not None,      # IN (N, W): the new rows of each text
     const int[::1] offsets not None,          # IN (B + 1,)
     Py_ssize_t n_heads,
-    floating[:, :, ::1] kv not None,          # IN/OUT (slots, S, 2 C): keys and values
+    floating[:, :, ::1] kv not None,          # IN/OUT (slots, S, 2 K D): keys and values
     const int[::1] slots not None,            # IN (B,): the slot of each text, all different
     const int[::1] starts not None,           # IN (B,): how many of its rows came before
     floating[:, ::1] out not None,            # OUT (N, C)
     floating[::1] scratch not None,           # attention_scratch_size(start + n at most, D)
+    Py_ssize_t n_kv_heads=0,                  # IN: K; 0 for as many as heads
 ):
     """Append the new rows' keys and values to the cache; each text attends to all of its own."""
     cdef Py_ssize_t N = out.shape[0], C = out.shape[1], H = n_heads
     cdef Cache cache
-    check_heads(C, H)
+    cdef Py_ssize_t K = check_heads(C, H, n_kv_heads), kv_dim = C // H * K
     check_offsets(offsets, N)
-    cdef floating* qkv0 = check_matrix("qkv", qkv, N, 3 * C)
+    cdef floating* qkv0 = check_matrix("qkv", qkv, N, C + 2 * kv_dim)
     cdef floating* out0 = check_matrix[floating]("out", out, N, C)
-    cdef Py_ssize_t longest = check_cache(offsets, kv, slots, starts, C, &cache)
+    cdef Py_ssize_t longest = check_cache(offsets, kv, slots, starts, kv_dim, &cache)
     cdef floating* scratch0 = check_scratch(SIZE, scratch, scratch_size(longest, C // H))
     if C > 0:
         with nogil:
-            attend_cached(qkv0, &offsets[0], offsets.shape[0] - 1, C, H, &cache, out0, scratch0)
+            attend_cached(qkv0, &offsets[0], offsets.shape[0] - 1, C, H, K, &cache, out0,
+                          scratch0)

@@ -6,8 +6,9 @@ one after another without returning to Python. What a block is made of, and wher
 lie in one flat array, says a `BlockSpec`; see `rustgpt/reference/spec.py`.
 
 With P parameters, T tokens a text: 2 P + 4 T C operations a row forward, twice that backward. Saved
-for the backward pass: (5 C + F) numbers a row with the norms before, (6 C + F) with the norms
-after, and a few per head; what is cheap is computed again.
+for the backward pass: (2 C + W + G) numbers a row with the norms before, (3 C + W + G) with the
+norms after, and a few per head; what is cheap is computed again. There W = (H + 2 K) D, and G is F,
+or 2 F with SwiGLU.
 
 Several threads may call for one batch, each with its shard: all arrays then have the rows of all
 threads, and each thread goes through its own, but makes its part of the weights' gradients over
@@ -23,15 +24,15 @@ from rustgpt._ext.checks cimport (
     check_matrix, check_offsets, check_scratch, check_size, check_total, check_vector,
 )
 from rustgpt._ext.dropout cimport drop, dropout_of
-from rustgpt._ext.layer_norm cimport normalise_again, normalise_rows_backward
 from rustgpt._ext.linear cimport affine, check_bfloat16
+from rustgpt._ext.rotary cimport turn_rows
 from rustgpt._ext.shard cimport Shard, alone, meet, shard_of
 from rustgpt._ext.spec cimport (
     Norm, Saved, Scratch, Spec, read_spec, saved_of, scratch_of, whole_lines,
 )
 from rustgpt._ext.steps cimport (
-    ATTENTION, FEED_FORWARD, at, back, clear_norms, copy, dropped, feed_forward,
-    feed_forward_gradients, gradients_of, norm_gradients, normalise, part_of, project,
+    ATTENTION, FEED_FORWARD, again, at, back, clear_norms, copy, dropped, feed_forward,
+    feed_forward_gradients, gradients_of, norm_back, norm_gradients, normalise, part_of, project,
     through_activation,
 )
 
@@ -60,7 +61,7 @@ def block_saved_size(object spec, Py_ssize_t N, bint sharded=False):
     """Numbers that `block_forward` saves of N rows for `block_backward`."""
     cdef Spec b = spec_of(spec)
     check_size("N", N)
-    check_total(N, 8.0 * b.C + b.F + b.H)
+    check_total(N, 8.0 * b.C + b.G + b.H)
     return saved_of(&b, N, sharded).size
 
 
@@ -76,7 +77,7 @@ def block_scratch_size(
     check_size("N", N)
     check_size("longest", longest)
     check_size("threads", threads, 1)
-    check_total(N, 10.0 * b.C + 2.0 * b.F)
+    check_total(N, 10.0 * b.C + b.F + b.G)
     check_total(threads, 4.0 * BLOCK * (<double> longest + b.C))
     s.n = threads
     return scratch_of(&b, &s, N, longest).size + (0 if saved else saved_of(&b, N, False).size)
@@ -92,6 +93,19 @@ cdef int check_texts(const Shard* s, const int[::1] offsets) except -1:
     return 0
 
 
+cdef floating* check_table(
+    const Spec* b, const floating[:, ::1] table, Py_ssize_t longest
+) except? NULL:
+    """Raise ValueError unless there is a table of angles just where there are rotary positions."""
+    if b.rotary != (table is not None):
+        raise ValueError("table must be given where positions are rotary, and else be None")
+    if table is not None and table.shape[0] < longest:
+        raise ValueError(
+            f"table must have a row for each of {longest} positions, got {table.shape[0]}"
+        )
+    return check_matrix("table", table, 0 if table is None else table.shape[0], b.C // b.H)
+
+
 def block_forward(
     const floating[:, ::1] x not None,        # IN (N, C)
     const int[::1] offsets not None,          # IN (B + 1,)
@@ -102,12 +116,13 @@ def block_forward(
     floating[::1] scratch not None,           # block_scratch_size(spec, N, longest text, ...)
     bint bfloat16=False,                      # IN: whether the linear products round to it
     object shard=None,                        # IN: this thread's, of several
-    floating[:, :, ::1] kv=None,              # IN/OUT (slots, S, 2 C): see attention_decode
+    floating[:, :, ::1] kv=None,              # IN/OUT (slots, S, 2 K D): see attention_decode
     const int[::1] slots=None,                # IN (B,)
     const int[::1] starts=None,               # IN (B,)
     const int[::1] row_numbers=None,          # IN (N,): with key, key + 1 and rate as in `dropout`
     uint64_t key=0,                           # IN
     double rate=0.0,                          # IN
+    const floating[:, ::1] table=None,        # IN (S, D): see rotary; None if they are learned
 ):
     """out = norm2(h + feed_forward(h)), h = norm1(x + attention(x)); or with the norms before.
 
@@ -126,13 +141,14 @@ def block_forward(
     if cached and rate > 0:
         raise ValueError("rate must be 0 where there is a cache")
     if cached:
-        longest = check_cache(offsets, kv, slots, starts, C, &cache)
+        longest = check_cache(offsets, kv, slots, starts, (b.W - b.C) // 2, &cache)
     b.bfloat16, b.dropout = bfloat16, dropout_of(row_numbers, N, key, rate)
     check_bfloat16(bfloat16, sizeof(floating))
     check_texts(&s, offsets)
     if saved is None and s.n > 1:
         raise ValueError("saved must be given where there is a shard")
     cdef Scratch w = scratch_of(&b, &s, N, longest)
+    cdef floating* table0 = check_table(&b, table, longest)
     cdef floating* x0 = check_matrix("x", x, N, b.C)
     cdef floating* parameters0 = check_vector("parameters", parameters, b.size)
     cdef floating* out0 = check_matrix[floating]("out", out, N, C)
@@ -144,16 +160,16 @@ def block_forward(
     if saved is None:
         saved0 = scratch0 + w.size
     with nogil:
-        forward(&b, &k, &w, &s, &cache if cached else NULL, parameters0, x0, &offsets[0],
+        forward(&b, &k, &w, &s, &cache if cached else NULL, parameters0, table0, x0, &offsets[0],
                 offsets.shape[0] - 1, out0, saved0, scratch0)
 
 
 cdef int forward(
     const Spec* b, const Saved* k, const Scratch* w, const Shard* s, const Cache* cache,
-    const floating* p, const floating* x, const int* offsets, Py_ssize_t B, floating* out,
-    floating* saved, floating* scratch,
+    const floating* p, const floating* table, const floating* x, const int* offsets, Py_ssize_t B,
+    floating* out, floating* saved, floating* scratch,
 ) except -1 nogil:
-    cdef Py_ssize_t C = b.C, r = s.first, n = s.stop - s.first  # this thread's rows
+    cdef Py_ssize_t C = b.C, W = b.W, r = s.first, n = s.stop - s.first  # this thread's rows
     cdef floating* activated = scratch + w.activated + r * b.F            # (n, F)
     cdef floating* normal = scratch + w.normal1 + r * C                   # (n, C)
     cdef floating* heads = (                                              # (N, C)
@@ -169,17 +185,20 @@ cdef int forward(
         normalise(&b.norm1, p, x + r * C, n, C, normal, saved + k.mean1 + r, saved + k.rstd1 + r)
         inner = normal
     # sum1 = x + attention(inner)
-    affine(inner, p + b.qkv_weight, at(p, b.qkv_bias), n, C, 3 * C, False, False, b.bfloat16,
-           saved + k.qkv + r * 3 * C)                                     # (n, 3 C)
+    affine(inner, p + b.qkv_weight, at(p, b.qkv_bias), n, C, W, False, False, b.bfloat16,
+           saved + k.qkv + r * W)                                         # (n, W)
+    if b.rotary:
+        turn_rows(saved + k.qkv, W, offsets, cache.starts if cache != NULL else NULL, B, r, s.stop,
+                  table, b.H + b.K, C // b.H, False)
     if cache == NULL:
         if s.heads:
             meet(s)  # others have made other rows, and will go on with other columns
-        attend_all(saved + k.qkv, offsets, part_of(s, offsets, B, b.H), C, b.H, heads,
-                   saved + k.lse, scratch + w.attention)                  # (n, C)
+        attend_all(saved + k.qkv, offsets, part_of(s, offsets, B, b.H, b.K), C, b.H, b.K,
+                   heads, saved + k.lse, scratch + w.attention)           # (n, C)
         if s.heads:
             meet(s)
     else:
-        attend_cached(saved + k.qkv, offsets, B, C, b.H, cache, heads,
+        attend_cached(saved + k.qkv, offsets, B, C, b.H, b.K, cache, heads,
                       scratch + w.attention)                              # (n, C)
     copy(b, x + r * C, n, sum1)
     project(b, p, heads + r * C, n, add, sum1 if add else f)
@@ -192,7 +211,7 @@ cdef int forward(
     else:
         normalise(&b.norm1, p, sum1, n, C, normal, saved + k.mean1 + r, saved + k.rstd1 + r)
         copy(b, <const floating*> normal, n, sum2)
-    feed_forward(b, p, normal, n, saved + k.hidden + r * b.F, activated, add, sum2 if add else f)
+    feed_forward(b, p, normal, n, saved + k.hidden + r * b.G, activated, add, sum2 if add else f)
     if not add:
         drop(&b.dropout, FEED_FORWARD, f, r, n, C, True, sum2)
     if not b.pre_norm:
@@ -216,6 +235,7 @@ def block_backward(
     const int[::1] row_numbers=None,          # IN (N,): with key, key + 1 and rate as in `dropout`
     uint64_t key=0,                           # IN
     double rate=0.0,                          # IN
+    const floating[:, ::1] table=None,        # IN (S, D): see rotary; None if they are learned
 ):
     """The gradients of the input and of the parameters, from the gradient of the output."""
     cdef Py_ssize_t N = x.shape[0], C = x.shape[1], longest = check_offsets(offsets, N)
@@ -224,6 +244,7 @@ def block_backward(
     cdef Shard s = shard_of(shard, barrier, N)
     cdef Saved k = saved_of(&b, N, s.n > 1)
     cdef Scratch w = scratch_of(&b, &s, N, longest)
+    cdef floating* table0 = check_table(&b, table, longest)
     b.accumulate, b.bfloat16 = accumulate, bfloat16
     b.dropout = dropout_of(row_numbers, N, key, rate)
     check_bfloat16(bfloat16, sizeof(floating))
@@ -240,14 +261,15 @@ def block_backward(
             dparameters[:] = 0
         return
     with nogil:
-        backward(&b, &k, &w, &s, parameters0, dparameters0, dout0, x0, &offsets[0],
+        backward(&b, &k, &w, &s, parameters0, table0, dparameters0, dout0, x0, &offsets[0],
                  offsets.shape[0] - 1, N, saved0, dx0, scratch0)
 
 
 cdef int backward(
     const Spec* b, const Saved* k, const Scratch* w, const Shard* s,
-    const floating* p, floating* dp, const floating* dout, const floating* x, const int* offsets,
-    Py_ssize_t B, Py_ssize_t N, const floating* saved, floating* dx, floating* scratch,
+    const floating* p, const floating* table, floating* dp, const floating* dout,
+    const floating* x, const int* offsets, Py_ssize_t B, Py_ssize_t N, const floating* saved,
+    floating* dx, floating* scratch,
 ) except -1 nogil:
     cdef Py_ssize_t C = b.C, r = s.first, n = s.stop - s.first  # this thread's rows
     # One thread adds up the gradients of the norms where they belong, several each in its own
@@ -262,12 +284,13 @@ cdef int backward(
         dsum2 = <floating*> dout  # is read only
     backward_feed_forward(b, k, w, s, p, dp, dnorms, dout + r * C, n, saved, scratch, dsum2,
                           dx + r * C, dsum1)
-    backward_attention(b, k, w, s, p, dp, dnorms, dsum1, x, offsets, B, n, saved, scratch, dx)
+    backward_attention(b, k, w, s, p, table, dp, dnorms, dsum1, x, offsets, B, n, saved, scratch,
+                       dx)
     if one:
         return 0
     meet(s)
     # What was made last comes first: it is still in the cache.
-    gradients_of(b, s, scratch + w.dqkv, scratch + w.normal1 if b.pre_norm else x, N, C, 3 * C, dp,
+    gradients_of(b, s, scratch + w.dqkv, scratch + w.normal1 if b.pre_norm else x, N, C, b.W, dp,
                  b.qkv_weight, b.qkv_bias)
     gradients_of(b, s, scratch + (w.before1 if dropping else w.dsum1), saved + k.heads, N, C, C,
                  dp, b.projection_weight, b.projection_bias)
@@ -292,49 +315,47 @@ cdef void backward_feed_forward(
     cdef const floating* sum1 = saved + k.sum1 + r * C
     cdef const floating* mean = saved + (k.mean2 if b.pre_norm else k.mean1) + r
     cdef const floating* rstd = saved + (k.rstd2 if b.pre_norm else k.rstd1) + r
-    cdef floating* dhidden = scratch + w.dhidden + r * b.F    # (n, F)
+    cdef floating* dhidden = scratch + w.dhidden + r * b.G    # (n, G)
     cdef floating* dnormal = scratch + w.dnormal + r * C if b.pre_norm else dx
     cdef const floating* df
     if b.pre_norm:
         copy(b, dout, n, dsum2)
     else:
         # forward: out = norm2(sum2)
-        normalise_rows_backward(dout, saved + k.sum2 + r * C, p + b.norm2.weight,
-                                saved + k.mean2 + r, saved + k.rstd2 + r, <const floating*> NULL,
-                                n, C, dsum2, dnorms + w.dweight2, dnorms + w.dbias2)
-    normalise_again(sum1, p + inner.weight, p + inner.bias, mean, rstd, n, C,
-                    scratch + w.normal2 + r * C)
+        norm_back(&b.norm2, p, dout, saved + k.sum2 + r * C, saved + k.mean2 + r,
+                  saved + k.rstd2 + r, <const floating*> NULL, n, C, dsum2, dnorms + w.dweight2,
+                  dnorms + w.dbias2)
+    again(inner, p, sum1, mean, rstd, n, C, scratch + w.normal2 + r * C)
     # forward: sum2 = h + dropout(activation(normal2 @ weight1 + bias1) @ weight2 + bias2)
     df = dropped(b, FEED_FORWARD, <const floating*> dsum2, r, n, scratch + w.before2 + r * C)
-    through_activation(b, p, df, saved + k.hidden + r * b.F, n, dhidden,
-                       scratch + w.activated + r * b.F)      # (n, F)
+    through_activation(b, p, df, saved + k.hidden + r * b.G, n, dhidden,
+                       scratch + w.activated + r * b.F)      # (n, G)
     if s.n == 1:
         feed_forward_gradients(b, k, w, s, dp, df, saved, scratch, n)
     # forward: normal2 = inner(sum1), and h is sum1, or normal2 if the norms come after
     if not b.pre_norm:
         copy(b, dsum2, n, dnormal)
-    back(b, p + b.weight1, dhidden, n, C, b.F, not b.pre_norm, dnormal)
-    normalise_rows_backward(dnormal, sum1, p + inner.weight, mean, rstd,
-                            dsum2 if b.pre_norm else NULL, n, C, dsum1,
-                            dnorms + (w.dweight2 if b.pre_norm else w.dweight1),
-                            dnorms + (w.dbias2 if b.pre_norm else w.dbias1))
+    back(b, p + b.weight1, dhidden, n, C, b.G, not b.pre_norm, dnormal)
+    norm_back(inner, p, dnormal, sum1, mean, rstd, dsum2 if b.pre_norm else NULL, n, C, dsum1,
+              dnorms + (w.dweight2 if b.pre_norm else w.dweight1),
+              dnorms + (w.dbias2 if b.pre_norm else w.dbias1))
 
 
 cdef int backward_attention(
     const Spec* b, const Saved* k, const Scratch* w, const Shard* s,
-    const floating* p, floating* dp, floating* dnorms,
+    const floating* p, const floating* table, floating* dp, floating* dnorms,
     const floating* dsum1,  # IN (n, C); alone, it is dx
     const floating* x, const int* offsets, Py_ssize_t B, Py_ssize_t n,
     const floating* saved, floating* scratch, floating* dx,
 ) except -1 nogil:
-    cdef Py_ssize_t C = b.C, r = s.first
+    cdef Py_ssize_t C = b.C, W = b.W, r = s.first
     cdef floating* mine = dx + r * C                          # (n, C)
     cdef floating* dnormal = scratch + w.dnormal + r * C      # (n, C)
     cdef floating* dheads = scratch + w.dheads                # (N, C)
-    cdef floating* dqkv = scratch + w.dqkv                    # (N, 3 C)
+    cdef floating* dqkv = scratch + w.dqkv                    # (N, W)
     if b.pre_norm:
-        normalise_again(x + r * C, p + b.norm1.weight, p + b.norm1.bias, saved + k.mean1 + r,
-                        saved + k.rstd1 + r, n, C, scratch + w.normal1 + r * C)
+        again(&b.norm1, p, x + r * C, saved + k.mean1 + r, saved + k.rstd1 + r, n, C,
+              scratch + w.normal1 + r * C)
     # forward: sum1 = x + dropout(heads @ projection_weight + projection_bias)
     cdef const floating* df = dropped(b, ATTENTION, dsum1, r, n, scratch + w.before1 + r * C)
     if b.projection_weight >= 0:
@@ -347,21 +368,24 @@ cdef int backward_attention(
     # forward: heads = softmax(mask(q @ k.T / sqrt(D))) @ v
     if s.heads:
         meet(s)
-    attend_all_backward(dheads, saved + k.qkv, saved + k.lse, offsets, part_of(s, offsets, B, b.H),
-                        C, b.H, dqkv, scratch + w.attention)
+    attend_all_backward(dheads, saved + k.qkv, saved + k.lse, offsets,
+                        part_of(s, offsets, B, b.H, b.K), C, b.H, b.K, dqkv, scratch + w.attention)
     if s.heads:
         meet(s)
+    # forward: q and k were turned
+    if b.rotary:
+        turn_rows(dqkv, W, offsets, <const int*> NULL, B, r, s.stop, table, b.H + b.K, C // b.H,
+                  True)
     # forward: qkv = inner @ qkv_weight + qkv_bias
     if b.pre_norm:
         # inner = norm1(x), and x went into sum1
-        back(b, p + b.qkv_weight, dqkv + r * 3 * C, n, C, 3 * C, False, dnormal)
-        normalise_rows_backward(dnormal, x + r * C, p + b.norm1.weight, saved + k.mean1 + r,
-                                saved + k.rstd1 + r, dsum1, n, C, mine, dnorms + w.dweight1,
-                                dnorms + w.dbias1)
+        back(b, p + b.qkv_weight, dqkv + r * W, n, C, W, False, dnormal)
+        norm_back(&b.norm1, p, dnormal, x + r * C, saved + k.mean1 + r, saved + k.rstd1 + r, dsum1,
+                  n, C, mine, dnorms + w.dweight1, dnorms + w.dbias1)
     else:
         copy(b, dsum1, n, mine)
-        back(b, p + b.qkv_weight, dqkv + r * 3 * C, n, C, 3 * C, True, mine)
+        back(b, p + b.qkv_weight, dqkv + r * W, n, C, W, True, mine)
     if s.n == 1:
-        gradients_of(b, s, dqkv, scratch + w.normal1 if b.pre_norm else x, n, C, 3 * C, dp,
+        gradients_of(b, s, dqkv, scratch + w.normal1 if b.pre_norm else x, n, C, W, dp,
                      b.qkv_weight, b.qkv_bias)
     return 0

@@ -154,6 +154,27 @@ static inline void row_norm_gradient_##NAME(                                    
         }                                                                                     \
     }                                                                                         \
 }                                                                                             \
+/* RMS norm's gradient: dx = residual + s (y w - z b), z = x s; no residual if NULL. dw += y z.\
+   dx may be y or the residual. */                                                            \
+static inline void row_rms_gradient_##NAME(                                                   \
+    const T* y, const T* w, const T* x, T s, T b, const T* residual, Py_ssize_t n, T* dx,     \
+    T* dw) {                                                                                  \
+    if (residual == NULL) {                                                                   \
+        RUSTGPT_SIMD()                                                                        \
+        for (Py_ssize_t i = 0; i < n; i++) {                                                  \
+            T z = x[i] * s, g = y[i];                                                         \
+            dw[i] += g * z;                                                                   \
+            dx[i] = s * (g * w[i] - z * b);                                                   \
+        }                                                                                     \
+    } else {                                                                                  \
+        RUSTGPT_SIMD()                                                                        \
+        for (Py_ssize_t i = 0; i < n; i++) {                                                  \
+            T z = x[i] * s, g = y[i];                                                         \
+            dw[i] += g * z;                                                                   \
+            dx[i] = residual[i] + s * (g * w[i] - z * b);                                     \
+        }                                                                                     \
+    }                                                                                         \
+}                                                                                             \
 /* GELU, 0.5 x (1 + tanh(u)), u = sqrt(2 / pi) (x + 0.044715 x^3), is x / (1 + exp(-2 u)).    \
    e = exp(-|2 u|) is at most 1, so that one clamp is enough; above |x| = 10 it is 0. A few   \
    at a time are made first: in one long loop each would wait for all that becomes of it. */  \
@@ -192,6 +213,43 @@ static inline void row_gelu_backward_##NAME(                                    
             value[i] = v * share;                                                             \
             dx[i] = dy[i] * (share + v * power * inverse * inverse                            \
                              * ((T)GELU_A + (T)3 * (T)GELU_B * square));                      \
+        }                                                                                     \
+        y = y ? y + some : NULL;                                                              \
+    }                                                                                         \
+}                                                                                             \
+/* s = 1 / (1 + exp(-x)). */                                                                  \
+static inline void sigmoids_##NAME(const T* x, Py_ssize_t n, T* s) {                          \
+    RUSTGPT_SIMD()                                                                            \
+    for (Py_ssize_t i = 0; i < n; i++) {                                                      \
+        T e = exp_##NAME(x[i] < 0 ? x[i] : -x[i]);                                            \
+        s[i] = (x[i] < 0 ? e : (T)1) / ((T)1 + e);                                            \
+    }                                                                                         \
+}                                                                                             \
+/* SwiGLU: y = g / (1 + exp(-g)) * u. */                                                      \
+static inline void row_swiglu_##NAME(const T* g, const T* u, Py_ssize_t n, T* y) {            \
+    T s[GELU_AT_ONCE];                                                                        \
+    for (Py_ssize_t some; n > 0; n -= some, g += some, u += some, y += some) {                \
+        some = n < GELU_AT_ONCE ? n : GELU_AT_ONCE;                                           \
+        sigmoids_##NAME(g, some, s);                                                          \
+        RUSTGPT_SIMD()                                                                        \
+        for (Py_ssize_t i = 0; i < some; i++) y[i] = g[i] * s[i] * u[i];                      \
+    }                                                                                         \
+}                                                                                             \
+/* Its gradients, from dy, and y too unless it is NULL. y may be dy. */                       \
+static inline void row_swiglu_backward_##NAME(                                                \
+    const T* dy, const T* g, const T* u, Py_ssize_t n, T* dg, T* du, T* y) {                  \
+    T s[GELU_AT_ONCE];                                                                        \
+    for (Py_ssize_t some; n > 0;                                                              \
+         n -= some, dy += some, g += some, u += some, dg += some, du += some) {               \
+        T* value = y ? y : s;                                                                 \
+        some = n < GELU_AT_ONCE ? n : GELU_AT_ONCE;                                           \
+        sigmoids_##NAME(g, some, s);                                                          \
+        RUSTGPT_SIMD()                                                                        \
+        for (Py_ssize_t i = 0; i < some; i++) {                                               \
+            T d = dy[i], share = s[i], silu = g[i] * share, other = u[i];                     \
+            value[i] = silu * other;                                                          \
+            dg[i] = d * other * (share + silu * ((T)1 - share));                              \
+            du[i] = d * silu;                                                                 \
         }                                                                                     \
         y = y ? y + some : NULL;                                                              \
     }                                                                                         \

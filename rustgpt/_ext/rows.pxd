@@ -31,6 +31,20 @@ cdef extern from "rows.h" nogil:
     void row_norm_gradient "row_norm_gradient_f64"(
         const double* y, const double* w, const double* x, double mean, double s, double a,
         double b, const double* residual, Py_ssize_t n, double* dx, double* dw, double* db)
+    void row_rms_gradient "row_rms_gradient_f32"(
+        const float* y, const float* w, const float* x, float s, float b, const float* residual,
+        Py_ssize_t n, float* dx, float* dw)
+    void row_rms_gradient "row_rms_gradient_f64"(
+        const double* y, const double* w, const double* x, double s, double b,
+        const double* residual, Py_ssize_t n, double* dx, double* dw)
+    void row_swiglu "row_swiglu_f32"(const float* g, const float* u, Py_ssize_t n, float* y)
+    void row_swiglu "row_swiglu_f64"(const double* g, const double* u, Py_ssize_t n, double* y)
+    void row_swiglu_backward "row_swiglu_backward_f32"(
+        const float* dy, const float* g, const float* u, Py_ssize_t n, float* dg, float* du,
+        float* y)
+    void row_swiglu_backward "row_swiglu_backward_f64"(
+        const double* dy, const double* g, const double* u, Py_ssize_t n, double* dg, double* du,
+        double* y)
     void row_gelu "row_gelu_f32"(const float* x, Py_ssize_t n, float* y)
     void row_gelu "row_gelu_f64"(const double* x, Py_ssize_t n, double* y)
     void row_gelu_backward "row_gelu_backward_f32"(

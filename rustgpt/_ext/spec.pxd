@@ -10,16 +10,21 @@ cdef enum:
     # The kinds of feed-forward layers, by their activation.
     RELU = 0
     GELU = 1
+    SWIGLU = 2
 
 
 cdef struct Norm:
-    Py_ssize_t weight, bias  # where they begin
+    Py_ssize_t weight, bias  # where they begin; the bias is -1 if there is none
     double epsilon
+    bint rms                 # whether it is an RMS norm
 
 
 cdef struct Spec:
     Py_ssize_t C, H, K, F
+    Py_ssize_t W  # columns of queries, keys and values: (H + 2 K) D
+    Py_ssize_t G  # columns of the hidden layer before the activation: F, or 2 F for SwiGLU
     int activation
+    bint rotary   # whether positions are
     bint pre_norm, bfloat16
     bint accumulate  # the parameters' gradients: add to what is there, or write over it
     Py_ssize_t size  # P
@@ -61,7 +66,8 @@ cdef inline Spec read_spec(object spec) except *:
     """Return what a `BlockSpec` says, after a check: where it is wrong, kernels would crash."""
     cdef const double[::1] n
     cdef Spec b
-    cdef Py_ssize_t C, F, P
+    cdef Py_ssize_t C, F, G, P, W
+    cdef bint rms
     try:
         n = spec.numbers
     except (AttributeError, TypeError, ValueError) as error:
@@ -70,31 +76,36 @@ cdef inline Spec read_spec(object spec) except *:
         raise ValueError(f"spec must have {SIZES + PARAMETERS} numbers, got {n.shape[0]}")
     b.C, b.H, b.K, b.F, b.size = whole(n[0]), whole(n[1]), whole(n[2]), whole(n[3]), whole(n[10])
     C, F, P = b.C, b.F, b.size
-    if C < 0 or F < 0 or P < 0 or 3 * C >= 2**31 or F >= 2**31:
+    if C < 0 or F < 0 or P < 0 or 3 * C >= 2**31 or 2 * F >= 2**31:
         raise ValueError(f"spec must have sizes from 0 to 2**31, got dim {C}, hidden_dim {F}")
     if b.H < 1 or C % b.H != 0:
         raise ValueError(f"spec must have n_heads that divide the {C} columns, got {b.H}")
-    if b.K != b.H:
-        raise ValueError(f"spec must have as many n_kv_heads as n_heads, got {b.K} and {b.H}")
-    if n[4] != 0 or n[5] != 0 or not (n[6] == RELU or n[6] == GELU):
+    if b.K < 1 or b.H % b.K != 0:
+        raise ValueError(f"spec must have n_kv_heads that divide the {b.H} heads, got {b.K}")
+    if n[4] not in (0, 1) or n[5] not in (0, 1) or n[6] not in (RELU, GELU, SWIGLU):
         raise ValueError("spec must name kinds of norm, positions and feed-forward that there are")
+    if n[5] == 1 and C // b.H % 2:
+        raise ValueError(f"spec must have an even head dimension to be turned, got {C // b.H}")
     if not (n[7] == 0 or n[7] == 1) or not n[8] >= 0 or not n[9] >= 0:
         raise ValueError("spec must say whether the norms come first, and epsilons from 0 on")
-    b.activation, b.pre_norm = GELU if n[6] == GELU else RELU, n[7] != 0
+    b.activation, b.rotary, b.pre_norm = <int> n[6], n[5] == 1, n[7] != 0
+    b.W, b.G = C + C // b.H * b.K * 2, 2 * F if b.activation == SWIGLU else F
+    W, G, rms = b.W, b.G, n[4] == 1
     b.norm1.epsilon, b.norm2.epsilon = n[8], n[9]
+    b.norm1.rms = b.norm2.rms = rms
     b.bfloat16, b.accumulate, b.dropout.rows = False, True, NULL
-    b.qkv_weight = parameter("qkv_weight", n[11], C, 3.0 * C, P)
-    b.qkv_bias = parameter("qkv_bias", n[12], 1, 3.0 * C, P, False)
+    b.qkv_weight = parameter("qkv_weight", n[11], C, W, P)
+    b.qkv_bias = parameter("qkv_bias", n[12], 1, W, P, False)
     b.projection_weight = parameter("projection_weight", n[13], C, C, P, False)
     b.projection_bias = parameter("projection_bias", n[14], 1, C, P, False)
     b.norm1.weight = parameter("norm1.weight", n[15], 1, C, P)
-    b.norm1.bias = parameter("norm1.bias", n[16], 1, C, P)
-    b.weight1 = parameter("weight1", n[17], C, F, P)
-    b.bias1 = parameter("bias1", n[18], 1, F, P)
+    b.norm1.bias = parameter("norm1.bias", n[16], 1, C, P, not rms)
+    b.weight1 = parameter("weight1", n[17], C, G, P)
+    b.bias1 = parameter("bias1", n[18], 1, G, P, False)
     b.weight2 = parameter("weight2", n[19], F, C, P)
-    b.bias2 = parameter("bias2", n[20], 1, C, P)
+    b.bias2 = parameter("bias2", n[20], 1, C, P, False)
     b.norm2.weight = parameter("norm2.weight", n[21], 1, C, P)
-    b.norm2.bias = parameter("norm2.bias", n[22], 1, C, P)
+    b.norm2.bias = parameter("norm2.bias", n[22], 1, C, P, not rms)
     return b
 
 
@@ -111,14 +122,14 @@ cdef inline Py_ssize_t whole_lines(Py_ssize_t size) noexcept nogil:
 cdef inline Saved saved_of(const Spec* b, Py_ssize_t N, bint sharded) noexcept nogil:
     cdef Saved k
     cdef bint heads = b.projection_weight >= 0 or sharded          # whether they are read again
-    k.qkv = 0                                                      # (N, 3 C)
-    k.heads = k.qkv + whole_lines(N * 3 * b.C)                     # (N, C)
+    k.qkv = 0                                                      # (N, W)
+    k.heads = k.qkv + whole_lines(N * b.W)                         # (N, C)
     k.lse = k.heads + (whole_lines(N * b.C) if heads else 0)       # (N, H)
     k.sum1 = k.lse + whole_lines(N * b.H)                          # (N, C): x + attention(...)
     k.mean1 = k.sum1 + whole_lines(N * b.C)                        # (N,)
     k.rstd1 = k.mean1 + whole_lines(N)                             # (N,)
-    k.hidden = k.rstd1 + whole_lines(N)                            # (N, F): max(., 0) if ReLU
-    k.sum2 = k.hidden + whole_lines(N * b.F)                       # (N, C), norms after
+    k.hidden = k.rstd1 + whole_lines(N)                            # (N, G): max(., 0) if ReLU
+    k.sum2 = k.hidden + whole_lines(N * b.G)                       # (N, C), norms after
     k.mean2 = k.sum2 + (0 if b.pre_norm else whole_lines(N * b.C))  # (N,)
     k.rstd2 = k.mean2 + whole_lines(N)                             # (N,)
     k.size = k.rstd2 + whole_lines(N)
@@ -144,23 +155,23 @@ cdef inline Scratch scratch_of(
     const Spec* b, const Shard* s, Py_ssize_t N, Py_ssize_t longest
 ) noexcept nogil:
     cdef Scratch w
-    cdef Py_ssize_t C = b.C, F = b.F, rows = whole_lines(N * C)
-    w.dhidden = 0                                              # (N, F)
+    cdef Py_ssize_t C = b.C, F = b.F, G = b.G, W = b.W, rows = whole_lines(N * C)
+    w.dhidden = 0                                              # (N, G)
     if s.n == 1:
-        w.activated = w.dhidden + whole_lines(N * max(F, 3 * C))          # (N, F)
+        w.activated = w.dhidden + whole_lines(N * max(G, W))              # (N, F)
         w.normal1 = w.normal2 = w.activated + whole_lines(N * max(F, C))  # (N, C)
         w.dnormal = w.normal1 + rows                           # (N, C)
         w.attention = w.dnormal + rows
-        w.dqkv, w.dheads = w.dhidden, w.activated              # (N, 3 C), (N, C)
+        w.dqkv, w.dheads = w.dhidden, w.activated              # (N, W), (N, C)
         w.before1 = w.before2 = w.dnormal                      # (N, C)
         w.dsum1 = w.dsum2 = w.dnorms = 0                       # are in dx, and in the gradients
         w.dweight1, w.dbias1 = b.norm1.weight, b.norm1.bias
         w.dweight2, w.dbias2 = b.norm2.weight, b.norm2.bias
         w.size = w.attention + attention_size(longest, C)
         return w
-    w.activated = w.dhidden + whole_lines(N * F)               # (N, F)
-    w.dqkv = w.activated + whole_lines(N * F)                  # (N, 3 C)
-    w.dnormal = w.dqkv + whole_lines(N * 3 * C)                # (N, C)
+    w.activated = w.dhidden + whole_lines(N * G)               # (N, F)
+    w.dqkv = w.activated + whole_lines(N * F)                  # (N, W)
+    w.dnormal = w.dqkv + whole_lines(N * W)                    # (N, C)
     w.dheads = w.dnormal                                       # (N, C)
     w.normal1 = w.dnormal + rows                               # (N, C)
     w.normal2 = w.normal1 + rows                               # (N, C)

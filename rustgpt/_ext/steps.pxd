@@ -2,11 +2,14 @@
 from cython cimport floating
 from libc.string cimport memcpy, memset
 
-from rustgpt._ext.activations cimport relu, relu_gradient
+from rustgpt._ext.activations cimport relu, relu_gradient, swiglu, swiglu_gradient
 from rustgpt._ext.attention cimport Part
 from rustgpt._ext.dropout cimport drop
-from rustgpt._ext.layer_norm cimport normalise_rows
-from rustgpt._ext.spec cimport GELU, Norm, Saved, Scratch, Spec, whole_lines
+from rustgpt._ext.layer_norm cimport (
+    normalise_again, normalise_rows, normalise_rows_backward, rms_again, rms_rows,
+    rms_rows_backward,
+)
+from rustgpt._ext.spec cimport GELU, RELU, SWIGLU, Norm, Saved, Scratch, Spec, whole_lines
 from rustgpt._ext.linear cimport add_gradients, affine
 from rustgpt._ext.rows cimport row_gelu, row_gelu_backward
 from rustgpt._ext.shard cimport Shard, edge_of
@@ -26,18 +29,20 @@ cdef inline floating* at(const floating* array, Py_ssize_t offset) noexcept nogi
 cdef inline void feed_forward(
     const Spec* b, const floating* p,
     const floating* x, Py_ssize_t n,        # IN (n, C)
-    floating* hidden, floating* activated,  # OUT (n, F); scratch
+    floating* hidden, floating* activated,  # OUT (n, G); scratch (n, F)
     bint add, floating* out,                # IN/OUT (n, C)
 ) noexcept nogil:
     """out = (out if add) + activation(x @ weight1 + bias1) @ weight2 + bias2."""
-    affine(x, p + b.weight1, p + b.bias1, n, b.C, b.F, False, False, b.bfloat16,
-           hidden)                                                                    # (n, F)
+    affine(x, p + b.weight1, at(p, b.bias1), n, b.C, b.G, False, False, b.bfloat16,
+           hidden)                                                                    # (n, G)
     if b.activation == GELU:
         row_gelu(hidden, n * b.F, activated)
+    elif b.activation == SWIGLU:
+        swiglu(hidden, n, b.F, activated)
     else:
         relu(hidden, n * b.F, hidden)
-    affine(activated if b.activation == GELU else hidden, p + b.weight2, p + b.bias2, n, b.F, b.C,
-           False, add, b.bfloat16, out)                                               # (n, C)
+    affine(hidden if b.activation == RELU else activated, p + b.weight2, at(p, b.bias2), n, b.F,
+           b.C, False, add, b.bfloat16, out)                                          # (n, C)
 
 
 cdef inline void project(
@@ -77,12 +82,16 @@ cdef inline void copy(
 
 
 cdef inline Part part_of(
-    const Shard* s, const int* offsets, Py_ssize_t B, Py_ssize_t H
+    const Shard* s, const int* offsets, Py_ssize_t B, Py_ssize_t H, Py_ssize_t K
 ) noexcept nogil:
-    """A thread's heads of all texts; or the texts between its first row and its last."""
+    """A thread's heads of all texts; or the texts between its first row and its last.
+
+    Heads that share one of the K heads of keys stay together: they add to the same gradient.
+    """
     cdef Part part = [0, B, 0, H]
     if s.heads:
-        part.head, part.stop_head = edge_of(H, s.index, s.n), edge_of(H, s.index + 1, s.n)
+        part.head = edge_of(K, s.index, s.n) * (H // K)
+        part.stop_head = edge_of(K, s.index + 1, s.n) * (H // K)
         return part
     while part.text < B and offsets[part.text] < s.first:
         part.text += 1
@@ -97,7 +106,34 @@ cdef inline void normalise(
     floating* out, floating* mean, floating* rstd,
 ) noexcept nogil:
     """out (n, C) = a norm of the block, of some rows x."""
-    normalise_rows(x, p + norm.weight, p + norm.bias, norm.epsilon, n, C, out, mean, rstd)
+    if norm.rms:
+        rms_rows(x, p + norm.weight, norm.epsilon, n, C, out, rstd)
+    else:
+        normalise_rows(x, p + norm.weight, p + norm.bias, norm.epsilon, n, C, out, mean, rstd)
+
+
+cdef inline void again(
+    const Norm* norm, const floating* p, const floating* x, const floating* mean,
+    const floating* rstd, Py_ssize_t n, Py_ssize_t C, floating* out,
+) noexcept nogil:
+    """The same output from what was kept."""
+    if norm.rms:
+        rms_again(x, p + norm.weight, rstd, n, C, out)
+    else:
+        normalise_again(x, p + norm.weight, p + norm.bias, mean, rstd, n, C, out)
+
+
+cdef inline void norm_back(
+    const Norm* norm, const floating* p, const floating* dout, const floating* x,
+    const floating* mean, const floating* rstd, const floating* residual, Py_ssize_t n,
+    Py_ssize_t C, floating* dx, floating* dweight, floating* dbias,
+) noexcept nogil:
+    """dx = (residual, unless NULL) + the gradient of x, from out = norm(x)."""
+    if norm.rms:
+        rms_rows_backward(dout, x, p + norm.weight, rstd, residual, n, C, dx, dweight)
+    else:
+        normalise_rows_backward(dout, x, p + norm.weight, mean, rstd, residual, n, C, dx, dweight,
+                                dbias)
 
 
 cdef inline void back(
@@ -111,10 +147,14 @@ cdef inline void back(
 cdef inline void through_activation(
     const Spec* b, const floating* p,
     const floating* dout,                      # IN (n, C)
-    const floating* hidden, Py_ssize_t n,      # IN (n, F)
-    floating* dhidden, floating* activated,    # OUT (n, F); the second if GELU
+    const floating* hidden, Py_ssize_t n,      # IN (n, G)
+    floating* dhidden, floating* activated,    # OUT (n, G), (n, F); the second unless ReLU
 ) noexcept nogil:
     """From out = activation(hidden) @ weight2 + bias2, the gradient of hidden."""
+    if b.activation == SWIGLU:
+        back(b, p + b.weight2, dout, n, b.F, b.C, False, activated)
+        swiglu_gradient(activated, hidden, n, b.F, dhidden, activated)
+        return
     back(b, p + b.weight2, dout, n, b.F, b.C, False, dhidden)
     if b.activation == GELU:
         row_gelu_backward(dhidden, hidden, n * b.F, dhidden, activated)
@@ -139,10 +179,10 @@ cdef inline void feed_forward_gradients(
     const Spec* b, const Saved* k, const Scratch* w, const Shard* s, floating* dp,
     const floating* dout, const floating* saved, const floating* scratch, Py_ssize_t N,
 ) noexcept nogil:
-    cdef const floating* seen = scratch + w.activated if b.activation == GELU else saved + k.hidden
+    cdef const floating* seen = saved + k.hidden if b.activation == RELU else scratch + w.activated
     # forward: out = seen @ weight2 + bias2; hidden = normal2 @ weight1 + bias1
     gradients_of(b, s, dout, seen, N, b.F, b.C, dp, b.weight2, b.bias2)
-    gradients_of(b, s, scratch + w.dhidden, scratch + w.normal2, N, b.C, b.F, dp, b.weight1,
+    gradients_of(b, s, scratch + w.dhidden, scratch + w.normal2, N, b.C, b.G, dp, b.weight1,
                  b.bias1)
 
 
@@ -153,9 +193,10 @@ cdef inline void clear_norms(
     cdef Py_ssize_t row = b.C * sizeof(floating)
     if not b.accumulate and s.index == 0:
         memset(dp + b.norm1.weight, 0, row)
-        memset(dp + b.norm1.bias, 0, row)
         memset(dp + b.norm2.weight, 0, row)
-        memset(dp + b.norm2.bias, 0, row)
+        if not b.norm1.rms:
+            memset(dp + b.norm1.bias, 0, row)
+            memset(dp + b.norm2.bias, 0, row)
     if s.n > 1:
         memset(dnorms, 0, 4 * row)
 
@@ -170,6 +211,7 @@ cdef inline void norm_gradients(
         d = dnorms + i * whole_lines(4 * C)
         for c in range(C):
             dp[b.norm1.weight + c] += d[c]
-            dp[b.norm1.bias + c] += d[C + c]
             dp[b.norm2.weight + c] += d[2 * C + c]
+        for c in range(0 if b.norm1.rms else C):
+            dp[b.norm1.bias + c] += d[C + c]
             dp[b.norm2.bias + c] += d[3 * C + c]

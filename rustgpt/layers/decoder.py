@@ -16,12 +16,14 @@ from rustgpt.layers.layer import Layer
 from rustgpt.layers.layer_norm import LayerNorm
 from rustgpt.layers.memory import Array, Indices, Workspace
 from rustgpt.layers.output_projection import OutputProjection
+from rustgpt.layers.rms_norm import RMSNorm
 from rustgpt.layers.transformer import TransformerBlock
 from rustgpt.reference.arrays import Shard
 from rustgpt.reference.spec import DecoderSpec
 
 # A row's logits have the same bits whether one row is decoded or up to so many together.
 ROWS_AT_MOST: Final = 16
+LONGEST: Final = 2**31 - 1  # tokens of a text
 
 
 class Threads(Protocol):
@@ -64,6 +66,7 @@ class Decoder:
         self._blocks = [layer for layer in layers if type(layer) is TransformerBlock]
         self._places = tuple(block.attention.path for block in self._blocks)
         self.spec = decoder_spec(layers, flat)
+        self._rotary = self._blocks[0].rotary if self._blocks else None
 
     @property
     def fused(self) -> bool:
@@ -92,7 +95,7 @@ class Decoder:
         offsets, where = offsets_of(*map(len, rows)), np.array(slots, np.int32)  # (B + 1,), (B,)
         if self.spec is not None and self.fused:
             # At once, also where the layers run: they then write to the same array.
-            kv = cache.stacked(self._places, "kv", 2 * self.spec.dim, workspace.dtype)
+            kv = cache.stacked(self._places, "kv", 2 * self.spec.kv_dim, workspace.dtype)
             if len(ids) <= ROWS_AT_MOST:
                 return self._logits_of_few(
                     self.spec, ids, offsets, kv, cache, where, workspace, threads
@@ -108,7 +111,7 @@ class Decoder:
         spec: DecoderSpec,
         ids: Indices,
         offsets: Indices,
-        kv: Array,  # (L, slots, S, 2 C)
+        kv: Array,  # (L, slots, S, 2 K D)
         cache: Cache,
         slots: Indices,
         workspace: Workspace,
@@ -119,24 +122,24 @@ class Decoder:
         size = scratch_size(spec, len(ids), cache.capacity, threads.most(), ops.backend)
         scratch = workspace.temporary.get(1, (size,))
         starts = cache.lengths[slots]
+        table = None if self._rotary is None else self._rotary.table(workspace.dtype)
 
         def work(shard: Shard | None) -> None:
             ops.decoder_forward(
-                self._flat, spec, ids, offsets, kv, slots, starts, logits, scratch, shard
+                self._flat, spec, ids, offsets, kv, slots, starts, logits, scratch, shard, table
             )
 
-        n_heads = self._blocks[0].attention.n_heads if self._blocks else 1
-        threads.run(n_heads, work, (spec, len(ids)))
+        threads.run(spec.n_kv_heads, work, (spec, len(ids)))
         return logits
 
 
 def decoder_spec(layers: Sequence[Layer], flat: Array) -> DecoderSpec | None:
     """Return what a model of some layers is made of; None unless it is one of `build_layers`.
 
-    Its blocks may differ in all but their heads.
+    Its blocks may differ in all but their heads and positions.
     """
     first, *blocks, last = layers
-    norm = blocks.pop() if blocks and type(blocks[-1]) is LayerNorm else None
+    norm = blocks.pop() if blocks and type(blocks[-1]) in (LayerNorm, RMSNorm) else None
     known = type(first) is Embeddings and type(last) is OutputProjection
     same = len(set(map(id, layers))) == len(layers)
     if not known or not same or any(type(block) is not TransformerBlock for block in blocks):
@@ -144,23 +147,33 @@ def decoder_spec(layers: Sequence[Layer], flat: Array) -> DecoderSpec | None:
     assert isinstance(first, Embeddings)
     assert isinstance(last, OutputProjection)
     found: dict[str, Array | None] = {"tokens": first.tokens, "places": first.places}
-    if isinstance(norm, LayerNorm):
-        found |= {"norm.weight": norm.weight, "norm.bias": norm.bias}
+    if isinstance(norm, (LayerNorm, RMSNorm)):
+        found |= {"norm.weight": norm.weight, "norm.bias": getattr(norm, "bias", None)}
     found |= {"output.weight": last.weight, "output.bias": last.bias}
     offsets = {name: _place(value, flat) for name, value in found.items() if value is not None}
     firsts = [_place(block.flat, flat) for block in blocks]
-    heads = {block.attention.n_heads for block in blocks if isinstance(block, TransformerBlock)}
-    if None in (*offsets.values(), *firsts) or len(heads) > 1:
+    forms = {
+        (block.spec.n_heads, block.spec.n_kv_heads, block.rotary)
+        for block in blocks
+        if isinstance(block, TransformerBlock)
+    }
+    if None in (*offsets.values(), *firsts) or len(forms) > 1:
         return None
-    (V, C), S = first.tokens.shape, len(first.places)
+    V, C = first.tokens.shape
+    rotary = next(iter(forms))[2] if forms else None
+    if first.places is None and rotary is None:  # nobody knows the positions
+        return None
     return DecoderSpec(
         vocab_size=V,
-        max_seq_len=S,
+        max_seq_len=min(
+            LONGEST if first.places is None else len(first.places),
+            LONGEST if rotary is None else rotary.max_seq_len,
+        ),
         dim=C,
         blocks=tuple(block.spec for block in blocks if isinstance(block, TransformerBlock)),
         firsts=tuple(place for place in firsts if place is not None),
         offsets={name: place for name, place in offsets.items() if place is not None},
-        epsilon=norm.epsilon if isinstance(norm, LayerNorm) else 0.0,
+        epsilon=norm.epsilon if isinstance(norm, (LayerNorm, RMSNorm)) else 0.0,
         tied=last.tied,
         size=flat.size,
     )

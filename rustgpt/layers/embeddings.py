@@ -1,4 +1,4 @@
-"""Owns the embedding layer: a token's vector plus its position's vector."""
+"""Owns the embedding layer: a token's vector, plus its position's where these are learned."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from rustgpt.layers.memory import Array, Indices
 
 
 class Embeddings(Layer):
-    """out = tokens[ids] + places[positions], both tables learned.
+    """out = tokens[ids] + places[positions], both tables learned; or the tokens' alone.
 
     Parameters
     ----------
     vocab_size
         V, rows of the token table.
     max_seq_len
-        Rows of the position table.
+        Rows of the position table; 0 for none, where attention knows the positions.
     dim
         C, numbers that represent one token.
     rng
@@ -37,9 +37,10 @@ class Embeddings(Layer):
     ) -> None:
         super().__init__(dtype)
         self.tokens: Array
-        self.places: Array
+        self.places: Array | None = None
         self.parameter("tokens", normal(rng, 0.02, (vocab_size, dim), dtype))
-        self.parameter("places", normal(rng, 0.02, (max_seq_len, dim), dtype))
+        if max_seq_len:
+            self.parameter("places", normal(rng, 0.02, (max_seq_len, dim), dtype))
 
     def forward(self, x: Indices, ctx: Context) -> Array:  # (N,) -> (N, C)
         out = ctx.empty(len(x), self.tokens.shape[1])
@@ -51,12 +52,14 @@ class Embeddings(Layer):
         dout = ctx.dropped_back(self, dout)
         # forward: out = tokens[ids] + places[positions]; ids have no gradient
         (ids,) = ctx.saved(self)
-        dtokens, dplaces = ctx.gradients.of(self.tokens), ctx.gradients.of(self.places)
+        dtokens = ctx.gradients.of(self.tokens)
+        dplaces = None if self.places is None else ctx.gradients.of(self.places)
         if ctx.shard:  # the zeros, and a tied table's gradient, are one other thread's to write
             ctx.shard.barrier.wait()
         ops.embedding_backward(dout, ids, ctx.positions, dtokens, dplaces, ctx.shard)
         return dout
 
     def describe(self) -> str:
-        (V, C), S = self.tokens.shape, len(self.places)
-        return f"Embeddings({V} tokens + {S} positions -> {C})"
+        V, C = self.tokens.shape
+        positions = "" if self.places is None else f" + {len(self.places)} positions"
+        return f"Embeddings({V} tokens{positions} -> {C})"

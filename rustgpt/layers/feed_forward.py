@@ -13,6 +13,9 @@ from rustgpt.layers.memory import Array
 class FeedForward(Layer):
     """out = activation(x @ weight1 + bias1) @ weight2 + bias2, each row by itself.
 
+    With SwiGLU (Shazeer 2020) the first product has 2 F columns, gate and up, of which the
+    activation makes F: silu(gate) * up.
+
     Parameters
     ----------
     dim
@@ -22,7 +25,9 @@ class FeedForward(Layer):
     rng
         Source of the initial weights, normal with variance 2 / C and 2 / F (He et al. 2015).
     activation
-        "relu" or "gelu".
+        "relu", "gelu" or "swiglu".
+    bias
+        Whether the products have a bias.
     """
 
     def __init__(
@@ -32,31 +37,34 @@ class FeedForward(Layer):
         rng: np.random.Generator | None,
         activation: str = "relu",
         dtype: Any = np.float32,
+        bias: bool = True,
     ) -> None:
         super().__init__(dtype)
         self.dim = dim
         self.activation = activation
         self.weight1: Array
-        self.bias1: Array
+        self.bias1: Array | None = None
         self.weight2: Array
-        self.bias2: Array
-        self.parameter("weight1", normal(rng, (2 / dim) ** 0.5, (dim, hidden_dim), dtype))
-        self.parameter("bias1", np.zeros(hidden_dim))
+        self.bias2: Array | None = None
+        inner = hidden_dim * (2 if activation == "swiglu" else 1)  # G
+        self.parameter("weight1", normal(rng, (2 / dim) ** 0.5, (dim, inner), dtype))
+        if bias:
+            self.parameter("bias1", np.zeros(inner))
         self.parameter("weight2", normal(rng, (2 / hidden_dim) ** 0.5, (hidden_dim, dim), dtype))
-        self.parameter("bias2", np.zeros(dim))
+        if bias:
+            self.parameter("bias2", np.zeros(dim))
 
     def forward(self, x: Array, ctx: Context) -> Array:
         N, C = x.shape
-        F = len(self.bias1)
-        hidden, out = ctx.empty(N, F), ctx.empty(N, C)
-        ops.linear_forward(x, self.weight1, self.bias1, hidden, bfloat16=ctx.bfloat16)  # (N, F)
+        hidden, out = ctx.empty(N, self.weight1.shape[1]), ctx.empty(N, C)
+        ops.linear_forward(x, self.weight1, self.bias1, hidden, bfloat16=ctx.bfloat16)  # (N, G)
         if self.activation == "relu":
             # ReLU's gradient can be told from its output, so the input need not be kept.
             activated = hidden
             ops.relu_forward(hidden, activated)  # (N, F)
         else:
-            activated = ctx.empty(N, F)
-            ops.gelu_forward(hidden, activated)  # (N, F)
+            activated = ctx.empty(N, len(self.weight2))
+            getattr(ops, f"{self.activation}_forward")(hidden, activated)  # (N, G) -> (N, F)
         ops.linear_forward(
             activated, self.weight2, self.bias2, out, bfloat16=ctx.bfloat16
         )  # (N, C)
@@ -67,23 +75,24 @@ class FeedForward(Layer):
         N, C = dout.shape
         x, hidden, activated = ctx.saved(self)
         gradient = ctx.gradients.of
+        dbias1 = None if self.bias1 is None else gradient(self.bias1)
+        dbias2 = None if self.bias2 is None else gradient(self.bias2)
         # forward: out = activated @ weight2 + bias2
-        dhidden = ctx.empty(N, len(self.bias1))
+        dactivated = ctx.empty(N, len(self.weight2))
         ops.linear_backward(
-            dout, activated, self.weight2, dhidden, gradient(self.weight2), gradient(self.bias2),
+            dout, activated, self.weight2, dactivated, gradient(self.weight2), dbias2,
             bfloat16=ctx.bfloat16,
         )  # (N, F)  # fmt: skip
         # forward: activated = activation(hidden)
-        activation_backward = ops.relu_backward if self.activation == "relu" else ops.gelu_backward
-        activation_backward(dhidden, hidden, dhidden)  # (N, F)
+        dhidden = dactivated if self.activation != "swiglu" else ctx.empty(*hidden.shape)
+        getattr(ops, f"{self.activation}_backward")(dactivated, hidden, dhidden)  # (N, G)
         # forward: hidden = x @ weight1 + bias1
         dx = ctx.empty(N, C)
         ops.linear_backward(
-            dhidden, x, self.weight1, dx, gradient(self.weight1), gradient(self.bias1),
-            bfloat16=ctx.bfloat16,
-        )  # (N, C)  # fmt: skip
+            dhidden, x, self.weight1, dx, gradient(self.weight1), dbias1, bfloat16=ctx.bfloat16
+        )  # (N, C)
         return dx
 
     def describe(self) -> str:
-        C, F = self.weight1.shape
+        F, C = self.weight2.shape
         return f"FeedForward({C} -> {F} -> {C}, {self.activation})"

@@ -9,10 +9,9 @@ import numpy as np
 from rustgpt.config import ModelConfig
 from rustgpt.layers.embeddings import Embeddings
 from rustgpt.layers.layer import Layer
-from rustgpt.layers.layer_norm import LayerNorm
 from rustgpt.layers.memory import Array
 from rustgpt.layers.output_projection import OutputProjection
-from rustgpt.layers.transformer import TransformerBlock
+from rustgpt.layers.transformer import TransformerBlock, norm_of
 
 
 def build_layers(config: ModelConfig, vocab_size: int, initialise: bool = True) -> list[Layer]:
@@ -31,10 +30,11 @@ def build_layers(config: ModelConfig, vocab_size: int, initialise: bool = True) 
     """
     rng = np.random.default_rng(config.seed) if initialise else None
     C, dtype = config.embedding_dim, config.dtype
-    layers: list[Layer] = [Embeddings(vocab_size, config.max_seq_len, C, rng, dtype)]
+    places = config.max_seq_len if config.positions == "learned" else 0
+    layers: list[Layer] = [Embeddings(vocab_size, places, C, rng, dtype)]
     layers += [TransformerBlock(config, rng) for _ in range(config.n_layers)]
     if config.norm == "pre":
-        layers.append(LayerNorm(C, dtype=dtype))
+        layers.append(norm_of(config))
     layers.append(
         OutputProjection(C, vocab_size, rng, config.output_bias, config.tie_embeddings, dtype)
     )

@@ -8,6 +8,7 @@ from rustgpt.backend import ops
 from rustgpt.layers.context import Context
 from rustgpt.layers.layer import Layer, normal
 from rustgpt.layers.memory import Array
+from rustgpt.layers.rotary import Rotary
 
 
 class SelfAttention(Layer):
@@ -15,6 +16,7 @@ class SelfAttention(Layer):
 
     queries, keys, values = x @ qkv_weight, as one product; each of H heads does
     softmax(mask(q @ k.T / sqrt(D))) @ v on its D = C / H columns; then the output projection.
+    H / K heads of queries share one of keys and values (Ainslie et al. 2023).
 
     Parameters
     ----------
@@ -28,6 +30,10 @@ class SelfAttention(Layer):
         Whether an output projection follows the heads; RustGPT has none.
     bias
         Whether the products have a bias.
+    n_kv_heads
+        K, must divide `n_heads`; by default as many.
+    rotary
+        How queries and keys are turned by their position; None if positions are learned.
     """
 
     def __init__(
@@ -38,19 +44,23 @@ class SelfAttention(Layer):
         projection: bool = True,
         bias: bool = False,
         dtype: Any = np.float32,
+        n_kv_heads: int | None = None,
+        rotary: Rotary | None = None,
     ) -> None:
         super().__init__(dtype)
         self.dim = dim
         self.n_heads = n_heads
+        self.n_kv_heads = K = n_kv_heads or n_heads
+        self.rotary = rotary
         self.projection = projection
         self.qkv_weight: Array
         self.qkv_bias: Array | None = None
         self.projection_weight: Array
         self.projection_bias: Array | None = None
-        std = dim**-0.5
-        self.parameter("qkv_weight", normal(rng, std, (dim, 3 * dim), dtype))
+        std, width = dim**-0.5, dim + 2 * K * (dim // n_heads)  # W
+        self.parameter("qkv_weight", normal(rng, std, (dim, width), dtype))
         if bias:
-            self.parameter("qkv_bias", np.zeros(3 * dim))
+            self.parameter("qkv_bias", np.zeros(width))
         if projection:
             self.parameter("projection_weight", normal(rng, std, (dim, dim), dtype))
             if bias:
@@ -58,17 +68,20 @@ class SelfAttention(Layer):
 
     def forward(self, x: Array, ctx: Context) -> Array:
         N, C = x.shape
-        qkv, heads, lse = ctx.empty(N, 3 * C), ctx.empty(N, C), ctx.empty(N, self.n_heads)
-        self._multiply(x, self.qkv_weight, self.qkv_bias, qkv, ctx)  # (N, 3 C)
+        H, K, W = self.n_heads, self.n_kv_heads, self.qkv_weight.shape[1]
+        qkv, heads, lse = ctx.empty(N, W), ctx.empty(N, C), ctx.empty(N, H)
+        self._multiply(x, self.qkv_weight, self.qkv_bias, qkv, ctx)  # (N, W)
+        if self.rotary is not None:
+            self.rotary.turn(qkv, H + K, ctx)
         if ctx.cache is None:
             scratch = self._scratch(N, ctx)
-            ops.attention_forward(qkv, ctx.offsets, self.n_heads, heads, lse, scratch)  # (N, C)
+            ops.attention_forward(qkv, ctx.offsets, H, heads, lse, scratch, K)  # (N, C)
         else:
             # For a full cache, so that the size is the same at every token.
             scratch = self._scratch(ctx.cache.capacity, ctx)
-            kv = ctx.cached(self, "kv", 2 * C)  # (slots, S, 2 C)
+            kv = ctx.cached(self, "kv", W - C)  # (slots, S, 2 K D)
             ops.attention_decode(
-                qkv, ctx.offsets, self.n_heads, kv, ctx.slots, ctx.starts, heads, scratch
+                qkv, ctx.offsets, H, kv, ctx.slots, ctx.starts, heads, scratch, K
             )  # (N, C)
         ctx.save(self, x, qkv, heads, lse)
         if not self.projection:
@@ -89,6 +102,7 @@ class SelfAttention(Layer):
 
     def backward(self, dout: Array, ctx: Context) -> Array:
         N, C = dout.shape
+        H, K = self.n_heads, self.n_kv_heads
         x, qkv, heads, lse = ctx.saved(self)
         # forward: out = heads @ projection_weight + projection_bias
         dheads = dout
@@ -98,10 +112,13 @@ class SelfAttention(Layer):
                 dout, heads, self.projection_weight, self.projection_bias, dheads, ctx
             )  # (N, C)
         # forward: heads = softmax(mask(q @ k.T / sqrt(D))) @ v
-        dqkv = ctx.empty(N, 3 * C)
+        dqkv = ctx.empty(*qkv.shape)
         ops.attention_backward(
-            dheads, qkv, lse, ctx.offsets, self.n_heads, dqkv, self._scratch(N, ctx)
-        )  # (N, 3 C)
+            dheads, qkv, lse, ctx.offsets, H, dqkv, self._scratch(N, ctx), K
+        )  # (N, W)
+        # forward: q and k were turned by their position
+        if self.rotary is not None:
+            self.rotary.turn_back(dqkv, H + K, ctx)
         # forward: qkv = x @ qkv_weight + qkv_bias
         dx = ctx.empty(N, C)
         self._multiply_backward(dqkv, x, self.qkv_weight, self.qkv_bias, dx, ctx)  # (N, C)
@@ -117,4 +134,8 @@ class SelfAttention(Layer):
     def describe(self) -> str:
         C = len(self.qkv_weight)
         projection = "with" if self.projection else "no"
-        return f"SelfAttention({C}, {self.n_heads} heads, {projection} output projection)"
+        heads = f"{self.n_heads} heads"
+        if self.n_kv_heads != self.n_heads:
+            heads += f" over {self.n_kv_heads} of keys and values"
+        rotary = "" if self.rotary is None else ", rotary positions"
+        return f"SelfAttention({C}, {heads}{rotary}, {projection} output projection)"

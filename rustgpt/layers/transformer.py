@@ -10,8 +10,10 @@ from rustgpt.config import ModelConfig
 from rustgpt.layers.context import Context
 from rustgpt.layers.feed_forward import FeedForward
 from rustgpt.layers.layer import Layer
-from rustgpt.layers.layer_norm import EPSILON, LayerNorm
+from rustgpt.layers.layer_norm import LayerNorm
 from rustgpt.layers.memory import Array, aligned
+from rustgpt.layers.rms_norm import RMSNorm
+from rustgpt.layers.rotary import Rotary
 from rustgpt.layers.self_attention import SelfAttention
 from rustgpt.reference.spec import BlockSpec
 
@@ -19,32 +21,35 @@ from rustgpt.reference.spec import BlockSpec
 def block_spec(config: ModelConfig) -> BlockSpec:
     """Return what a block of a model is made of."""
     C, F, bias = config.embedding_dim, config.hidden_dim, config.attention_bias
-    projection = config.attention_projection
+    W = C + 2 * config.n_kv_heads * (C // config.n_heads)
+    G = F * (2 if config.activation == "swiglu" else 1)
+    projection, inner_bias = config.attention_projection, config.feed_forward_bias
+    norm_bias = (C,) if config.norm_type == "layer_norm" else None
     shapes: dict[str, tuple[int, ...] | None] = {
-        "attention.qkv_weight": (C, 3 * C),
-        "attention.qkv_bias": (3 * C,) if bias else None,
+        "attention.qkv_weight": (C, W),
+        "attention.qkv_bias": (W,) if bias else None,
         "attention.projection_weight": (C, C) if projection else None,
         "attention.projection_bias": (C,) if projection and bias else None,
         "norm1.weight": (C,),
-        "norm1.bias": (C,),
-        "feed_forward.weight1": (C, F),
-        "feed_forward.bias1": (F,),
+        "norm1.bias": norm_bias,
+        "feed_forward.weight1": (C, G),
+        "feed_forward.bias1": (G,) if inner_bias else None,
         "feed_forward.weight2": (F, C),
-        "feed_forward.bias2": (C,),
+        "feed_forward.bias2": (C,) if inner_bias else None,
         "norm2.weight": (C,),
-        "norm2.bias": (C,),
+        "norm2.bias": norm_bias,
     }
     return BlockSpec(
         dim=C,
         n_heads=config.n_heads,
-        n_kv_heads=config.n_heads,
+        n_kv_heads=config.n_kv_heads,
         hidden_dim=F,
-        norm="layer_norm",
-        positions="learned",
+        norm=config.norm_type,
+        positions=config.positions,
         feed_forward=config.activation,
         pre_norm=config.norm == "pre",
-        epsilon1=EPSILON,
-        epsilon2=EPSILON,
+        epsilon1=config.norm_epsilon,
+        epsilon2=config.norm_epsilon,
         shapes={name: shape for name, shape in shapes.items() if shape is not None},
     )
 
@@ -55,11 +60,17 @@ def block_size(kind: str, spec: BlockSpec, *rest: Any) -> int:
     return int(getattr(ops, f"block_{kind}_size")(spec, *rest[:-1]))
 
 
+def norm_of(config: ModelConfig) -> LayerNorm | RMSNorm:
+    """Return a norm of the kind that a model has."""
+    kind = RMSNorm if config.norm_type == "rms_norm" else LayerNorm
+    return kind(config.embedding_dim, config.norm_epsilon, config.dtype)
+
+
 class TransformerBlock(Layer):
     """Two sub-layers f, each with a residual sum.
 
     "post" norm: x = norm(x + f(x)), as in Vaswani et al. 2017 and RustGPT;
-    "pre" norm: x = x + f(norm(x)), as in GPT-2.
+    "pre" norm: x = x + f(norm(x)), as in GPT-2 and Llama.
 
     Parameters
     ----------
@@ -82,12 +93,16 @@ class TransformerBlock(Layer):
         self.dim = C = config.embedding_dim
         dtype = config.dtype
         self.pre_norm = config.norm == "pre"
+        self.rotary = Rotary.of(config)
         self.attention = SelfAttention(
-            C, config.n_heads, rng, config.attention_projection, config.attention_bias, dtype
+            C, config.n_heads, rng, config.attention_projection, config.attention_bias, dtype,
+            config.n_kv_heads, self.rotary,
+        )  # fmt: skip
+        self.norm1 = norm_of(config)
+        self.feed_forward = FeedForward(
+            C, config.hidden_dim, rng, config.activation, dtype, config.feed_forward_bias
         )
-        self.norm1 = LayerNorm(C, dtype=dtype)
-        self.feed_forward = FeedForward(C, config.hidden_dim, rng, config.activation, dtype)
-        self.norm2 = LayerNorm(C, dtype=dtype)
+        self.norm2 = norm_of(config)
         self.spec = block_spec(config)
         self._bind_alone()
 
@@ -148,6 +163,7 @@ class TransformerBlock(Layer):
         N, out = len(x), ctx.empty(*x.shape)
         scratch, saved = ctx.temporary(self._scratch_size(N, ctx)), None
         masks = ctx.masks(2)  # of attention and of the feed-forward layer
+        table = self._table()
         if ctx.training:
             sharded = ctx.shard is not None and ctx.shard.n > 1
             saved = ctx.empty(block_size("saved", self.spec, N, sharded, ops.backend))
@@ -155,15 +171,18 @@ class TransformerBlock(Layer):
         if ctx.cache is None:
             ops.block_forward(
                 x, ctx.offsets, self.flat, self.spec, out, saved, scratch, ctx.bfloat16, ctx.shard,
-                **masks,
+                **masks, table=table,
             )  # fmt: skip
         else:
-            kv = ctx.cached(self.attention, "kv", 2 * self.dim)
+            kv = ctx.cached(self.attention, "kv", 2 * self.spec.kv_dim)
             ops.block_forward(
                 x, ctx.offsets, self.flat, self.spec, out, saved, scratch, ctx.bfloat16, None,
-                kv, ctx.slots, ctx.starts,
+                kv, ctx.slots, ctx.starts, table=table,
             )  # fmt: skip
         return out
+
+    def _table(self) -> Array | None:
+        return None if self.rotary is None else self.rotary.table(self.dtype)
 
     def _scratch_size(self, N: int, ctx: Context) -> int:
         # No text has more rows than all together; memory that is not written costs nothing. With
@@ -206,7 +225,7 @@ class TransformerBlock(Layer):
         dparameters, accumulate = ctx.gradients.claim(self.flat)
         ops.block_backward(
             dout, x, ctx.offsets, self.flat, self.spec, saved, dx, dparameters, scratch,
-            accumulate, ctx.bfloat16, ctx.shard, **masks,
+            accumulate, ctx.bfloat16, ctx.shard, **masks, table=self._table(),
         )  # fmt: skip
         return dx
 

@@ -3,8 +3,10 @@
 Written to be read. Sizes, here and everywhere in the package:
 
 B sequences in a batch, N rows (tokens of all sequences, one after another), T rows of one
-sequence, C embedding_dim, H heads of D = C / H columns, F hidden_dim, V vocabulary size,
-P parameters. A gradient is called `d` and the name of what it belongs to.
+sequence, C embedding_dim, H heads of D = C / H columns, K heads of keys and values,
+W = (H + 2 K) D columns of queries, keys and values, F hidden_dim, G columns of the hidden layer
+before its activation (F, or 2 F with SwiGLU), V vocabulary size, P parameters. A gradient is
+called `d` and the name of what it belongs to.
 """
 
 import importlib
@@ -12,8 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 MODULES = (
-    "blas", "linear", "activations", "layer_norm", "attention", "block", "decoder",
-    "cross_entropy", "dropout", "embeddings", "optimizer",
+    "blas", "linear", "activations", "layer_norm", "rms_norm", "attention", "rotary", "block",
+    "decoder", "cross_entropy", "dropout", "embeddings", "optimizer",
 )  # fmt: skip
 
 

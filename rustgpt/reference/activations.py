@@ -1,8 +1,8 @@
-"""Owns ReLU and GELU, in NumPy."""
+"""Owns ReLU, GELU and SwiGLU, in NumPy."""
 
 import numpy as np
 
-from rustgpt.reference.arrays import Matrix, OutMatrix
+from rustgpt.reference.arrays import Array, Matrix, OutMatrix
 
 ROOT = 0.7978845608028654  # sqrt(2 / pi)
 CUBIC = 0.044715
@@ -32,4 +32,30 @@ def gelu_backward(dout: Matrix, x: Matrix, dx: OutMatrix) -> None:  # (N, F), (N
     dx[...] = dout * (0.5 * (1 + t) + 0.5 * near * (1 - t**2) * slope)
 
 
-KERNELS = (relu_forward, relu_backward, gelu_forward, gelu_backward)
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), without an exponential that overflows."""
+    e = np.exp(-np.abs(x))
+    s: Array = np.where(x < 0, e, 1) / (1 + e)
+    return s
+
+
+def swiglu_forward(x: Matrix, out: OutMatrix) -> None:  # (N, 2 F) -> (N, F)
+    """out = silu(gate) * up, x = [gate, up], silu(g) = g / (1 + exp(-g)) (Shazeer 2020)."""
+    gate, up = np.split(x, 2, axis=1)  # (N, F) each
+    out[...] = gate * sigmoid(gate) * up
+
+
+def swiglu_backward(
+    dout: Matrix,  # (N, F)
+    x: Matrix,  # (N, 2 F)
+    dx: OutMatrix,  # (N, 2 F): overwritten
+) -> None:
+    """dgate = dout up s (1 + gate (1 - s)), dup = dout silu(gate), s = sigmoid(gate)."""
+    gate, up = np.split(x, 2, axis=1)  # (N, F) each
+    s = sigmoid(gate)
+    dx[...] = np.hstack([dout * up * s * (1 + gate * (1 - s)), dout * gate * s])
+
+
+KERNELS = (
+    relu_forward, relu_backward, gelu_forward, gelu_backward, swiglu_forward, swiglu_backward,
+)  # fmt: skip

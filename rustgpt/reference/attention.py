@@ -13,18 +13,22 @@ def attention_scratch_size(length: int, head_dim: int) -> int:
     return 0
 
 
-def heads(offsets: Indices, C: int, H: int) -> Iterator[tuple[slice, slice, slice, slice, int]]:
-    """Yield (rows, query columns, key columns, value columns, h) of each sequence and head."""
-    D = C // H
+def heads(
+    offsets: Indices, C: int, H: int, K: int
+) -> Iterator[tuple[slice, slice, slice, slice, int]]:
+    """Yield (rows, query columns, key columns, value columns, h) of each sequence and head.
+
+    H / K heads of queries share one of keys and values (Ainslie et al. 2023).
+    """
+    D, K = C // H, K or H
     for first, end in pairwise(offsets):
         for h in range(H):
+            key = C + h * K // H * D
+            value = key + K * D
             yield (
-                slice(first, end),
-                slice(h * D, (h + 1) * D),
-                slice(C + h * D, C + (h + 1) * D),
-                slice(2 * C + h * D, 2 * C + (h + 1) * D),
-                h,
-            )
+                slice(first, end), slice(h * D, (h + 1) * D), slice(key, key + D),
+                slice(value, value + D), h,
+            )  # fmt: skip
 
 
 def scores(q: Array, k: Array) -> Array:  # (n, D), (L, D) -> (n, L)
@@ -47,15 +51,16 @@ def mix(p: Array, v: Array) -> Array:  # (n, L), (L, D) -> (n, D)
 
 
 def attention_forward(
-    qkv: Matrix,  # (N, 3 C): queries, keys and values side by side
+    qkv: Matrix,  # (N, W): queries, keys and values side by side
     offsets: Indices,  # (B + 1,)
     n_heads: int,
     out: OutMatrix,  # (N, C)
     lse: OutMatrix,  # (N, H): log of the softmax's denominator
     scratch: OutVector,
+    n_kv_heads: int = 0,  # K; 0 for as many as heads
 ) -> None:
     """out = p @ v, p = softmax(mask(q @ k.T / sqrt(D))), for each sequence and head."""
-    for rows, q, k, v, h in heads(offsets, out.shape[1], n_heads):
+    for rows, q, k, v, h in heads(offsets, out.shape[1], n_heads, n_kv_heads):
         if rows.start == rows.stop:
             continue
         p, lse[rows, h] = softmax(scores(qkv[rows, q], qkv[rows, k]))  # (T, T), (T,)
@@ -64,48 +69,53 @@ def attention_forward(
 
 def attention_backward(
     dout: Matrix,  # (N, C)
-    qkv: Matrix,  # (N, 3 C)
+    qkv: Matrix,  # (N, W)
     lse: Matrix,  # (N, H)
     offsets: Indices,  # (B + 1,)
     n_heads: int,
-    dqkv: OutMatrix,  # (N, 3 C): overwritten
+    dqkv: OutMatrix,  # (N, W): overwritten
     scratch: OutVector,
+    n_kv_heads: int = 0,  # K; 0 for as many as heads
 ) -> None:
     """The gradients of queries, keys and values, from the gradient of the output."""
-    for rows, q, k, v, h in heads(offsets, dout.shape[1], n_heads):
+    dqkv[...] = 0
+    for rows, q, k, v, h in heads(offsets, dout.shape[1], n_heads, n_kv_heads):
         do = dout[rows, q]  # (T, D)
         p = np.exp(scores(qkv[rows, q], qkv[rows, k]) - lse[rows, h, None])  # (T, T)
         # forward: out = mix(p, v) = p @ v
-        dqkv[rows, v] = p.T @ do
+        dqkv[rows, v] += p.T @ do
         dp = do @ qkv[rows, v].T  # (T, T)
         # forward: p = softmax(s)
         ds = p * (dp - (p * dp).sum(axis=1, keepdims=True))  # (T, T)
         # forward: s = scores(q, k) = q @ k.T / sqrt(D)
         ds /= np.sqrt(do.shape[1])
         dqkv[rows, q] = ds @ qkv[rows, k]
-        dqkv[rows, k] = ds.T @ qkv[rows, q]
+        dqkv[rows, k] += ds.T @ qkv[rows, q]
 
 
 def attention_decode(
-    qkv: Matrix,  # (N, 3 C): the new rows of each text
+    qkv: Matrix,  # (N, W): the new rows of each text
     offsets: Indices,  # (B + 1,)
     n_heads: int,
-    kv: OutCache,  # (slots, S, 2 C): keys and values; rows below the start are used
+    kv: OutCache,  # (slots, S, 2 K D): keys and values; rows below the start are used
     slots: Indices,  # (B,): the slot of each text, all different
     starts: Indices,  # (B,): how many of its rows came before
     out: OutMatrix,  # (N, C)
     scratch: OutVector,
+    n_kv_heads: int = 0,  # K; 0 for as many as heads
 ) -> None:
     """Append the new rows' keys and values to the cache; each text attends to all of its own."""
-    C = out.shape[1]
+    C, K = out.shape[1], n_kv_heads or n_heads
+    D = C // n_heads
     for (first, stop), slot, start in zip(pairwise(offsets), slots, starts, strict=True):
         end = start + stop - first
         kv[slot, start:end] = qkv[first:stop, C:]
-        keys, values = kv[slot, :end, :C], kv[slot, :end, C:]  # (end, C) each
+        keys, values = kv[slot, :end, : K * D], kv[slot, :end, K * D :]  # (end, K D) each
         for h in range(n_heads if first < stop else 0):
-            head = slice(h * C // n_heads, (h + 1) * C // n_heads)
-            p, _ = softmax(scores(qkv[first:stop, head], keys[:, head]))  # (n, end)
-            out[first:stop, head] = mix(p, values[:, head])  # (n, D)
+            head, own = h * D, h * K // n_heads * D
+            q, shared = slice(head, head + D), slice(own, own + D)
+            p, _ = softmax(scores(qkv[first:stop, q], keys[:, shared]))  # (n, end)
+            out[first:stop, q] = mix(p, values[:, shared])  # (n, D)
 
 
 KERNELS = (attention_scratch_size, attention_forward, attention_backward, attention_decode)

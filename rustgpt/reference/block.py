@@ -2,7 +2,14 @@
 
 import numpy as np
 
-from rustgpt.reference.activations import gelu_backward, gelu_forward, relu_backward, relu_forward
+from rustgpt.reference.activations import (
+    gelu_backward,
+    gelu_forward,
+    relu_backward,
+    relu_forward,
+    swiglu_backward,
+    swiglu_forward,
+)
 from rustgpt.reference.arrays import (
     Array,
     Indices,
@@ -18,19 +25,21 @@ from rustgpt.reference.attention import attention_backward, attention_decode, at
 from rustgpt.reference.dropout import check_rate, dropout
 from rustgpt.reference.layer_norm import layer_norm_backward, layer_norm_forward
 from rustgpt.reference.linear import linear_backward, linear_forward
+from rustgpt.reference.rms_norm import rms_norm_backward, rms_norm_forward
+from rustgpt.reference.rotary import rotary
 from rustgpt.reference.spec import BlockSpec
 
 ACTIVATIONS = {
     "relu": (relu_forward, relu_backward),
     "gelu": (gelu_forward, gelu_backward),
+    "swiglu": (swiglu_forward, swiglu_backward),
 }
 ATTENTION, FEED_FORWARD = 0, 1  # the sub-layers, each with masks of its own
 
 
 def block_saved_size(spec: BlockSpec, N: int, sharded: bool = False) -> int:
     """Numbers that `block_forward` saves of N rows: here qkv, heads, lse, two sums and hidden."""
-    C = spec.dim
-    return N * (3 * C + C + spec.n_heads + 2 * C + spec.hidden_dim)
+    return N * sum(saved_columns(spec).values())
 
 
 def block_scratch_size(
@@ -65,21 +74,27 @@ class Parts:
     def norm(self, x: Array, name: str) -> Array:  # (N, C) -> (N, C)
         out, mean, rstd = np.empty_like(x), np.empty_like(x[:, 0]), np.empty_like(x[:, 0])
         epsilon = getattr(self.spec, f"epsilon{name[-1]}")
-        weight, bias = self.p[f"{name}.weight"], self.p[f"{name}.bias"]
-        layer_norm_forward(x, weight, bias, epsilon, out, mean, rstd)
+        weight = self.p[f"{name}.weight"]
+        if self.spec.norm == "rms_norm":
+            rms_norm_forward(x, weight, epsilon, out, rstd)
+        else:
+            layer_norm_forward(x, weight, self.p[f"{name}.bias"], epsilon, out, mean, rstd)
         return out
 
     def norm_backward(self, dout: Array, x: Array, name: str) -> Array:  # (N, C) -> (N, C)
         epsilon = getattr(self.spec, f"epsilon{name[-1]}")
-        dx, rstd = np.empty_like(x), 1 / np.sqrt(x.var(axis=1) + epsilon)
-        layer_norm_backward(
-            dout, x, self.p[f"{name}.weight"], x.mean(axis=1), rstd, dx,
-            self.d[f"{name}.weight"], self.d[f"{name}.bias"],
-        )  # fmt: skip
+        dx, weight, dweight = np.empty_like(x), self.p[f"{name}.weight"], self.d[f"{name}.weight"]
+        if self.spec.norm == "rms_norm":
+            rstd = 1 / np.sqrt((x * x).mean(axis=1) + epsilon)
+            rms_norm_backward(dout, x, weight, rstd, dx, dweight)
+        else:
+            mean, rstd = x.mean(axis=1), 1 / np.sqrt(x.var(axis=1) + epsilon)
+            dbias = self.d[f"{name}.bias"]
+            layer_norm_backward(dout, x, weight, mean, rstd, dx, dweight, dbias)
         return dx
 
-    def activation(self, hidden: Array) -> Array:  # (N, F) -> (N, F)
-        out = np.empty_like(hidden)
+    def activation(self, hidden: Array) -> Array:  # (N, inner) -> (N, F)
+        out = np.empty((len(hidden), self.spec.hidden_dim), hidden.dtype)
         ACTIVATIONS[self.spec.feed_forward][0](hidden, out)
         return out
 
@@ -89,16 +104,17 @@ class Parts:
         return self.linear(heads, "attention.projection_weight", "attention.projection_bias")
 
     def feed_forward(self, x: Array, hidden: Array) -> Array:  # (N, C) -> (N, C)
-        hidden[...] = self.linear(x, "feed_forward.weight1", "feed_forward.bias1")  # (N, F)
+        hidden[...] = self.linear(x, "feed_forward.weight1", "feed_forward.bias1")  # (N, inner)
         out = self.activation(hidden)  # (N, F)
         return self.linear(out, "feed_forward.weight2", "feed_forward.bias2")
 
     def feed_forward_backward(self, dout: Array, x: Array, hidden: Array) -> Array:
         # forward: out = activation(hidden) @ weight2 + bias2
-        dhidden = self.linear_backward(
+        dactivated = self.linear_backward(
             dout, self.activation(hidden), "feed_forward.weight2", "feed_forward.bias2"
         )  # (N, F)
-        ACTIVATIONS[self.spec.feed_forward][1](dhidden, hidden, dhidden)
+        dhidden = np.empty_like(hidden)  # (N, inner)
+        ACTIVATIONS[self.spec.feed_forward][1](dactivated, hidden, dhidden)
         # forward: hidden = x @ weight1 + bias1
         return self.linear_backward(dhidden, x, "feed_forward.weight1", "feed_forward.bias1")
 
@@ -120,15 +136,27 @@ class Masks:
         return out
 
 
+def saved_columns(spec: BlockSpec) -> dict[str, int]:
+    """Return how many columns each array has of what is saved."""
+    C, H = spec.dim, spec.n_heads
+    return {
+        "qkv": spec.qkv_dim, "heads": C, "lse": H, "sum1": C, "sum2": C, "hidden": spec.inner_dim,
+    }  # fmt: skip
+
+
 def saved_rows(spec: BlockSpec, saved: Array, N: int) -> dict[str, Array]:
     """Cut what is saved of N rows into its arrays."""
-    C, H, F = spec.dim, spec.n_heads, spec.hidden_dim
-    columns = {"qkv": 3 * C, "heads": C, "lse": H, "sum1": C, "sum2": C, "hidden": F}
     rows, first = {}, 0
-    for name, width in columns.items():
+    for name, width in saved_columns(spec).items():
         rows[name] = saved[first : first + N * width].reshape(N, width)
         first += N * width
     return rows
+
+
+def check_table(spec: BlockSpec, table: Array | None) -> None:
+    """Raise ValueError unless there is a table of angles where there are rotary positions."""
+    if (table is not None) != (spec.positions == "rotary"):
+        raise ValueError("table must be given where positions are rotary, and else be None")
 
 
 def block_forward(
@@ -141,12 +169,13 @@ def block_forward(
     scratch: OutVector,
     bfloat16: bool = False,  # whether the linear products round to it
     shard: Shard | None = None,  # this thread's, of several
-    kv: OutCache | None = None,  # (slots, S, 2 C): see attention_decode
+    kv: OutCache | None = None,  # (slots, S, 2 K D): see attention_decode
     slots: Indices | None = None,  # (B,)
     starts: Indices | None = None,  # (B,)
     row_numbers: Indices | None = None,  # (N,): with `key`, `key` + 1 and `rate` as in `dropout`
     key: int = 0,
     rate: float = 0.0,
+    table: Matrix | None = None,  # (S, D): see rotary
 ) -> None:
     """out = norm2(h + feed_forward(h)), h = norm1(x + attention(x)); or with the norms before.
 
@@ -161,17 +190,18 @@ def block_forward(
         saved = np.empty(block_saved_size(spec, len(x)), x.dtype)
     if rate and kv is not None:
         raise ValueError("rate must be 0 where there is a cache")
+    check_table(spec, table)
     block, s = Parts(spec, parameters, bfloat16), saved_rows(spec, saved, len(x))
-    masks = Masks(row_numbers, key, rate)
+    masks, H, K = Masks(row_numbers, key, rate), spec.n_heads, spec.n_kv_heads
 
     def attention(rows: Array) -> Array:  # (N, C) -> (N, C)
-        s["qkv"][...] = block.linear(rows, "attention.qkv_weight", "attention.qkv_bias")  # (N, 3 C)
+        s["qkv"][...] = block.linear(rows, "attention.qkv_weight", "attention.qkv_bias")  # (N, W)
+        if table is not None:
+            rotary(s["qkv"], offsets, table, H + K, False, starts)
         if kv is None or slots is None or starts is None:
-            attention_forward(s["qkv"], offsets, spec.n_heads, s["heads"], s["lse"], scratch)
+            attention_forward(s["qkv"], offsets, H, s["heads"], s["lse"], scratch, K)
         else:
-            attention_decode(
-                s["qkv"], offsets, spec.n_heads, kv, slots, starts, s["heads"], scratch
-            )
+            attention_decode(s["qkv"], offsets, H, kv, slots, starts, s["heads"], scratch, K)
         return masks.dropped(block.project(s["heads"]), ATTENTION)
 
     def feed_forward(rows: Array) -> Array:  # (N, C) -> (N, C)
@@ -203,13 +233,15 @@ def block_backward(
     row_numbers: Indices | None = None,  # (N,): with `key`, `key` + 1 and `rate` as in `dropout`
     key: int = 0,
     rate: float = 0.0,
+    table: Matrix | None = None,  # (S, D): see rotary
 ) -> None:
     """The gradients of the input and of the parameters, from the gradient of the output."""
     check_whole(shard)
     if not accumulate:
         dparameters[...] = 0
+    check_table(spec, table)
     block, s = Parts(spec, parameters, bfloat16, dparameters), saved_rows(spec, saved, len(x))
-    masks = Masks(row_numbers, key, rate)
+    masks, H, K = Masks(row_numbers, key, rate), spec.n_heads, spec.n_kv_heads
 
     def attention_back(dsum: Array, rows: Array) -> Array:  # (N, C) -> (N, C)
         dheads = masks.dropped(dsum, ATTENTION)
@@ -218,7 +250,9 @@ def block_backward(
                 dheads, s["heads"], "attention.projection_weight", "attention.projection_bias"
             )  # (N, C)
         dqkv = np.empty_like(s["qkv"])
-        attention_backward(dheads, s["qkv"], s["lse"], offsets, spec.n_heads, dqkv, scratch)
+        attention_backward(dheads, s["qkv"], s["lse"], offsets, H, dqkv, scratch, K)
+        if table is not None:
+            rotary(dqkv, offsets, table, H + K, True)
         return block.linear_backward(dqkv, rows, "attention.qkv_weight", "attention.qkv_bias")
 
     def feed_forward_back(dsum: Array, rows: Array) -> Array:  # (N, C) -> (N, C)

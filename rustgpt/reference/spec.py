@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from rustgpt.reference.arrays import Array
 
 # The kinds of each part. The compiled kernels know a kind by its place in its row.
-NORMS: Final = ("layer_norm",)
-POSITIONS: Final = ("learned",)
-FEED_FORWARDS: Final = ("relu", "gelu")
+NORMS: Final = ("layer_norm", "rms_norm")
+POSITIONS: Final = ("learned", "rotary")
+FEED_FORWARDS: Final = ("relu", "gelu", "swiglu")
 
 # The parameters by their names in `TransformerBlock.parameters()`, in the order in which the
 # compiled kernels are told where they lie. A block need not have them all.
@@ -66,6 +66,21 @@ class BlockSpec:
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def qkv_dim(self) -> int:
+        """W, columns of queries, keys and values."""
+        return self.dim + 2 * self.kv_dim
+
+    @property
+    def kv_dim(self) -> int:
+        """K D, columns of keys, and as many of values."""
+        return self.dim // self.n_heads * self.n_kv_heads
+
+    @property
+    def inner_dim(self) -> int:
+        """Columns of what the feed-forward layer's first product gives: F, or 2 F with SwiGLU."""
+        return self.hidden_dim * (2 if self.feed_forward == "swiglu" else 1)
 
     @cached_property
     def offsets(self) -> dict[str, int]:
@@ -118,7 +133,7 @@ class DecoderSpec:
         The blocks, and where the parameters of each begin in the model's flat array.
     offsets
         Where the other parameters begin there, by the names in `OTHERS`. A model need not have
-        "norm.weight" and "norm.bias", nor "output.bias".
+        "places", "norm.weight" and "norm.bias" (an RMS norm has no bias), nor "output.bias".
     epsilon
         Of the last norm.
     tied
@@ -137,6 +152,16 @@ class DecoderSpec:
     tied: bool
     size: int
     checked: ClassVar[object] = None
+
+    @property
+    def n_kv_heads(self) -> int:
+        """K, heads of keys and values of every block."""
+        return self.blocks[0].n_kv_heads if self.blocks else 1
+
+    @property
+    def kv_dim(self) -> int:
+        """K D, columns of keys, and as many of values, of every block."""
+        return self.blocks[0].kv_dim if self.blocks else self.dim
 
     OTHERS: ClassVar = (
         "tokens", "places", "norm.weight", "norm.bias", "output.weight", "output.bias",
