@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -353,6 +354,7 @@ class LLM(TextGenerator):
         folder: str | os.PathLike[str],
         layers: Sequence[Layer] | None = None,
         tokenizer: type[Any] | None = None,
+        chat_template: str | None = None,
     ) -> LLM:
         """Return the model that `save` wrote, or another program.
 
@@ -365,9 +367,13 @@ class LLM(TextGenerator):
         tokenizer
             For a model with a tokenizer of your own: its class, whose `from_json` reads what its
             `to_json` wrote.
+        chat_template
+            The form of dialogues, instead of the model's own; see `ModelConfig`.
 
         Raises
         ------
+        ConfigError
+            If there is no such template.
         CheckpointError
             If a file is missing or damaged, or does not fit the others; or the model of another
             program cannot be expressed here.
@@ -375,7 +381,10 @@ class LLM(TextGenerator):
             If that is so of another program's tokenizer.
         """
         with formats.open_model(folder) as saved:
-            return cls.from_saved(saved, layers, tokenizer)
+            model = cls.from_saved(saved, layers, tokenizer)
+        if chat_template is not None:
+            model.config = dataclasses.replace(model.config, chat_template=chat_template)
+        return model
 
     @classmethod
     def from_saved(

@@ -1,5 +1,5 @@
-"""Owns the element-wise non-linearities: ReLU, GELU and SwiGLU. Cost: a read and a write an element,
-and but for ReLU one exponential and one division, forward and again backward."""
+"""Owns the element-wise non-linearities: ReLU, GELU and SwiGLU. Cost: a read and a write an
+element, and but for ReLU one exponential and one division, forward and again backward."""
 from cython cimport floating
 
 from rustgpt._ext.checks cimport check_matrix

@@ -161,7 +161,7 @@ def decoder_forward(
     const int[::1] starts not None,           # IN (B,)
     floating[:, ::1] logits not None,         # OUT (B, V): of what follows each text's last token
     floating[::1] scratch not None,           # decoder_scratch_size(spec, N, longest text, ...)
-    object shard=None,                        # IN: this thread's, of several: it divides the K heads
+    object shard=None,                        # IN: this thread's, of several, as to the K heads
     const floating[:, ::1] table=None,        # IN (S, D): see rotary; None if there are no rotary
 ):
     """Texts go on by some tokens: logits = output(norm(blocks(tokens[ids] + places))).
@@ -196,7 +196,9 @@ def decoder_forward(
     if d.rotary != (table is not None):
         raise ValueError("table must be given where positions are rotary, and else be None")
     for b in range(d.L if table is not None else 0):
-        if d.blocks[b].rotary and (table.shape[0] < longest or table.shape[1] != C // d.blocks[b].H):
+        if d.blocks[b].rotary and (
+            table.shape[0] < longest or table.shape[1] != C // d.blocks[b].H
+        ):
             raise ValueError(
                 f"table must be ({d.S}, {C // d.blocks[b].H}), got {table.shape[0]}, "
                 f"{table.shape[1]}"

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from rustgpt.cli.data import read_data
-from rustgpt.cli.options import add_path, number
+from rustgpt.cli.options import add_path, add_template, number
 from rustgpt.cli.settings import given_settings
 from rustgpt.cli.terminal import Reading, note
 from rustgpt.errors import ConfigError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rustgpt.text.dataset import Dataset
     from rustgpt.trainer import Trainer
 
-ARGUMENTS: Final = ("init", "extend_vocab", "replay")
+ARGUMENTS: Final = ("init", "extend_vocab", "replay", "template")
 PRETRAINING: Final = "pre-training"
 TUNING: Final = "instruction tuning"
 
@@ -35,6 +35,7 @@ def add_arguments(group: argparse._ActionsContainer) -> None:
         default=None,
         help="with --init: give new words tokens of their own instead of spelling them in pieces",
     )
+    add_template(group)
     group.add_argument(
         "--replay",
         nargs="+",
@@ -47,7 +48,7 @@ def add_arguments(group: argparse._ActionsContainer) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raise ConfigError if a flag needs another one, or contradicts one."""
     if args.init is None:
-        for name in ("extend_vocab", "replay"):
+        for name in ("extend_vocab", "replay", "template"):
             if getattr(args, name):
                 raise ConfigError(
                     f"--{name.replace('_', '-')} belongs to --init MODEL, which trains on from a "
@@ -95,7 +96,7 @@ def initial_model(args: argparse.Namespace, dataset: Dataset) -> LLM:
     """
     from rustgpt.llm import LLM
 
-    model = LLM.load(args.init)
+    model = LLM.load(args.init, chat_template=args.template)
     for name, value in given_settings(args)[0].items():
         own = getattr(model.config, name)
         if name != "seed" and value != own:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from rustgpt.cli.chat_commands import Commands
-from rustgpt.cli.options import add_model
+from rustgpt.cli.options import add_model, add_template
 from rustgpt.cli.sampling import NOT_OF_A_CHAT, add_sampling, sampling_of, without_effect
 from rustgpt.cli.terminal import complain, is_terminal, note, paint, say
 from rustgpt.errors import ConfigError, DataError
@@ -30,17 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `rustgpt chat`."""
     text = "a model's folder (default: %(default)s)"
     add_model(parser, text, nargs="?", default=DEFAULT_MODEL)
-    add_chat(parser)
+    add_template(add_chat(parser))
     add_sampling(parser, NOT_OF_A_CHAT)
 
 
-def add_chat(parser: argparse.ArgumentParser) -> None:
-    """Add what a chat knows beside its answers' settings."""
+def add_chat(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add what a chat knows beside its answers' settings, and return the group."""
     group = parser.add_argument_group("chat")
     text = "what the model is told before all questions"
     group.add_argument("--system", metavar="TEXT", default=argparse.SUPPRESS, help=text)
     text = "read each question by itself, not after those before it"
     group.add_argument("--no-history", action="store_true", default=argparse.SUPPRESS, help=text)
+    return group
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
     config = sampling_of(args)
     from rustgpt.llm import LLM
 
-    return talk(LLM.load(args.model), args, config)
+    model = LLM.load(args.model, chat_template=args.template)
+    return talk(model, args, config)
 
 
 def talk(model: LLM, args: argparse.Namespace, config: SamplingConfig) -> int:

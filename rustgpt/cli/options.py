@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from typing import Any, Final
 
+from rustgpt.config import CHAT_TEMPLATES
+
 LONGEST_TIME: Final = 31 * 86_400  # seconds
 UNITS: Final = {"s": 1, "m": 60, "h": 3600}
 
@@ -84,6 +86,15 @@ def add_model(parser: argparse.ArgumentParser, text: str = "a model's folder", *
     parser.add_argument("model", type=path, metavar="MODEL", help=text, **more)
 
 
+def add_template(group: argparse._ActionsContainer) -> None:
+    """Add the flag that names the form of a model's dialogues."""
+    text = f"the form of dialogues, instead of the model's own: {', '.join(CHAT_TEMPLATES[:-1])}"
+    group.add_argument(
+        "--template", choices=CHAT_TEMPLATES[:-1], metavar="NAME",
+        help=text,
+    )  # fmt: skip
+
+
 # What other programs call a flag of ours, or what comes nearest to one that there is not.
 OTHER_NAMES: Final = {
     "--pretrain-rate": "lr learning-rate",
@@ -114,6 +125,7 @@ OTHER_NAMES: Final = {
     "--no-repeat-ngram": "no-repeat-ngram-size",
     "--json-schema": "schema grammar guided-json",
     "--choice": "choices guided-choice",
+    "--template": "chat-template",
 }
 
 
