@@ -13,7 +13,7 @@ import numpy as np
 
 from rustgpt import checkpoint, formats
 from rustgpt.config import ModelConfig
-from rustgpt.errors import CheckpointError, ConfigError, DataError
+from rustgpt.errors import CheckpointError, ConfigError, DataError, check_integer
 from rustgpt.generation.text_generator import TextGenerator
 from rustgpt.layers.cache import Cache
 from rustgpt.layers.context import Context, offsets_of
@@ -30,6 +30,7 @@ from rustgpt.vocab_extension import extended_layers, extended_tokenizer
 from rustgpt.weights_lock import WeightsLock
 
 Result = TypeVar("Result")
+MOST_THREADS: Final = 1024
 IDLE: Final = 8  # workspaces that are kept for the next calls
 
 
@@ -50,6 +51,8 @@ class LLM(TextGenerator):
     ----------
     parameters
         (P,) flat buffer; every layer's parameters are views into it. To set it copies the values.
+        Change numbers where they lie only within `with model.weights_lock.writing():`, so that
+        nobody sees half of the change, and chats read anew what they have read before it.
     threads : int
         How many threads at most make a token of a large model; 0, the default, is as many as help.
 
@@ -65,7 +68,7 @@ class LLM(TextGenerator):
     A copy (`copy`, `pickle`, a process) is a whole model of its own.
     """
 
-    threads = 0
+    _threads = 0
 
     def __init__(
         self, config: ModelConfig, tokenizer: Tokenizer, layers: Sequence[Layer] | None = None
@@ -115,6 +118,15 @@ class LLM(TextGenerator):
     ) -> LLM:
         """Return an untrained model whose vocabulary is that of the data; see `tokenizer_for`."""
         return cls(config or ModelConfig(), dataset.tokenizer(tokenizer, vocab_size))
+
+    @property
+    def threads(self) -> int:
+        return self._threads
+
+    @threads.setter
+    def threads(self, n: int) -> None:
+        check_integer("threads", n, 0, MOST_THREADS)
+        self._threads = int(n)
 
     @property
     def parameters(self) -> Array:

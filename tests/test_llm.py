@@ -303,3 +303,13 @@ def test_tokens_that_the_vocabulary_lacks_are_refused(small):
     for changes in ({"bos_token_id": V}, {"end_token_ids": [3, V]}):
         with pytest.raises(ConfigError, match=rf"below {V}.*got {V}"):
             LLM(small(**changes), tokenizer)
+
+
+def test_the_number_of_threads_is_checked(build):
+    model = build("GPT-2")
+    model.threads = 2
+    assert model.threads == 2
+    for wrong in (-1, 1.5, "two", None, 10**6):
+        with pytest.raises(ConfigError, match="threads must be"):
+            model.threads = wrong
+    assert model.threads == 2

@@ -105,10 +105,9 @@ def answer(chat: Chat, question: str, commands: Commands) -> None:
     if is_terminal(sys.stdin):
         say(paint(ANSWER, "label"), end="", raw=True)
     with ctrl_c(is_terminal(sys.stdin)) as pressed:
-        for piece in pieces:
-            say(piece, end="")
-            if pressed:
-                break
+        while not pressed and (piece := pieces.step()) is not None:
+            if piece:
+                say(piece, end="")
     pieces.stop()
     say(" ..." if pressed else "")
     commands.answered(pieces, time.perf_counter() - began)

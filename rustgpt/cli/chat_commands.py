@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from rustgpt.cli.sampling import changed, shown, without_effect
@@ -100,7 +101,7 @@ class Commands:
 
     def _probs(self, rest: str) -> None:
         last = self._answer()
-        width = max((len(token.text) for token in last.tokens), default=0)
+        width = max((_cells(_one_line(token.text)) for token in last.tokens), default=0)
         for token in last.tokens:
             say(_row(token, min(width, 24)))
 
@@ -114,7 +115,14 @@ def _row(token: ScoredToken, width: int) -> str:
     """Return how likely a token was, and what else."""
     others = [(text, value) for text, value in token.likeliest if text != token.text]
     told = ", ".join(f"{_one_line(text)} {_percent(value)}" for text, value in others[:3])
-    return f"{_percent(token.logprob or 0.0):>6}  {_one_line(token.text):<{width}}  {told}".rstrip()
+    text = _one_line(token.text)
+    text += " " * (width - _cells(text))
+    return f"{_percent(token.logprob or 0.0):>6}  {text}  {told}".rstrip()
+
+
+def _cells(text: str) -> int:
+    """Return how many columns of a terminal a text takes: two for each wide character."""
+    return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text)
 
 
 def _percent(logprob: float) -> str:

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     length, most = len(model.prompt_ids(prompt)), model.max_seq_len
     if length > most:
         note(f"rustgpt: the text has {length} tokens; the model sees the last {most} of them")
-    if idle := without_effect(config):
+    if idle := without_effect(config, args.json):
         note(f"rustgpt: {idle}")
     if args.stream:
         _stream(model, prompt, config)

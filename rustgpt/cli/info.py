@@ -7,11 +7,14 @@ import json
 import platform
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rustgpt import __version__
 from rustgpt.cli.options import add_model
 from rustgpt.cli.terminal import say
+
+if TYPE_CHECKING:
+    from rustgpt.llm import LLM
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,9 +102,25 @@ def _model(folder: str) -> tuple[dict[str, Any], str]:
         "model": folder,
         "parameters": model.n_parameters,
         "vocabulary": model.tokenizer.vocab_size,
+        "cache_bytes": cache_bytes(model),
         "config": config,
         "tensors": {name: list(value.shape) for name, value in model.named_parameters().items()},
     }
     settings = "\n".join(f"{name:<20} {value}" for name, value in config.items())
     size = f"Vocabulary: {model.tokenizer.vocab_size:,} tokens"
-    return facts, f"{model.describe()}\n\n{size}\n\n{settings}"
+    held = f"{cache_bytes(model) / 1e6:,.1f} MB for each text that is made or chat that is open"
+    session = f"Memory: {model.parameters.nbytes / 1e6:,.1f} MB of parameters, and up to {held}"
+    return facts, f"{model.describe()}\n\n{size}\n{session}\n\n{settings}"
+
+
+def cache_bytes(model: LLM) -> int:
+    """Return the most bytes that the keys and values of one text take: those of a full context."""
+    from rustgpt.layers.self_attention import SelfAttention
+
+    columns = sum(
+        part.qkv_weight.shape[1] - part.dim
+        for layer in model.layers
+        for _, part in layer.walk()
+        if isinstance(part, SelfAttention)
+    )
+    return int(columns * model.max_seq_len * model.parameters.itemsize)

@@ -80,14 +80,24 @@ def sampling_of(args: argparse.Namespace, **more: Any) -> SamplingConfig:
     return SamplingConfig(**{**more, **given})
 
 
-def without_effect(config: SamplingConfig) -> str:
-    """Return what is to be told of settings that change nothing; "" if there is none."""
+def without_effect(config: SamplingConfig, is_json: bool = True) -> str:
+    """Return what is to be told of settings that change nothing; "" if there is none.
+
+    Log-probabilities are told in JSON alone.
+    """
     plain = SamplingConfig()
     idle = [name for name in NARROWING if getattr(config, name) != getattr(plain, name)]
-    if not idle or config.temperature:
-        return ""
-    names, s = " and ".join(idle), "s" * (len(idle) == 1)
-    return f"at temperature 0, which takes the likeliest token, {names} change{s} nothing"
+    told = []
+    if idle and not config.temperature:
+        names, s = " and ".join(idle), "s" * (len(idle) == 1)
+        told.append(f"at temperature 0, which takes the likeliest token, {names} change{s} nothing")
+    if config.n > 1 and not config.temperature and config.num_beams == 1:
+        told.append(f"at temperature 0 all {config.n} texts are the same")
+    if config.length_penalty != plain.length_penalty and config.num_beams == 1:
+        told.append("length_penalty is for beams: without num_beams it changes nothing")
+    if config.logprobs is not None and not is_json:
+        told.append("logprobs are printed with --json alone")
+    return "; ".join(told)
 
 
 def changed(config: SamplingConfig, name: str, value: str) -> SamplingConfig:

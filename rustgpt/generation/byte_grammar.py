@@ -5,11 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from rustgpt.errors import ConfigError
-
-LONGEST: Final = (
-    500  # parts of a chain: each is a level of a stack, which is compared level by level
-)
 # What is still to come, the next part first; () if nothing is.
 Stack = tuple["Node", "Stack"] | tuple[()]
 
@@ -34,22 +29,29 @@ class OneOf(Node):
 
 
 class Chain(Node):
-    """Parts one after another."""
+    """Parts one after another.
 
-    __slots__ = ("parts",)
+    Behind the first comes what is left of the chain, as one node: a stack has a level for what is
+    nested, not for each part.
+    """
+
+    __slots__ = ("_first", "_left", "parts")
 
     def __init__(self, *parts: Node) -> None:
-        if len(parts) > LONGEST:
-            raise ConfigError(
-                f"an answer can be held to at most {LONGEST} bytes or items in a row, such as a "
-                f"choice or a value of a json_schema, got {len(parts):,}"
-            )
         self.parts = parts
+        self._first = 0
+        self._left: Chain | None = None
 
     def expand(self, rest: Stack) -> list[Stack]:
-        for part in reversed(self.parts):
-            rest = (part, rest)
-        return [rest]
+        last = len(self.parts) - 1
+        if self._first > last:  # it has no parts
+            return [rest]
+        if self._first < last:
+            if self._left is None:
+                self._left = Chain()
+                self._left.parts, self._left._first = self.parts, self._first + 1
+            rest = (self._left, rest)
+        return [(self.parts[self._first], rest)]
 
 
 class Either(Node):

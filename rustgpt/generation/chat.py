@@ -68,6 +68,7 @@ class Chat:
         self._model = model
         self._turns: list[tuple[Message, Message]] = []
         self._asked = 0
+        self._unanswered: str | None = None  # the last question, if nothing was said to it
         self._engine = Engine(model, 1)
         self._slots = 1
         self._open: Continuation | None = None
@@ -91,12 +92,16 @@ class Chat:
         """Forget all that was said."""
         self._stop()
         self._turns.clear()
+        self._unanswered = None
         self._asked = self.forgotten = 0
 
     def undo(self) -> str | None:
         """Forget the last question and its answer; return the question, None if there is none."""
         self._stop()
-        return self._turns.pop()[0].content if self._turns else None
+        question, self._unanswered = self._unanswered, None
+        if question is None and self._turns:
+            question = self._turns.pop()[0].content
+        return question
 
     def send(self, question: str) -> str:
         """Ask, and return the answer: no prompt, no "Assistant:", no end mark.
@@ -113,7 +118,7 @@ class Chat:
     def stream(self, question: str) -> Continuation:
         """Ask, and return an iterator of the answer's text; see `send`.
 
-        What was made of it is remembered, also if it is stopped.
+        What was made of it is remembered, also if it is stopped; but no question without an answer.
         """
         question = _text("a question", question).strip()
         self._check_one()
@@ -127,6 +132,7 @@ class Chat:
 
         def at_end(answer: Continuation) -> None:
             self._open = None
+            self._unanswered = None if answer.text else question
             if answer.text:
                 said = Message("user", question), Message("assistant", answer.text)
                 self._turns.append(said)

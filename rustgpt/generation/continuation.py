@@ -106,18 +106,26 @@ class Continuation(Iterator[str]):
         return self._request.prompt_length
 
     def __next__(self) -> str:
-        while self._is_open:
-            if self.ended is not None:
-                self.stop()
-                break
-            try:
-                piece = "".join([self._take(token) for token in self._engine.step()])
-            except BaseException:
-                self.stop()
-                raise
+        while (piece := self.step()) is not None:
             if piece:
                 return piece
         raise StopIteration
+
+    def step(self) -> str | None:
+        """Go on by a token, or by a part of the prompt, and return what is now certain of the text.
+
+        It may be "". None if the text has ended.
+        """
+        if not self._is_open:
+            return None
+        if self.ended is not None:
+            self.stop()
+            return None
+        try:
+            return "".join([self._take(token) for token in self._engine.step()])
+        except BaseException:
+            self.stop()
+            raise
 
     def _take(self, token: Token) -> str:
         self.tokens.append(scored(self._tokenizer, token.id, token.logprob, token.likeliest))

@@ -100,16 +100,20 @@ class _Schema:
                     f"supported are {', '.join(KEYWORDS)}"
                 )
         alone = [key for key in ("$ref", "const", "enum", "anyOf") if key in schema]
-        if len(alone) > 1:
+        with_type = alone in (["const"], ["enum"])  # of which the type leaves some values
+        more = [key for key in schema if key in KEYWORDS and not (with_type and key == "type")]
+        if alone and len(more) > 1:
             raise ConfigError(
-                f"the json_schema has {' and '.join(alone)} at {where}; only one of them can be"
+                f"the json_schema has {' and '.join(more)} at {where}; {alone[0]} must stand alone"
             )
         if "$ref" in schema:
             return self._reference(schema["$ref"], where)
-        if "const" in schema:
-            return _values([schema["const"]])
-        if "enum" in schema:
-            return _values(_listed(schema, "enum", where))
+        if with_type:
+            values = [schema["const"]] if "const" in schema else _listed(schema, "enum", where)
+            found = [value for value in values if _is_of(value, self._types(schema, where))]
+            if not found:
+                raise ConfigError(f"the json_schema has no {alone[0]} of its type at {where}")
+            return _values(found)
         if "anyOf" in schema:
             options = _listed(schema, "anyOf", where)
             made = (self.node(o, f"{where}/anyOf/{i}") for i, o in enumerate(options))
@@ -118,19 +122,24 @@ class _Schema:
 
     def _typed(self, schema: dict[str, Any], where: str) -> Node:
         """Return the grammar of values of some types."""
+        return Either(
+            *(getattr(self, f"_{name}")(schema, where) for name in self._types(schema, where))
+        )
+
+    def _types(self, schema: dict[str, Any], where: str) -> list[str]:
+        """Return the types that a part of the schema allows."""
         types = schema.get("type")
         if types is None:
             guess = {"properties": "object", "items": "array"}
             types = [guess[key] for key in guess if key in schema] or list(TYPES)
-        options = []
-        for name in types if isinstance(types, list) else [types]:
+        types = types if isinstance(types, list) else [types]
+        for name in types:
             if not isinstance(name, str) or name not in TYPES:
                 raise ConfigError(
                     f"the json_schema has the type {name!r:.60} at {where}; there are "
                     f"{', '.join(TYPES)}"
                 )
-            options.append(getattr(self, f"_{name}")(schema, where))
-        return Either(*options)
+        return types
 
     def _string(self, schema: dict[str, Any], where: str) -> Node:
         limits = _limits(schema, "Length", where)
@@ -211,6 +220,16 @@ def _separated(part: Node, least: int, most: int | None) -> Node:
     others = Repeat(Chain(_COMMA, part), max(0, least - 1), None if most is None else most - 1)
     some = Chain(part, others)
     return some if least else Either(NOTHING, some)
+
+
+def _is_of(value: Any, types: list[str]) -> bool:
+    """Whether a value is of one of some types."""
+    if isinstance(value, bool):
+        return "boolean" in types
+    if isinstance(value, (int, float)):
+        return "number" in types or ("integer" in types and value == int(value))
+    kinds: dict[type, str] = {str: "string", list: "array", dict: "object", type(None): "null"}
+    return kinds.get(type(value)) in types
 
 
 def _values(values: list[Any]) -> Node:

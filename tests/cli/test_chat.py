@@ -325,6 +325,25 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(tmp_path, model):
 
 
 @posix
+def test_ctrl_c_is_heeded_while_nothing_is_shown(tmp_path, model):
+    endless = rustgpt.LLM.load(model)
+    (bias,) = (v for k, v in endless.named_parameters().items() if k == "layers.2.bias")
+    bias[endless.tokenizer.end_id] = -1e3
+    endless.save(tmp_path / "endless")
+    flags = ["--num-beams", "2", "--max-new-tokens", "1000000"]  # which come at the end
+    with Terminal("chat", "endless", *flags, cwd=tmp_path) as terminal:
+        terminal.read_until(b"Enter prompt: ")
+        terminal.write(b"Who are you?\n")
+        terminal.read_until(b"Model output: ")
+        time.sleep(0.3)
+        terminal.child.send_signal(signal.SIGINT)
+        terminal.read_until(b" ...\r\n")
+        terminal.read_until(b"Enter prompt: ")
+        terminal.write(b"/exit\n")
+        assert terminal.child.wait(30) == 0
+
+
+@posix
 def test_colours_are_for_terminals_that_have_them(tmp_path, model):
     for term, expected in (("xterm", True), ("dumb", False)):
         with Terminal("chat", model, cwd=tmp_path, env={"TERM": term, "NO_COLOR": ""}) as terminal:

@@ -154,6 +154,14 @@ def test_what_changes_nothing_is_told(inside, model):
     what = "at temperature 0, which takes the likeliest token, top_k and top_p change nothing"
     assert done.err == f"rustgpt: {what}\n"
     assert inside("generate", model, "The", "--top-k", "3", "--temperature", "1").err == ""
+    for flags, what in (
+        (["--n", "2"], "at temperature 0 all 2 texts are the same"),
+        (["--length-penalty", "2"], "length_penalty is for beams"),
+        (["--logprobs", "2"], "logprobs are printed with --json alone"),
+    ):
+        assert what in inside("generate", model, "The", *flags).err
+    for flags in (["--n", "2", "--num-beams", "2", "--length-penalty", "2"], ["--json"]):
+        assert inside("generate", model, "The", *flags).err == ""
 
 
 def test_flags_reach_the_model(inside, model):

@@ -8,6 +8,8 @@ import threadpoolctl
 import rustgpt
 from rustgpt import backend
 from rustgpt.cli import info
+from rustgpt.layers.cache import Cache
+from rustgpt.text.char_tokenizer import CharTokenizer
 
 from .conftest import one_line
 
@@ -81,6 +83,17 @@ def test_model_as_json(process, model):
     assert facts["config"] == loaded.config.to_dict()
     shapes = {name: list(value.shape) for name, value in loaded.named_parameters().items()}
     assert facts["tensors"] == shapes
+
+
+@pytest.mark.parametrize("changes", [{}, {"n_heads": 6, "n_kv_heads": 2, "positions": "rotary"}])
+def test_the_memory_of_a_text_is_what_its_cache_takes(inside, tmp_path, changes):
+    config = rustgpt.ModelConfig(embedding_dim=24, hidden_dim=8, n_layers=2, **changes)
+    model = rustgpt.LLM(config, CharTokenizer("abc"))
+    model.save(tmp_path / "m")
+    facts = json.loads(inside("info", str(tmp_path / "m"), "--json").out)
+    cache = Cache(model.max_seq_len)
+    model.decode([1, 2], cache)
+    assert facts["cache_bytes"] == sum(rows.nbytes for rows in cache._rows.values())
 
 
 def test_no_model(inside):

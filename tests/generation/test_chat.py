@@ -184,3 +184,29 @@ def test_what_is_no_text_is_an_error(learned, wrong):
         learned.chat().send(wrong)
     with pytest.raises(TokenizerError, match="a system message must be text"):
         learned.chat(system=wrong)
+
+
+def test_a_question_without_an_answer_is_asked_again_and_not_remembered(learned):
+    chat = learned.chat()
+    chat.send("What is red?")
+    chat.stream("And green?").stop()  # before a word was said
+    assert [message.content for message in chat.history] == ["What is red?", "The sun"]
+    assert chat.undo() == "And green?"
+    assert chat.undo() == "What is red?"
+    chat.stream("And green?").stop()
+    chat.reset()
+    assert chat.undo() is None
+
+
+def test_an_answer_goes_on_by_single_tokens(learned):
+    """Whoever shows it can look up between them, also while nothing is certain of the text."""
+    chat = learned.chat(stop=["sun is"])  # "sun" is held back
+    pieces, steps = chat.stream("What is red?"), []
+    while (piece := pieces.step()) is not None:
+        steps.append(piece)
+    assert "" in steps
+    assert "".join(steps) == pieces.text == "The sun"
+    beams = learned.chat(num_beams=2).stream("What is red?")
+    assert beams.step() == ""
+    beams.stop()
+    assert beams.step() is None
