@@ -13,7 +13,8 @@ import numpy as np
 
 from rustgpt import checkpoint, formats
 from rustgpt.config import ModelConfig
-from rustgpt.errors import CheckpointError, ConfigError, DataError, check_integer
+from rustgpt.errors import ConfigError, DataError, check_integer
+from rustgpt.file_set import explained
 from rustgpt.generation.text_generator import TextGenerator
 from rustgpt.layers.cache import Cache
 from rustgpt.layers.context import Context, offsets_of
@@ -343,6 +344,7 @@ class LLM(TextGenerator):
         self,
         folder: str | os.PathLike[str],
         more: Mapping[str, Iterable[bytes | memoryview]] | None = None,
+        format: str = formats.RUSTGPT,
     ) -> None:
         """Write config.json, model.safetensors and tokenizer.json; see `checkpoint.save`.
 
@@ -352,7 +354,11 @@ class LLM(TextGenerator):
             A path, or a `FolderLock` that the caller has entered.
         more
             The contents of other files that lie beside them, by name.
+        format
+            "hf" for a folder of Hugging Face instead; see `formats.export`.
         """
+        if format != formats.RUSTGPT:
+            return formats.export(self, folder, format, overwrite=True)
         self.check_parameters()
         tokenizer = self.tokenizer.to_json()
         # The folder first: others shall not wait for the weights while this waits for it.
@@ -368,14 +374,12 @@ class LLM(TextGenerator):
         tokenizer: type[Any] | None = None,
         chat_template: str | None = None,
     ) -> LLM:
-        """Return the model that `save` wrote, or another program.
+        """Return the model that `save`, or another program, wrote; see `formats.open_model`.
 
         Parameters
         ----------
-        folder
-            A folder of ours, or one of Hugging Face (config.json, safetensors and a tokenizer).
         layers
-            For a model with layers of your own: layers as it was built with.
+            For a model with layers of your own: those that it was built with.
         tokenizer
             For a model with a tokenizer of your own: its class, whose `from_json` reads what its
             `to_json` wrote.
@@ -387,10 +391,7 @@ class LLM(TextGenerator):
         ConfigError
             If there is no such template.
         CheckpointError
-            If a file is missing or damaged, or does not fit the others; or the model of another
-            program cannot be expressed here.
-        TokenizerError
-            If that is so of another program's tokenizer.
+            If a file is missing or damaged, or does not fit the others.
         """
         with formats.open_model(folder) as saved:
             model = cls.from_saved(saved, layers, tokenizer)
@@ -407,15 +408,12 @@ class LLM(TextGenerator):
     ) -> LLM:
         """Return the model of open files; see `load`."""
         config, words = saved.model_config(), saved.tokenizer(tokenizer)
-        try:
+        with explained(f"the model in {saved.folder} is too large to load"):
             layers = list(layers or build_layers(config, words.vocab_size, initialise=False))
             needed = named_parameters(layers)
             # Before the parameters' memory is touched: a wrong config could ask for any amount.
             saved.check_shapes({name: (v.shape, v.dtype) for name, v in needed.items()})
             model = cls(config, words, layers)
-        except (MemoryError, ValueError) as error:
-            what = f"the model in {saved.folder} is too large to load: {error}"
-            raise CheckpointError(what) from error
         saved.read_into(model.named_parameters())
         return model
 

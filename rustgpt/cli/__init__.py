@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Final, NamedTuple, NoReturn
 
 from rustgpt import __version__
-from rustgpt.cli import bench, chat, data, generate, info, job, tokenizer, train
+from rustgpt.cli import bench, chat, data, export, generate, info, job, tokenizer, train
 from rustgpt.cli.options import likely_flags
 from rustgpt.cli.terminal import complain, is_terminal, note, say
 from rustgpt.errors import ConfigError, RustGPTError
@@ -62,6 +62,12 @@ COMMANDS: Final = {
         "Show the machine and the kernels in use; or a model's layers and sizes.",
         "[MODEL] [options]",
         ("rustgpt info", "rustgpt info my-model --json"),
+    ),
+    "export": Command(
+        export,
+        "Write a model for other programs.",
+        "FORMAT MODEL DESTINATION [options]",
+        ("rustgpt export hf my-model my-model-hf --dtype bfloat16",),
     ),
     "tokenizer": Command(
         tokenizer,

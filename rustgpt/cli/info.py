@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rustgpt import __version__
-from rustgpt.cli.options import add_model
+from rustgpt.cli.options import A_MODEL, add_model
 from rustgpt.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `rustgpt info`."""
-    add_model(parser, "a model's folder; none: the machine", nargs="?")
+    add_model(parser, f"{A_MODEL}; none: the machine", nargs="?")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 

@@ -81,7 +81,10 @@ def add_path(
     group.add_argument(flag, type=once, default=default, metavar=metavar, help=text)
 
 
-def add_model(parser: argparse.ArgumentParser, text: str = "a model's folder", **more: Any) -> None:
+A_MODEL: Final = "a model's folder, of rustgpt or of Hugging Face"
+
+
+def add_model(parser: argparse.ArgumentParser, text: str = A_MODEL, **more: Any) -> None:
     """Add the argument that names a saved model."""
     parser.add_argument("model", type=path, metavar="MODEL", help=text, **more)
 

@@ -107,7 +107,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
-    text = "a tokenizer.json, or a model's folder"
+    text = "a tokenizer.json, or a model's folder, of rustgpt or of Hugging Face"
     parser.add_argument("source", type=path, metavar="TOKENIZER", help=text)
 
 

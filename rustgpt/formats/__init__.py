@@ -7,16 +7,30 @@ from pathlib import Path
 from typing import Final
 
 from rustgpt import checkpoint
-from rustgpt.errors import CheckpointError
+from rustgpt.errors import CheckpointError, ConfigError
 from rustgpt.file_set import CONFIG, explained, named
 from rustgpt.formats.foreign import OpenModel
 from rustgpt.formats.json_file import read_object
+from rustgpt.generation.text_generator import TextGenerator
+from rustgpt.layers.gpt import check_standard
 from rustgpt.text.tokenizer import BaseTokenizer, load_tokenizer
 
-__all__ = ["HUGGING_FACE", "RUSTGPT", "OpenModel", "kind_of", "open_model", "open_tokenizer"]
+__all__ = [
+    "DTYPES",
+    "HUGGING_FACE",
+    "RUSTGPT",
+    "WRITERS",
+    "OpenModel",
+    "export",
+    "kind_of",
+    "open_model",
+    "open_tokenizer",
+]
 
 RUSTGPT: Final = "rustgpt"
 HUGGING_FACE: Final = "hf"
+WRITERS: Final = (HUGGING_FACE,)  # the formats that can be written beside our own
+DTYPES: Final = ("float32", "float16", "bfloat16", "float64")
 # Files that run code when they are read.
 PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -64,8 +78,53 @@ def open_tokenizer(path: str | os.PathLike[str]) -> BaseTokenizer:
         from rustgpt.formats.hf_tokenizer import read_folder
 
         fields = read_fields(where)
-        return read_folder(where, fields.get(int, "vocab_size", None), fields.values).tokenizer
+        size = fields.get(int, "vocab_size", None)
+        return read_folder(where, size, fields.values).tokenizer
     return load_tokenizer(where)
+
+
+def export(
+    model: TextGenerator,
+    path: str | os.PathLike[str],
+    format: str = HUGGING_FACE,
+    dtype: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model with its tokenizer for other programs.
+
+    Parameters
+    ----------
+    model
+        A model whose layers are as rustgpt builds them.
+    path
+        The folder.
+    format
+        "hf", which the package transformers opens as it is.
+    dtype
+        Of the numbers on disk: "float32", "float16", "bfloat16"; by default the model's own.
+    overwrite
+        Whether a model of this format that is there is replaced.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such format or dtype.
+    CheckpointError
+        If the model cannot be expressed in this format; the message says which of its settings
+        is in the way. Or if it cannot be written there, or something else is there.
+    TokenizerError
+        If the tokenizer cannot be expressed.
+    """
+    from rustgpt.formats import hf_export
+
+    if format not in WRITERS:
+        raise ConfigError(f"the format must be one of {', '.join(WRITERS)}, got {format!r:.60}")
+    dtype = model.config.dtype if dtype is None else dtype
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r:.60}")
+    check_standard(model.layers, model.config, model.tokenizer.vocab_size)
+    with model.weights_lock.alone:  # a training changes them between two steps only
+        hf_export.export(path, model, dtype, overwrite)
 
 
 def _kind_of_folder(folder: Path) -> str:

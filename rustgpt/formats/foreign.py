@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, Self
 
@@ -65,11 +66,19 @@ class Piece(NamedTuple):
         That it must have in the file.
     transposed
         Whether the file has it (out, in), as PyTorch's `nn.Linear` does, and we have (in, out).
+    skipped
+        Rows at its beginning that are not ours.
     """
 
     name: str
     shape: tuple[int, ...]
     transposed: bool = False
+    skipped: int = 0
+
+    @property
+    def height(self) -> int:
+        """How many rows of the parameter it fills."""
+        return self.shape[1] if self.transposed else self.shape[0] - self.skipped
 
     @property
     def width(self) -> int:
@@ -83,25 +92,29 @@ Layout = dict[str, tuple[Piece, ...]]  # the pieces of each of our parameters, f
 class ForeignModel(ExitStack):
     """A model of another program.
 
-    A subclass says where each parameter of ours lies (`layout`), and reads tensors (`shapes`,
+    A subclass sets what is ours of it when it opens the files, and reads tensors (`shapes`,
     `rows`).
 
     Parameters
     ----------
     folder
         The folder or file.
-    config, tokenizer
-        Ours, for the model.
+
+    Attributes
+    ----------
+    config, tokens
+        Our configuration and tokenizer.
     layout
-        Where each parameter lies.
+        Where each parameter of ours lies.
     """
 
-    def __init__(
-        self, folder: Path, config: ModelConfig, tokenizer: Tokenizer, layout: Layout
-    ) -> None:
+    config: ModelConfig
+    tokens: Tokenizer
+    layout: Layout
+
+    def __init__(self, folder: Path) -> None:
         super().__init__()
         self.folder = folder
-        self._config, self._tokenizer, self.layout = config, tokenizer, layout
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return the shape of each tensor of the file by name, without those that say nothing."""
@@ -115,46 +128,44 @@ class ForeignModel(ExitStack):
         raise NotImplementedError
 
     def model_config(self) -> ModelConfig:
-        return self._config
+        return self.config
 
     def tokenizer(self, kind: type[Any] | None = None) -> Tokenizer:
         if kind is not None:
             raise CheckpointError(
                 f"the tokenizer of {self.folder} is not one of your own: leave out the class"
             )
-        return self._tokenizer
+        return self.tokens
 
     def check_shapes(self, expected: Expected) -> None:
-        found, used = self.shapes(), set[str]()
+        self.check_tensors()
         for name, (shape, _) in expected.items():
             pieces = self.layout.get(name)
             if pieces is None:
                 raise CheckpointError(f"a model of {self.folder} has no parameter {name!r}")
-            for piece in pieces:
-                used.add(piece.name)
-                self._check_piece(piece, found)
-            rows = pieces[0].shape[1] if pieces[0].transposed else pieces[0].shape[0]
             width = sum(piece.width for piece in pieces)
-            ours = (width,) if len(shape) == 1 else (rows, width)
+            ours = (width,) if len(shape) == 1 else (pieces[0].height, width)
             if ours != tuple(shape):
                 raise CheckpointError(
                     f"{self.folder}: the tensors of {name!r} give {ours}, but the model has "
                     f"{tuple(shape)}"
                 )
-        self._check_unused(found.keys() - used)
 
-    def _check_piece(self, piece: Piece, found: Mapping[str, tuple[int, ...]]) -> None:
-        if piece.name not in found:
-            raise CheckpointError(f"{self.folder} lacks the tensor {piece.name!r}, {piece.shape}")
-        if found[piece.name] != piece.shape:
-            raise CheckpointError(
-                f"{self.folder}: the tensor {piece.name!r} must be {piece.shape}, but is "
-                f"{found[piece.name]!s:.80}"
-            )
-
-    def _check_unused(self, names: Iterable[str]) -> None:
-        """Raise CheckpointError for tensors that no parameter of ours takes up."""
-        for name in sorted(names):
+    def check_tensors(self) -> None:
+        """Raise CheckpointError if a tensor is missing, unknown, or not as the layout says."""
+        found = dict(self.shapes())
+        for piece in chain(*self.layout.values()):
+            shape = found.pop(piece.name, None)
+            if shape is None:
+                raise CheckpointError(
+                    f"{self.folder} lacks the tensor {piece.name!r}, {piece.shape}"
+                )
+            if shape != piece.shape:
+                raise CheckpointError(
+                    f"{self.folder}: the tensor {piece.name!r} must be {piece.shape}, but is "
+                    f"{shape!s:.80}"
+                )
+        for name in sorted(found):
             raise CheckpointError(
                 f"{self.folder}: a model of this kind has no tensor {name!r:.80}, so that it would "
                 "not compute the same"
@@ -170,14 +181,15 @@ class ForeignModel(ExitStack):
                 left += piece.width
 
     def _read_piece(self, piece: Piece, part: Array) -> None:
-        """Copy a tensor into an array of its shape."""
-        done = 0
+        """Copy a tensor into an array of its shape, without the rows that are skipped."""
+        done = -piece.skipped
         for rows in self.rows(piece.name):
             if not np.isfinite(rows).all():
                 raise CheckpointError(
                     f"{self.folder} is damaged: the tensor {piece.name!r} holds NaN or infinity"
                 )
-            part[done : done + len(rows)] = rows
+            ours = rows[max(0, -done) :]
             done += len(rows)
+            part[done - len(ours) : done] = ours
         if done != len(part):
             raise CheckpointError(f"{self.folder}: the tensor {piece.name!r} ends too early")

@@ -2,63 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 
 from rustgpt.config import ModelConfig
 from rustgpt.formats.foreign import Layout, Piece
-from rustgpt.formats.json_file import Fields
 
 HEAD: Final = "lm_head.weight"
+OFFSET: Final = 2  # rows of OPT's table of positions before that of the first
+
+Weight = Callable[[str, int, int], Piece]  # of a name, with so many numbers in and out
 
 
-def layout_of(fields: Fields, config: ModelConfig, names: Collection[str]) -> Layout:
-    """Return where each parameter of ours lies.
+def layout_of(
+    kind: str, config: ModelConfig, vocab_size: int, names: Collection[str] | None = None
+) -> Layout:
+    """Return where each parameter of ours lies in a model of Hugging Face.
 
     Parameters
     ----------
-    fields
-        Of config.json.
-    config
-        What was read from it.
+    kind
+        Its "model_type", one of `LAYOUTS`.
+    vocab_size
+        V, rows of its table of tokens.
     names
-        Of the tensors that there are: some files lack the model's own prefix.
+        Of the tensors that there are: a file may lack the prefix of all but the output projection.
+        Without, they have it.
     """
-    prefix = "transformer."
-    if not any(name.startswith(prefix) for name in names):
+    prefix, layout = LAYOUTS[kind]
+    if names is not None and not any(name.startswith(prefix) for name in names):
         prefix = ""
-    return gpt2_layout(config, fields.get(int, "vocab_size", 50257), prefix)
+    found = layout(config, vocab_size, prefix)
+    if not config.tie_embeddings:
+        C = config.embedding_dim
+        last = config.n_layers + 1 + (config.norm == "pre")
+        found[f"layers.{last}.weight"] = (_linear(HEAD, C, vocab_size),)
+    return found
 
 
-def gpt2_layout(config: ModelConfig, V: int, prefix: str = "transformer.") -> Layout:
-    """Return GPT-2's layout: its `Conv1D` has weights (in, out), as ours, so none is transposed."""
-    C, F, S = config.embedding_dim, config.hidden_dim, config.max_seq_len
-    L = config.n_layers
-    shapes: dict[str, tuple[str, tuple[int, ...]]] = {
-        "layers.0.tokens": ("wte.weight", (V, C)),
-        "layers.0.places": ("wpe.weight", (S, C)),
+def _linear(name: str, n_in: int, n_out: int) -> Piece:
+    """Return the weight of a `nn.Linear`, which the file has (out, in)."""
+    return Piece(name, (n_out, n_in), transposed=True)
+
+
+def _conv1d(name: str, n_in: int, n_out: int) -> Piece:
+    """Return the weight of GPT-2's `Conv1D`, which the file has (in, out) as we do."""
+    return Piece(name, (n_in, n_out))
+
+
+def _both(weight: Weight, name: str, n_in: int, n_out: int) -> tuple[Piece, Piece]:
+    """Return the weight and the bias of a product."""
+    return weight(f"{name}.weight", n_in, n_out), Piece(f"{name}.bias", (n_out,))
+
+
+def _norm(ours: str, theirs: str, C: int) -> Layout:
+    """Return where a layer norm lies."""
+    return {f"{ours}.{part}": (Piece(f"{theirs}.{part}", (C,)),) for part in ("weight", "bias")}
+
+
+def _gpt2(config: ModelConfig, V: int, prefix: str) -> Layout:
+    C, F, S, L = config.embedding_dim, config.hidden_dim, config.max_seq_len, config.n_layers
+    found: Layout = {
+        "layers.0.tokens": (Piece(f"{prefix}wte.weight", (V, C)),),
+        "layers.0.places": (Piece(f"{prefix}wpe.weight", (S, C)),),
     }
     for i in range(L):
-        theirs: dict[str, tuple[str, tuple[int, ...]]] = {
-            "attention.qkv_weight": ("attn.c_attn.weight", (C, 3 * C)),
-            "attention.qkv_bias": ("attn.c_attn.bias", (3 * C,)),
-            "attention.projection_weight": ("attn.c_proj.weight", (C, C)),
-            "attention.projection_bias": ("attn.c_proj.bias", (C,)),
-            "norm1.weight": ("ln_1.weight", (C,)),
-            "norm1.bias": ("ln_1.bias", (C,)),
-            "feed_forward.weight1": ("mlp.c_fc.weight", (C, F)),
-            "feed_forward.bias1": ("mlp.c_fc.bias", (F,)),
-            "feed_forward.weight2": ("mlp.c_proj.weight", (F, C)),
-            "feed_forward.bias2": ("mlp.c_proj.bias", (C,)),
-            "norm2.weight": ("ln_2.weight", (C,)),
-            "norm2.bias": ("ln_2.bias", (C,)),
+        ours, theirs = f"layers.{i + 1}", f"{prefix}h.{i}"
+        products = {
+            "attention.qkv_": _both(_conv1d, f"{theirs}.attn.c_attn", C, 3 * C),
+            "attention.projection_": _both(_conv1d, f"{theirs}.attn.c_proj", C, C),
         }
-        shapes |= {f"layers.{i + 1}.{a}": (f"h.{i}.{b}", s) for a, (b, s) in theirs.items()}
-    shapes[f"layers.{L + 1}.weight"] = ("ln_f.weight", (C,))
-    shapes[f"layers.{L + 1}.bias"] = ("ln_f.bias", (C,))
-    layout: Layout = {
-        ours: (Piece(prefix + name, shape),) for ours, (name, shape) in shapes.items()
+        found |= _norm(f"{ours}.norm1", f"{theirs}.ln_1", C)
+        for name, (weight, bias) in products.items():
+            found |= {f"{ours}.{name}weight": (weight,), f"{ours}.{name}bias": (bias,)}
+        found |= _norm(f"{ours}.norm2", f"{theirs}.ln_2", C)
+        first = _both(_conv1d, f"{theirs}.mlp.c_fc", C, F)
+        last = _both(_conv1d, f"{theirs}.mlp.c_proj", F, C)
+        found |= _feed_forward(ours, first, last)
+    return found | _norm(f"layers.{L + 1}", f"{prefix}ln_f", C)
+
+
+def _opt(config: ModelConfig, V: int, prefix: str) -> Layout:
+    C, F, S, L = config.embedding_dim, config.hidden_dim, config.max_seq_len, config.n_layers
+    table = Piece(f"{prefix}decoder.embed_positions.weight", (S + OFFSET, C), skipped=OFFSET)
+    found: Layout = {
+        "layers.0.tokens": (Piece(f"{prefix}decoder.embed_tokens.weight", (V, C)),),
+        "layers.0.places": (table,),
     }
-    if not config.tie_embeddings:
-        layout[f"layers.{L + 2}.weight"] = (Piece(HEAD, (V, C), transposed=True),)
-    return layout
+    for i in range(L):
+        ours, theirs = f"layers.{i + 1}", f"{prefix}decoder.layers.{i}"
+        parts = [_both(_linear, f"{theirs}.self_attn.{name}_proj", C, C) for name in "qkv"]
+        weight, bias = _both(_linear, f"{theirs}.self_attn.out_proj", C, C)
+        found |= {
+            f"{ours}.attention.qkv_weight": tuple(part[0] for part in parts),
+            f"{ours}.attention.qkv_bias": tuple(part[1] for part in parts),
+            f"{ours}.attention.projection_weight": (weight,),
+            f"{ours}.attention.projection_bias": (bias,),
+        }
+        found |= _norm(f"{ours}.norm1", f"{theirs}.self_attn_layer_norm", C)
+        found |= _norm(f"{ours}.norm2", f"{theirs}.final_layer_norm", C)
+        first, last = _both(_linear, f"{theirs}.fc1", C, F), _both(_linear, f"{theirs}.fc2", F, C)
+        found |= _feed_forward(ours, first, last)
+    if config.norm == "pre":
+        found |= _norm(f"layers.{L + 1}", f"{prefix}decoder.final_layer_norm", C)
+    return found
+
+
+def _feed_forward(ours: str, first: tuple[Piece, Piece], last: tuple[Piece, Piece]) -> Layout:
+    """Return where both maps of a feed-forward layer lie."""
+    return {
+        f"{ours}.feed_forward.{part}{number}": (piece,)
+        for number, pieces in ((1, first), (2, last))
+        for part, piece in zip(("weight", "bias"), pieces, strict=True)
+    }
+
+
+# By "model_type": the prefix of a whole model's tensors, and the layout.
+LAYOUTS: Final[dict[str, tuple[str, Callable[[ModelConfig, int, str], Layout]]]] = {
+    "gpt2": ("transformer.", _gpt2),
+    "opt": ("model.", _opt),
+}

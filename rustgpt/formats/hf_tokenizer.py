@@ -9,6 +9,8 @@ from typing import Any, Final, NamedTuple
 from rustgpt.errors import TokenizerError
 from rustgpt.formats.json_file import read_object, read_text
 from rustgpt.text.bpe_tokenizer import BpeTokenizer
+from rustgpt.text.library_json import first_id, from_library
+from rustgpt.text.tokens import PieceTokenizer
 
 FILE: Final = "tokenizer.json"
 VOCAB: Final = "vocab.json"
@@ -34,7 +36,7 @@ class ReadTokenizer(NamedTuple):
         The tokens with which they end, the tokenizer's own among them.
     """
 
-    tokenizer: BpeTokenizer
+    tokenizer: PieceTokenizer
     bos_id: int
     end_ids: tuple[int, ...]
 
@@ -63,12 +65,18 @@ def read_folder(folder: Path, size: int | None, config: Mapping[str, Any]) -> Re
     else:
         path, content = folder / VOCAB, _from_vocab(folder, settings, names)
     try:
-        tokenizer = BpeTokenizer(content, names.get("eos_token"), size)
+        tokenizer = from_library(content) or BpeTokenizer(content, names.get("eos_token"), size)
     except TokenizerError as error:
         raise TokenizerError(f"{path}: {error}") from None
+    if size is not None and tokenizer.vocab_size != size:
+        raise TokenizerError(f"{path} has {tokenizer.vocab_size:,} tokens, but the model {size:,}")
     ends = [tokenizer.end_id, *_ids(generation if "eos_token_id" in generation else config)]
     ends = [i for i in dict.fromkeys(ends) if 0 <= i < tokenizer.vocab_size]
-    return ReadTokenizer(tokenizer, _bos_id(tokenizer, settings, names, folder), tuple(ends))
+    asked = settings.get("add_bos_token")
+    if asked is not None and not isinstance(asked, bool):
+        raise TokenizerError(f"{folder / SETTINGS}: add_bos_token must be true or false")
+    bos_id = first_id(content) if asked is None else _named_bos(tokenizer, asked, names, folder)
+    return ReadTokenizer(tokenizer, bos_id, tuple(ends))
 
 
 def _names(content: Mapping[str, Any], path: Path) -> dict[str, str]:
@@ -90,16 +98,16 @@ def _ids(content: Mapping[str, Any]) -> list[int]:
     return [i for i in (found if isinstance(found, list) else [found]) if type(i) is int]
 
 
-def _bos_id(
-    tokenizer: BpeTokenizer, settings: Mapping[str, Any], names: Mapping[str, str], folder: Path
+def _named_bos(
+    tokenizer: PieceTokenizer, asked: bool, names: Mapping[str, str], folder: Path
 ) -> int:
-    """Return the token that the tokenizer puts before each text, or -1."""
-    asked = settings.get("add_bos_token")
-    if asked is not None and not isinstance(asked, bool):
-        raise TokenizerError(f"{folder / SETTINGS}: add_bos_token must be true or false")
-    if asked is None:
-        return tokenizer.first_id()
-    return tokenizer.special_id(names["bos_token"]) if asked and "bos_token" in names else -1
+    """Return the token that the settings put before each text, or -1."""
+    name = names.get("bos_token")
+    if not asked or name is None:
+        return -1
+    if name not in tokenizer.special_ids:
+        raise TokenizerError(f"{folder / SETTINGS}: bos_token {name!r:.60} is no special token")
+    return tokenizer.special_ids[name]
 
 
 def _from_vocab(

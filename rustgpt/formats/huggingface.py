@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Final
@@ -12,8 +13,8 @@ from typing import Final
 import numpy as np
 
 from rustgpt.errors import CheckpointError
-from rustgpt.formats.foreign import Array, Expected, ForeignModel
-from rustgpt.formats.hf_config import read_config, read_fields
+from rustgpt.formats.foreign import Array, ForeignModel
+from rustgpt.formats.hf_config import read_config, read_fields, vocab_size
 from rustgpt.formats.hf_layout import HEAD, layout_of
 from rustgpt.formats.hf_tokenizer import read_folder
 from rustgpt.formats.safetensors_file import Weights
@@ -34,19 +35,27 @@ class HuggingFaceModel(ForeignModel):
     """
 
     def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
         fields = read_fields(folder)
         with ExitStack() as held:
             self._weights = weights = held.enter_context(Weights(folder))
             wide = any(stored.dtype == "F64" for stored in weights.tensors.values())
-            config = read_config(fields, "float64" if wide else "float32")
-            layout = layout_of(fields, config, weights.tensors.keys())
-            (self._table,) = layout["layers.0.tokens"]
-            tokenizer = read_folder(folder, self._table.shape[0], fields.values)
-            super().__init__(folder, config, tokenizer.tokenizer, layout)
+            self.config = read_config(fields, "float64" if wide else "float32")
+            kind, V = fields.values["model_type"], vocab_size(fields)
+            self.layout = layout_of(kind, self.config, V, weights.tensors.keys())
+            (self._table,) = self.layout["layers.0.tokens"]
+            self.check_tensors()  # before anything is made for the sizes that are claimed
+            self.tokens, bos_id, end_ids = read_folder(folder, V, fields.values)
+            self.config = replace(
+                self.config,
+                add_bos_token=bos_id >= 0,
+                bos_token_id=bos_id,
+                end_token_ids=() if end_ids == (self.tokens.end_id,) else end_ids,
+            )
             self.enter_context(held.pop_all())
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        tied = self._config.tie_embeddings
+        tied = self.config.tie_embeddings
         return {
             name: stored.shape
             for name, stored in self._weights.tensors.items()
@@ -56,15 +65,15 @@ class HuggingFaceModel(ForeignModel):
     def rows(self, name: str) -> Iterator[Array]:
         return self._weights.rows(name)
 
-    def check_shapes(self, expected: Expected) -> None:
-        super().check_shapes(expected)
+    def check_tensors(self) -> None:
+        super().check_tensors()
         head = self._weights.tensors.get(HEAD)
-        if self._config.tie_embeddings and head and head.shape != self._table.shape:
+        if self.config.tie_embeddings and head and head.shape != self._table.shape:
             self._refuse_head()
 
     def read_into(self, tensors: Mapping[str, Array]) -> None:
         super().read_into(tensors)
-        if self._config.tie_embeddings and HEAD in self._weights.tensors:
+        if self.config.tie_embeddings and HEAD in self._weights.tensors:
             table = self._weights.rows(self._table.name)
             for ours, theirs in zip_longest(table, self._weights.rows(HEAD)):
                 if not np.array_equal(ours, theirs):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rustgpt.config import ModelConfig
+from rustgpt.errors import CheckpointError
 from rustgpt.layers.embeddings import Embeddings
 from rustgpt.layers.layer import Layer
 from rustgpt.layers.memory import Array
@@ -48,6 +49,22 @@ def named_parameters(layers: Sequence[Layer]) -> dict[str, Array]:
     for i, layer in enumerate(layers):
         found |= layer.parameters(f"layers.{i}", seen)
     return found
+
+
+def check_standard(layers: Sequence[Layer], config: ModelConfig, vocab_size: int) -> None:
+    """Raise CheckpointError unless layers are those that `build_layers` makes."""
+    built = build_layers(config, vocab_size, initialise=False)
+    for i, layer in enumerate(layers):
+        parts = [part for _, part in layer.walk()]
+        wanted = [part for _, part in built[i].walk()] if i < len(built) else []
+        same = [type(part) for part in parts] == [type(part) for part in wanted]
+        if not same or any(part._changed for part in parts):
+            raise CheckpointError(
+                f"layer {i} is not as rustgpt builds it ({layer.describe()}): other programs "
+                "cannot compute a layer of your own"
+            )
+    if len(layers) < len(built):
+        raise CheckpointError(f"the model has {len(layers)} layers, but {len(built)} are needed")
 
 
 def describe(layers: Sequence[Layer]) -> str:

@@ -24,6 +24,7 @@ from rustgpt.text.vocab import END, SURROGATE
 DEFAULT_SIZE: Final = 4096
 # What ends a text in the files of others, in the order in which they are looked for.
 ENDS: Final = (END, "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<eos>")
+UNUSED: Final = "<|unused-{}|>"  # tokens of a model that its file does not have
 END_OF_TEXT: Final = "end_of_text"  # what of our own stands in the "model" of a file
 HOLES: Final = 1 << 16  # numbers without a token that a file may have
 # What a tokenizer is trained on: more would cost much memory or time and change little.
@@ -162,17 +163,12 @@ class BpeTokenizer(PieceTokenizer):
         made = self._library.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in made]
 
-    def first_id(self) -> int:
-        """Return the token that the file wants before each text, or -1."""
-        asked = self._library.encode("a").ids  # with special tokens
-        return asked[0] if asked and asked[0] != self._asked(["a"])[0][0] else -1
-
-    def special_id(self, name: str) -> int:
-        """Return the number of a special token; TokenizerError if there is none of that name."""
-        found = self._library.token_to_id(name)
-        if found is None or self._pieces[found]:
-            raise TokenizerError(f"the tokenizer has no special token {name!r:.60}")
-        return int(found)
+    def library_content(self) -> dict[str, Any]:
+        """Return the `tokenizer.json` for other programs, without what only fills it up."""
+        content: dict[str, Any] = json.loads(self._library.to_str())
+        tokens = content["added_tokens"]
+        content["added_tokens"] = [t for t in tokens if t["content"] != UNUSED.format(t["id"])]
+        return content
 
     def to_json(self) -> str:
         """Write the tokenizer as the library does."""
@@ -334,7 +330,7 @@ def _fill_up(library: Any, size: int) -> None:
     if size > first + HOLES:
         raise TokenizerError(f"there are {first:,} tokens, but a model of {size:,}")
     if first < size:
-        library.add_special_tokens([f"<|unused-{i}|>" for i in range(first, size)])
+        library.add_special_tokens([UNUSED.format(i) for i in range(first, size)])
     if library.get_vocab_size(with_added_tokens=True) != len(ids) + size - first:
         raise TokenizerError(f"its {first:,} tokens cannot be filled up to {size:,}")
 

@@ -1,0 +1,80 @@
+"""Owns the tokenizers of characters and bytes as a file of the library `tokenizers`, and back."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any, Final
+
+from rustgpt.text.char_tokenizer import FIRST_CHARACTER, ByteTokenizer, CharTokenizer
+from rustgpt.text.vocab import END
+
+Content = dict[str, Any]
+BYTES: Final = tuple(f"<0x{byte:02X}>" for byte in range(256))
+
+
+def from_library(content: Content) -> CharTokenizer | ByteTokenizer | None:
+    """Return our tokenizer of what `characters_json` has written; None if it is none of these."""
+    model = content.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocab, dict) or [*vocab][:FIRST_CHARACTER] != [END, *BYTES]:
+        return None
+    characters = "".join([*vocab][FIRST_CHARACTER:])
+    written = characters_json(characters)
+    if any(content.get(name) != written[name] for name in written if name != "post_processor"):
+        return None
+    return CharTokenizer(characters) if characters else ByteTokenizer()
+
+
+def characters_json(characters: str) -> Content:
+    """Return what gives each of these characters a token, and any other one its bytes.
+
+    That is a BPE which merges nothing.
+    """
+    vocab = {token: i for i, token in enumerate([END, *BYTES, *characters])}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": 0, "content": END, "single_word": False, "lstrip": False, "rstrip": False,
+                "normalized": False, "special": True,
+            }
+        ],
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {
+            "type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}],
+        },
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": True,
+            "ignore_merges": False, "vocab": vocab, "merges": [],
+        },
+    }  # fmt: skip
+
+
+def beginning_json(name: str, bos_id: int) -> Content:
+    """Return what puts a token before each text."""
+    special, text = {"SpecialToken": {"id": name, "type_id": 0}}, {"id": "A", "type_id": 0}
+    other = {"Sequence": {"id": "B", "type_id": 1}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [special, {"Sequence": text}],
+        "pair": [special, {"Sequence": text}, other],
+        "special_tokens": {name: {"id": name, "ids": [bos_id], "tokens": [name]}},
+    }
+
+
+def first_id(content: Content) -> int:
+    """Return the token that a `tokenizer.json` puts before each text, or -1."""
+    post = content.get("post_processor")
+    found = post.get("processors") if isinstance(post, dict) else None
+    for each in found if isinstance(found, list) else [post]:
+        if isinstance(each, dict) and each.get("type") == "TemplateProcessing":
+            with suppress(LookupError, TypeError):  # which the library has found sound
+                name = each["single"][0]["SpecialToken"]["id"]
+                found = each["special_tokens"][name]["ids"][0]
+                return found if type(found) is int else -1
+    return -1
