@@ -1,0 +1,222 @@
+"""Owns the comparison with `transformers`: logits, gradients, greedy text, ids, both ways."""
+
+import functools
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rustgpt import LLM, ModelConfig
+from rustgpt.formats.hf_layout import layout_of
+from rustgpt.text.library_json import characters_json
+from rustgpt.text.tokenizer import tokenizer_for
+
+from ..models import by_name, differentiate
+from .conftest import CHARACTERS, V, write
+from .texts import random_text
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+LOGITS, GRADIENTS = 1e-4, 1e-3  # absolute; of the largest number of a tensor
+QUIET = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0, "dropout": 0, "attention_dropout": 0}
+ENDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+GPT2 = {"n_embd": 30, "n_head": 3, "n_layer": 3, "n_inner": 77, "n_positions": 61}
+OPT = {
+    "hidden_size": 30, "word_embed_proj_dim": 30, "num_attention_heads": 3, "ffn_dim": 77,
+    "num_hidden_layers": 2, "max_position_embeddings": 61,
+}  # fmt: skip
+THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
+    "GPT-2": ("GPT2", GPT2),
+    "GPT-2, one head, narrow": ("GPT2", GPT2 | {"n_embd": 7, "n_head": 1, "n_inner": None}),
+    "GPT-2, untied": ("GPT2", GPT2 | {"tie_word_embeddings": False}),
+    "GPT-2, ReLU": ("GPT2", GPT2 | {"activation_function": "relu"}),
+    "OPT": ("OPT", OPT),
+    "OPT, norm after": ("OPT", OPT | {"do_layer_norm_before": False}),
+    "OPT, GELU": ("OPT", OPT | {"activation_function": "gelu_new", "tie_word_embeddings": False}),
+}
+OURS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "RustGPT": {"n_heads": 1, "attention_projection": False},
+    "GPT-2": {
+        "norm": "pre", "activation": "gelu", "attention_bias": True, "output_bias": False,
+        "tie_embeddings": True,
+    },
+    "pre, tied, with output bias": {"norm": "pre", "tie_embeddings": True},
+    "untied, without": {"norm": "pre", "output_bias": False, "activation": "gelu"},
+    "post, GELU": {"activation": "gelu", "attention_bias": True, "tie_embeddings": True},
+    "float64": {"dtype": "float64"},
+}  # fmt: skip
+
+
+@functools.cache
+def tokenizer(kind: str) -> Any:
+    texts = ["The sun rises in the east, and 你好 😀 mountains form.", "Bees carry pollen </s>"]
+    return tokenizer_for(texts, kind, 300 if kind == "bpe" else None)
+
+
+def theirs(name: str) -> Any:
+    """A random model of transformers, all of whose parameters matter."""
+    kind, sizes = THEIRS[name]
+    config = getattr(transformers, f"{kind}Config")(vocab_size=V, **sizes, **QUIET, **ENDS)
+    torch.manual_seed(3)
+    suffix = "LMHeadModel" if kind == "GPT2" else "ForCausalLM"
+    model = getattr(transformers, f"{kind}{suffix}")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+def ours(name: str, kind: str = "char") -> LLM:
+    """A random model of ours, all of whose parameters matter."""
+    sizes = {"embedding_dim": 30, "hidden_dim": 77, "n_layers": 2, "n_heads": 3, "max_seq_len": 50}
+    model = LLM(ModelConfig(**(sizes | OURS[name])), tokenizer(kind))
+    model.parameters += 0.2 * np.random.default_rng(4).standard_normal(model.n_parameters)
+    return model
+
+
+def in_shards(model: Any, folder: Path) -> None:
+    model.save_pretrained(folder, max_shard_size="4kB")
+    assert len([*folder.glob("*.safetensors")]) > 3
+
+
+def ids_of(size: int, length: int = 48) -> Any:
+    return np.random.default_rng(8).integers(0, size, length).astype(np.int32)
+
+
+def logits_of(model: Any, ids: Any) -> Any:
+    with torch.no_grad():
+        return model(torch.tensor(ids[None].astype(np.int64))).logits[0].numpy()
+
+
+def assert_same_model(our: LLM, their: Any, kind: str) -> None:
+    """Compare logits, every gradient, and greedy text."""
+    ids = ids_of(our.tokenizer.vocab_size)
+    expected = logits_of(their, ids)
+    np.testing.assert_allclose(our.logits(ids), expected, atol=LOGITS, rtol=0)
+    _assert_same_gradients(our, their, kind, ids)
+    prompt = torch.tensor(ids[None, :5].astype(np.int64))
+    made = their.generate(
+        prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=30,
+        eos_token_id=None, pad_token_id=0,
+    )[0, 5:].tolist()  # fmt: skip
+    assert len(made) == 30
+    mine = [*ids[:5].tolist()]
+    for _ in range(30):
+        mine.append(int(our.logits(mine)[-1].argmax()))
+    assert mine[5:] == made
+
+
+def _assert_same_gradients(our: LLM, their: Any, kind: str, ids: Any) -> None:
+    targets = np.append(ids[1:], -1).astype(np.int32)
+    _, gradients = differentiate(our, ids, targets, np.array([0, len(ids)], np.int32))
+    found = by_name(our, gradients)
+    their.zero_grad()
+    logits = their(torch.tensor(ids[None].astype(np.int64))).logits[0]
+    labels = torch.tensor(targets.astype(np.int64))
+    torch.nn.functional.cross_entropy(
+        logits, labels, ignore_index=-1, reduction="sum"
+    ).backward()  # fmt: skip
+    named = dict(their.named_parameters())
+    compared = set()
+    for name, pieces in layout_of(kind, our.config, our.tokenizer.vocab_size).items():
+        left = 0
+        for piece in pieces:
+            expected = named[piece.name].grad.numpy()[piece.skipped :]
+            mine = found[name][..., left : left + piece.width]
+            mine = mine.T if piece.transposed else mine
+            largest = np.abs(expected).max()
+            # A bias of the keys has no influence: its gradient is rounding.
+            if np.abs(mine - expected).max() > 1e-5:
+                assert np.abs(mine - expected).max() <= GRADIENTS * largest, piece.name
+            compared.add(piece.name)
+            left += piece.width
+    assert compared == named.keys() - ({"lm_head.weight"} if our.config.tie_embeddings else set())
+
+
+@pytest.mark.parametrize("name", THEIRS)
+@pytest.mark.parametrize("save", [lambda m, f: m.save_pretrained(f), in_shards], ids=["", "shards"])
+def test_their_model_is_ours(name: str, save: Callable[..., None], tmp_path: Path) -> None:
+    model = theirs(name)
+    write(tmp_path, {}, {}, tokenizer=characters_json(CHARACTERS))
+    for stray in ("model.safetensors", "config.json"):
+        (tmp_path / stray).unlink()
+    save(model, tmp_path)
+    assert_same_model(LLM.load(tmp_path), model, model.config.model_type)
+
+
+@pytest.mark.parametrize("name", THEIRS)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_their_halves_are_ours(name: str, dtype: str, tmp_path: Path) -> None:
+    model = theirs(name).to(getattr(torch, dtype))
+    write(tmp_path, {}, {})
+    model.save_pretrained(tmp_path)
+    our, wide = LLM.load(tmp_path), model.float()
+    ids = ids_of(V)
+    np.testing.assert_allclose(our.logits(ids), logits_of(wide, ids), atol=LOGITS, rtol=0)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_model_is_theirs(name: str, tmp_path: Path) -> None:
+    model = ours(name)
+    model.save(tmp_path / "out", format="hf")
+    opened, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    ids = ids_of(model.tokenizer.vocab_size)
+    expected = model.logits(ids)
+    np.testing.assert_allclose(logits_of(opened, ids), expected, atol=LOGITS, rtol=0)
+    again = LLM.load(tmp_path / "out")
+    np.testing.assert_allclose(again.logits(ids), expected, atol=LOGITS, rtol=0)
+    assert_same_model(again, opened, opened.config.model_type)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_our_model_in_halves_is_theirs(dtype: str, tmp_path: Path) -> None:
+    from rustgpt import formats
+
+    model = ours("GPT-2")
+    formats.export(model, tmp_path / "out", "hf", dtype)
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert str(opened.dtype) == f"torch.{dtype}"
+    ours_ = LLM.load(tmp_path / "out")
+    for name, parameter in opened.named_parameters():
+        (at,) = [
+            (k, p)
+            for k, v in layout_of("gpt2", model.config, 0).items()
+            for p in v
+            if p.name == name
+        ]
+        rounded = torch.tensor(model.named_parameters()[at[0]]).to(parameter.dtype)
+        assert torch.equal(parameter, rounded), name
+        np.testing.assert_array_equal(
+            ours_.named_parameters()[at[0]], parameter.detach().float().numpy()
+        )
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char", "byte"])
+@pytest.mark.parametrize("bos", [True, False])
+def test_our_tokens_are_theirs(kind: str, bos: bool, tmp_path: Path) -> None:
+    model = LLM(ModelConfig(n_layers=1, add_bos_token=bos), tokenizer(kind))
+    model.save(tmp_path / "out", format="hf")
+    opened = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    rng = random.Random(7)
+    for _ in range(10_000):
+        text = random_text(rng)
+        ids = opened(text).input_ids
+        assert ids == model.prompt_ids(text), text
+        assert opened.decode(ids, skip_special_tokens=True) == text
+    assert opened.eos_token_id == model.tokenizer.end_id
+    read = LLM.load(tmp_path / "out")
+    assert read.prompt_ids("Sun 你 é") == model.prompt_ids("Sun 你 é")
+    assert read.end_ids == model.end_ids
