@@ -122,6 +122,9 @@ def export(
     dtype = model.config.dtype if dtype is None else dtype
     if dtype not in DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r:.60}")
+    where = named(path)
+    if (where / CONFIG).is_file() and _kind_of_folder(where) != format:
+        raise CheckpointError(f"{where} holds a model of another format: choose another folder")
     check_standard(model.layers, model.config, model.tokenizer.vocab_size)
     with model.weights_lock.alone:  # a training changes them between two steps only
         hf_export.export(path, model, dtype, overwrite)
