@@ -13,6 +13,7 @@ import numpy as np
 
 from rustgpt.backend import encoder
 from rustgpt.errors import RustGPTError, TokenizerError
+from rustgpt.file_set import reason
 from rustgpt.reference import bpe
 from rustgpt.text.chunks import BLOCK, blocks
 from rustgpt.text.counting import count_parts, most_frequent
@@ -273,7 +274,8 @@ def _guarded(work: Callable[..., Any], *arguments: Any) -> Any:
             raise
         if isinstance(error, RustGPTError):
             raise
-        raise TokenizerError(f"the package tokenizers refuses the tokenizer: {error}") from None
+        why = f"the package tokenizers refuses the tokenizer: {reason(error):.200}"
+        raise TokenizerError(why) from None
 
 
 def _check_kind(content: dict[str, Any]) -> None:
