@@ -31,7 +31,7 @@ class SelfAttention(Layer):
     bias
         Whether the products have a bias.
     n_kv_heads
-        K, must divide `n_heads`; by default as many.
+        K, must divide `n_heads`; 0 for as many.
     rotary
         How queries and keys are turned by their position; None if positions are learned.
     """
@@ -44,20 +44,20 @@ class SelfAttention(Layer):
         projection: bool = True,
         bias: bool = False,
         dtype: Any = np.float32,
-        n_kv_heads: int | None = None,
+        n_kv_heads: int = 0,
         rotary: Rotary | None = None,
     ) -> None:
         super().__init__(dtype)
         self.dim = dim
         self.n_heads = n_heads
-        self.n_kv_heads = K = n_kv_heads or n_heads
+        self.n_kv_heads = 0 if n_kv_heads == n_heads else n_kv_heads
         self.rotary = rotary
         self.projection = projection
         self.qkv_weight: Array
         self.qkv_bias: Array | None = None
         self.projection_weight: Array
         self.projection_bias: Array | None = None
-        std, width = dim**-0.5, dim + 2 * K * (dim // n_heads)  # W
+        std, width = dim**-0.5, dim + 2 * (n_kv_heads or n_heads) * (dim // n_heads)  # W
         self.parameter("qkv_weight", normal(rng, std, (dim, width), dtype))
         if bias:
             self.parameter("qkv_bias", np.zeros(width))
@@ -72,7 +72,7 @@ class SelfAttention(Layer):
         qkv, heads, lse = ctx.empty(N, W), ctx.empty(N, C), ctx.empty(N, H)
         self._multiply(x, self.qkv_weight, self.qkv_bias, qkv, ctx)  # (N, W)
         if self.rotary is not None:
-            self.rotary.turn(qkv, H + K, ctx)
+            self.rotary.turn(qkv, H + (K or H), ctx)
         if ctx.cache is None:
             scratch = self._scratch(N, ctx)
             ops.attention_forward(qkv, ctx.offsets, H, heads, lse, scratch, K)  # (N, C)
@@ -118,7 +118,7 @@ class SelfAttention(Layer):
         )  # (N, W)
         # forward: q and k were turned by their position
         if self.rotary is not None:
-            self.rotary.turn_back(dqkv, H + K, ctx)
+            self.rotary.turn_back(dqkv, H + (K or H), ctx)
         # forward: qkv = x @ qkv_weight + qkv_bias
         dx = ctx.empty(N, C)
         self._multiply_backward(dqkv, x, self.qkv_weight, self.qkv_bias, dx, ctx)  # (N, C)
@@ -135,7 +135,7 @@ class SelfAttention(Layer):
         C = len(self.qkv_weight)
         projection = "with" if self.projection else "no"
         heads = f"{self.n_heads} heads"
-        if self.n_kv_heads != self.n_heads:
+        if self.n_kv_heads:
             heads += f" over {self.n_kv_heads} of keys and values"
         rotary = "" if self.rotary is None else ", rotary positions"
         return f"SelfAttention({C}, {heads}{rotary}, {projection} output projection)"

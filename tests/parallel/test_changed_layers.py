@@ -160,9 +160,9 @@ def test_blocks_of_different_sizes_do_not_write_over_each_other(
     expected_loss, expected = differentiate(model, batch, 1)
     scratch, original = [], ops.block_forward
 
-    def spy(x, offsets, parameters, spec, out, saved, memory, *rest):
+    def spy(x, offsets, parameters, spec, out, saved, memory, *rest, **more):
         scratch.append((threading.get_ident(), memory))
-        return original(x, offsets, parameters, spec, out, saved, memory, *rest)
+        return original(x, offsets, parameters, spec, out, saved, memory, *rest, **more)
 
     monkeypatch.setitem(vars(ops), "block_forward", spy)
     loss, found = differentiate(model, batch, 2)

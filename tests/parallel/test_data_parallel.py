@@ -219,7 +219,7 @@ def test_a_thread_may_be_late_at_any_kernel(
     def slow(*given):
         if is_main() is not late:
             time.sleep(0.02)
-        return original(*given)
+        return original(*given, **more)
 
     monkeypatch.setitem(vars(ops), kernel, slow)
     loss, found = differentiate(model, rows, threads=2)
@@ -280,10 +280,10 @@ def test_an_error_between_two_meetings_ends_the_batch(model_of, batch, monkeypat
     """The other thread waits inside a kernel, or will."""
     original = getattr(ops, kernel)
 
-    def fail(*given):
+    def fail(*given, **more):
         if not is_main():
             raise MemoryError("no more")
-        return original(*given)
+        return original(*given, **more)
 
     monkeypatch.setitem(vars(ops), kernel, fail)
     with pytest.raises(MemoryError, match="no more"):
