@@ -219,7 +219,7 @@ def test_a_thread_may_be_late_at_any_kernel(
     def slow(*given):
         if is_main() is not late:
             time.sleep(0.02)
-        return original(*given, **more)
+        return original(*given)
 
     monkeypatch.setitem(vars(ops), kernel, slow)
     loss, found = differentiate(model, rows, threads=2)
