@@ -17,6 +17,7 @@ from rustgpt.text.tokenizer import BaseTokenizer, load_tokenizer
 
 __all__ = [
     "DTYPES",
+    "GGUF",
     "HUGGING_FACE",
     "RUSTGPT",
     "WRITERS",
@@ -29,6 +30,7 @@ __all__ = [
 
 RUSTGPT: Final = "rustgpt"
 HUGGING_FACE: Final = "hf"
+GGUF: Final = "gguf"
 WRITERS: Final = (HUGGING_FACE,)  # the formats that can be written beside our own
 DTYPES: Final = ("float32", "float16", "bfloat16", "float64")
 # Files that run code when they are read.
@@ -40,6 +42,8 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     where = named(path)
     with explained(f"cannot load a model from {where}"):
         if where.is_file():
+            if where.suffix.lower() == ".gguf":
+                return GGUF
             raise CheckpointError(_about_file(where))
         return _kind_of_folder(where)
 
@@ -50,17 +54,22 @@ def open_model(path: str | os.PathLike[str]) -> OpenModel:
     Parameters
     ----------
     path
-        A folder that rustgpt wrote, or one of Hugging Face.
+        A folder that rustgpt wrote, or one of Hugging Face, or a GGUF file.
 
     Raises
     ------
     CheckpointError
         If there is no model, or it is damaged, or one that cannot be expressed here.
     """
-    if kind_of(path) == HUGGING_FACE:
+    kind = kind_of(path)
+    if kind == HUGGING_FACE:
         from rustgpt.formats.huggingface import HuggingFaceModel
 
         return HuggingFaceModel(named(path))
+    if kind == GGUF:
+        from rustgpt.formats.gguf_model import GgufModel
+
+        return GgufModel(named(path))
     return checkpoint.load(path)
 
 
@@ -73,6 +82,11 @@ def open_tokenizer(path: str | os.PathLike[str]) -> BaseTokenizer:
         If there is none, or it cannot be read.
     """
     where = Path(path)
+    if where.is_file() and where.suffix.lower() == ".gguf":
+        from rustgpt.formats.gguf_file import GgufFile
+        from rustgpt.formats.gguf_tokenizer import read_tokenizer
+
+        return read_tokenizer(GgufFile(where)).tokenizer
     if (where / CONFIG).is_file() and kind_of(where) == HUGGING_FACE:
         from rustgpt.formats.hf_config import read_fields
         from rustgpt.formats.hf_tokenizer import read_folder

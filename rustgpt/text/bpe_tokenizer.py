@@ -27,6 +27,7 @@ DEFAULT_SIZE: Final = 4096
 ENDS: Final = (END, "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<eos>")
 UNUSED: Final = "<|unused-{}|>"  # tokens of a model that its file does not have
 END_OF_TEXT: Final = "end_of_text"  # what of our own stands in the "model" of a file
+REPLACEMENT: Final = "\ufffd"
 HOLES: Final = 1 << 16  # numbers without a token that a file may have
 # What a tokenizer is trained on: more would cost much memory or time and change little.
 MOST_DIFFERENT: Final = 1 << 17  # pieces, the most frequent ones
@@ -42,8 +43,9 @@ class BpeTokenizer(PieceTokenizer):
     """Byte pair encoding over bytes, as in GPT-2; what is on disk is the library's own file.
 
     Ids and text are those of the library (`tokenizers`), but for what it cannot take or would
-    mistake: the name of a special token in a text is text, and a lone surrogate is three bytes. A
-    file whose normalizer changes texts gives the changed text back.
+    mistake: the name of a special token in a text is text, a lone surrogate is three bytes, and
+    what a file has no bytes for becomes U+FFFD. A file whose normalizer changes texts gives the
+    changed text back.
 
     Parameters
     ----------
@@ -79,13 +81,14 @@ class BpeTokenizer(PieceTokenizer):
         pieces = _pieces(self._library)
         super().__init__(pieces, special, self._library.token_to_id(end))
         spelled = {piece: i for i, piece in enumerate(pieces) if i not in special}
-        missing = [byte for byte in BYTES if byte not in spelled]
-        if missing:
+        self._missing = b"".join(byte for byte in BYTES if byte not in spelled)
+        if any(byte in self._missing for byte in REPLACEMENT.encode()):
             raise TokenizerError(
-                f"the tokenizer lacks {len(missing)} of the 256 bytes, so that text would get "
-                "lost: train it with the whole alphabet (pre_tokenizers.ByteLevel.alphabet())"
+                f"the tokenizer lacks {len(self._missing)} of the 256 bytes, so that text would "
+                "get lost: train it with the whole alphabet "
+                "(pre_tokenizers.ByteLevel.alphabet())"
             )
-        self._bytes = np.array([spelled[byte] for byte in BYTES], np.int32)
+        self._bytes = np.array([spelled.get(byte, -1) for byte in BYTES], np.int32)
         self._merges = _merges(content["model"]) if _is_gpt2(content) else None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -139,6 +142,10 @@ class BpeTokenizer(PieceTokenizer):
             return ids
         if not utf8:
             return []
+        if self._missing and len(utf8.translate(None, self._missing)) < len(utf8):
+            signs = (REPLACEMENT if {*sign.encode()} & {*self._missing} else sign for sign in text)
+            text = "".join(signs)
+            utf8 = text.encode()
         if self._merges is None:
             return self._asked([text])[0]
         return self._encode_utf8(utf8, self._merges)

@@ -213,7 +213,7 @@ def test_what_is_refused():
         (lambda c: c["model"].update(merges=[["a"]]), "two pieces of text"),
         (lambda c: c["model"].update(merges=["a b c"]), "two pieces of text"),
         (lambda c: c["model"]["vocab"].update(x1=2**31), "of number"),
-        (lambda c: c["model"]["vocab"].pop("Ā"), "lacks 1 of the 256 bytes"),
+        (lambda c: c["model"]["vocab"].pop("ï"), "lacks 1 of the 256 bytes"),
         (merged_end, "made of ordinary text"),
         (lambda c: c.update(pre_tokenizer={"type": "nothing"}), "refuses the tokenizer"),
         (lambda c: c.update(added_tokens=[5]), "refuses the tokenizer"),
@@ -263,3 +263,13 @@ def test_without_the_package_one_sentence_says_how_to_get_it(tmp_path):
         assert done.stderr.count("\n") == 1
         assert "pip install 'rustgpt[bpe]'" in done.stderr
         assert not (tmp_path / "new.json").exists()
+
+
+def test_a_character_that_a_file_has_no_bytes_for_is_replaced():
+    content = others()
+    for byte in "ñĀ":  # 0xF1, of some rare characters, and 0
+        content["model"]["vocab"].pop(byte)
+    tokenizer = read_tokenizer(json.dumps(content))
+    for text, kept in (("a\0b", "a\ufffdb"), ("\U0004ffff!", "\ufffd!"), ("sun 雨🙂", "sun 雨🙂")):
+        assert tokenizer.decode(tokenizer.encode(text)) == kept
+    assert min(tokenizer.encode("\0" * 5)) >= 0
