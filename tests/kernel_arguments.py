@@ -1,68 +1,25 @@
-"""Owns a call of every kernel: arguments that it accepts, and what the annotations say of them.
+"""Owns a call of every kernel: arguments that it accepts.
 
 Which arguments are arrays, of how many dimensions, written to or optional, say the annotations of
-the twins in `rustgpt.reference` alone.
+the twins alone; see `kernel_arrays.py`.
 """
 
-import dataclasses
-import inspect
 from collections.abc import Sequence
-from types import NoneType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-import rustgpt.reference
 from rustgpt._ext import attention, block, decoder
-from rustgpt.config import ModelConfig
-from rustgpt.layers.transformer import block_spec
-from rustgpt.reference.arrays import WRITTEN
-from rustgpt.reference.spec import BlockSpec, DecoderSpec
+
+from .kernel_arrays import ARRAYS, KERNELS, TWINS
+from .kernel_specs import LLAMA, angles, decoder_spec_of, head_dim, offsets_of, spec_of
 
 Arguments = dict[str, Any]
 
-TWINS = rustgpt.reference.kernels()
 # What is saved is laid out by each implementation in its own way; what is left in scratch is
 # nobody's business.
 OPAQUE = ("scratch", "saved")
 LARGEST_ROW, LARGEST_KEY = 2**31 - 1, 2**64 - 1
-
-
-# What the annotations say
-
-
-@dataclasses.dataclass(frozen=True)
-class ArrayArgument:
-    """What a twin's annotation says of an argument that is an array."""
-
-    dimensions: int
-    written: bool
-    optional: bool
-    indices: bool
-
-
-def _array(annotation: Any) -> ArrayArgument | None:
-    """Return what an annotation says of an array; None if it is of something else."""
-    kinds = get_args(annotation)
-    optional = NoneType in kinds
-    kind = kinds[0] if optional else annotation
-    if get_origin(kind) is not Annotated:
-        return None
-    dimensions, *rest = kind.__metadata__
-    indices = kind.__origin__ == NDArray[np.int32]
-    return ArrayArgument(dimensions, WRITTEN in rest, optional, indices)
-
-
-def _arrays(twin: Any) -> dict[str, ArrayArgument]:
-    hints = get_type_hints(twin, include_extras=True)
-    found = {name: _array(hints[name]) for name in inspect.signature(twin).parameters}
-    return {name: array for name, array in found.items() if array is not None}
-
-
-# By kernel and name. The functions without arrays, which return a size, are no kernels here.
-ARRAYS = {name: found for name, twin in sorted(TWINS.items()) if (found := _arrays(twin))}
-KERNELS = list(ARRAYS)
 # Calls that differ from a kernel's first in more than its sizes: "kernel, how".
 VARIANTS = {
     "block_forward, cache": {"lengths": (2, 0, 1), "starts": (1, 4, 0)},
@@ -76,6 +33,17 @@ VARIANTS = {
         "norm": "pre", "activation": "gelu", "attention_bias": True, "tied": True,
     },
     "block_backward, dropout": {"rate": 0.3},
+    **{f"{name}, fewer key heads": {"K": 1} for name in (
+        "attention_forward", "attention_backward", "attention_decode"
+    )},
+    "block_forward, Llama": LLAMA,
+    "block_forward, cache, Llama": {"lengths": (2, 0, 1), "starts": (1, 4, 0), **LLAMA},
+    "block_backward, Llama": LLAMA,
+    "decoder_forward, Llama": {"tied": True, "bias": False, **LLAMA},
+    "embedding_forward, tokens alone": {"S": 0},
+    "embedding_backward, tokens alone": {"S": 0},
+    "rotary, back": {"back": True},
+    "rotary, cache": {"starts": (1, 4, 0)},
     "linear_cross_entropy, overwriting": {"accumulate": False},
     "linear_cross_entropy, loss alone": {"gradient": False},
 }  # fmt: skip
@@ -111,40 +79,6 @@ def array_arguments(**wanted: bool) -> list[tuple[str, str]]:
 # Arguments
 
 
-def offsets_of(lengths: Sequence[int]) -> Any:
-    """Return where texts of these lengths begin and end."""
-    return np.cumsum([0, *lengths], dtype=np.int32)
-
-
-def spec_of(H: int, D: int, F: int, **options: Any) -> BlockSpec:
-    """Return what a block of H heads of D columns is made of, with two different norms."""
-    config = ModelConfig(embedding_dim=H * D, hidden_dim=F, n_heads=H, **options)
-    return dataclasses.replace(block_spec(config), epsilon1=1e-3, epsilon2=0.3)
-
-
-def decoder_spec_of(
-    H: int, D: int, F: int, V: int, S: int, L: int, tied: bool, bias: bool,
-    last_norm: bool | None = None, **options: Any,
-) -> DecoderSpec:  # fmt: skip
-    """Return what a model of L such blocks is made of, with a number between its parts."""
-    block, C = spec_of(H, D, F, **options), H * D
-    sizes = {"tokens": V * C, "places": S * C}
-    firsts, offsets, taken = [], {}, 1
-    if last_norm if last_norm is not None else block.pre_norm:
-        sizes |= {"norm.weight": C, "norm.bias": C}
-    sizes |= {} if tied else {"output.weight": C * V}
-    sizes |= {"output.bias": V} if bias else {}
-    for _ in range(L):
-        firsts.append(taken)
-        taken += block.size + 1
-    for name, size in sizes.items():
-        offsets[name] = taken
-        taken += size + 1
-    if tied:
-        offsets["output.weight"] = offsets["tokens"]
-    return DecoderSpec(V, S, C, (block,) * L, tuple(firsts), offsets, 0.1, tied, taken)
-
-
 def longest_of(given: Arguments) -> int:
     """Return the most rows of a text, with those in the cache."""
     lengths = np.diff(given["offsets"])
@@ -159,7 +93,7 @@ def exactly(kernels: Any, kernel: str, given: Arguments) -> Arguments:
     """
     sizes, threads = {}, given["shard"].n if given.get("shard") else 1
     if kernel.startswith("attention"):
-        D = given["qkv"].shape[1] // 3 // given["n_heads"]
+        D = given["dout" if "dout" in given else "out"].shape[1] // given["n_heads"]
         sizes["scratch"] = kernels.attention_scratch_size(longest_of(given), D)
     elif kernel.startswith("decoder"):
         spec, N = given["spec"], len(given["ids"])
@@ -258,6 +192,26 @@ class Maker:
     gelu_backward = relu_backward
     softmax = relu_forward
 
+    def swiglu_forward(self, N: int = 3, F: int = 4) -> Arguments:
+        return {"x": self.normal(N, 2 * F), "out": self.blank(N, F)}
+
+    def swiglu_backward(self, N: int = 3, F: int = 4) -> Arguments:
+        return {
+            "dout": self.normal(N, F),
+            "x": self.normal(N, 2 * F),
+            "dx": self.blank(N, 2 * F),
+        }
+
+    def rms_norm_forward(self, N: int = 3, C: int = 4, epsilon: float = 1e-5) -> Arguments:
+        given = self.layer_norm_forward(N, C, epsilon)
+        return {name: value for name, value in given.items() if name not in ("bias", "mean")}
+
+    def rms_norm_backward(self, N: int = 3, C: int = 4) -> Arguments:
+        given = self.layer_norm_backward(N, C)
+        x, one = given["x"], np.asarray(1e-5, self.dtype)
+        given["rstd"] = 1 / np.sqrt((x * x).mean(axis=1) + one)
+        return {name: value for name, value in given.items() if name not in ("mean", "dbias")}
+
     def layer_norm_forward(self, N: int = 3, C: int = 4, epsilon: float = 1e-5) -> Arguments:
         return {
             "x": 2 * self.normal(N, C) + 1,
@@ -283,22 +237,23 @@ class Maker:
         }
 
     def attention_forward(
-        self, lengths: Sequence[int] = (3, 0, 1), H: int = 2, D: int = 3
+        self, lengths: Sequence[int] = (3, 0, 1), H: int = 2, D: int = 3, K: int | None = None
     ) -> Arguments:
         N, C, longest = sum(lengths), H * D, max(lengths, default=0)
         return {
-            "qkv": self.normal(N, 3 * C),
+            "qkv": self.normal(N, C + 2 * (K or H) * D),
             "offsets": offsets_of(lengths),
             "n_heads": H,
             "out": self.blank(N, C),
             "lse": self.blank(N, H),
             "scratch": self.blank(attention.attention_scratch_size(longest, D)),
+            **({"n_kv_heads": K} if K else {}),
         }
 
     def attention_backward(
-        self, lengths: Sequence[int] = (3, 0, 1), H: int = 2, D: int = 3
+        self, lengths: Sequence[int] = (3, 0, 1), H: int = 2, D: int = 3, K: int | None = None
     ) -> Arguments:
-        forward = self.attention_forward(lengths, H, D)
+        forward = self.attention_forward(lengths, H, D, K)
         wide = widened(forward)
         TWINS["attention_forward"](**wide)
         return {
@@ -309,10 +264,11 @@ class Maker:
             "n_heads": H,
             "dqkv": self.blank(*forward["qkv"].shape),
             "scratch": forward["scratch"],
+            **({"n_kv_heads": K} if K else {}),
         }
 
     def cache(
-        self, lengths: Sequence[int], starts: Sequence[int], C: int,
+        self, lengths: Sequence[int], starts: Sequence[int], columns: int,
         capacity: int | None = None, slots: Sequence[int] | None = None,
     ) -> Arguments:  # fmt: skip
         """Return a cache with the first rows of each text; no other row was ever written.
@@ -324,31 +280,49 @@ class Maker:
         if capacity is None:
             capacity = 1 + max((s + n for s, n in zip(starts, lengths, strict=True)), default=0)
         taken = np.array(range(B, 0, -1) if slots is None else slots, np.int32)
-        shape = (max(taken, default=0) + 1, capacity, 2 * C)
+        shape = (max(taken, default=0) + 1, capacity, columns)
         kv = self.blank(*shape)
         for slot, start in zip(taken, starts, strict=True):
-            kv[slot, :start] = self.normal(start, 2 * C)
+            kv[slot, :start] = self.normal(start, columns)
         return {"kv": kv, "slots": taken, "starts": np.array(starts, np.int32)}
 
     def attention_decode(
         self, lengths: Sequence[int] = (2, 0, 1), starts: Sequence[int] = (1, 4, 0), H: int = 2,
-        D: int = 3, **cache: Any,
+        D: int = 3, K: int | None = None, **cache: Any,
     ) -> Arguments:  # fmt: skip
         given = {"offsets": offsets_of(lengths), "n_heads": H}
-        given |= self.cache(lengths, starts, H * D, **cache)
+        given |= self.cache(lengths, starts, 2 * (K or H) * D, **cache)
         N, scratch = sum(lengths), attention.attention_scratch_size(longest_of(given), D)
         return {
-            "qkv": self.normal(N, 3 * H * D),
+            "qkv": self.normal(N, (H + 2 * (K or H)) * D),
             **given,
             "out": self.blank(N, H * D),
             "scratch": self.blank(scratch),
+            **({"n_kv_heads": K} if K else {}),
         }
 
+    def rotary(
+        self, lengths: Sequence[int] = (2, 0, 1), H: int = 2, D: int = 4, back: bool = False,
+        starts: Sequence[int] | None = None, columns: int = 3,
+    ) -> Arguments:  # fmt: skip
+        """Behind the columns that are turned there are some more."""
+        given: Arguments = {
+            "x": self.normal(sum(lengths), H * D + columns),
+            "offsets": offsets_of(lengths),
+            "n_heads": H,
+            "back": back,
+            "starts": None if starts is None else np.array(starts, np.int32),
+        }
+        given["table"] = angles(self.rng, longest_of(given), D, self.dtype)
+        order = ("x", "offsets", "table", "n_heads", "back", "starts")
+        return {name: given[name] for name in order}
+
     def block_forward(
-        self, lengths: Sequence[int] = (3, 0, 1), H: int = 2, D: int = 3, F: int = 7,
+        self, lengths: Sequence[int] = (3, 0, 1), H: int = 2, D: int | None = None, F: int = 7,
         starts: Sequence[int] | None = None, capacity: int | None = None,
         slots: Sequence[int] | None = None, save: bool = True, rate: float = 0.0, **options: Any,
     ) -> Arguments:  # fmt: skip
+        D = head_dim(D, options)
         N, C, spec = sum(lengths), H * D, spec_of(H, D, F, **options)
         given: Arguments = {
             "x": self.normal(N, C),
@@ -363,7 +337,9 @@ class Maker:
         }
         if starts is not None:
             given |= {"bfloat16": False, "shard": None}
-            given |= self.cache(lengths, starts, C, capacity, slots)
+            given |= self.cache(lengths, starts, 2 * spec.kv_dim, capacity, slots)
+        if spec.positions == "rotary":
+            given["table"] = angles(self.rng, longest_of(given), D, self.dtype)
         if rate:  # the key is such that the next one is 0
             numbers = self.indices(LARGEST_ROW, N)
             given |= {"row_numbers": numbers, "key": LARGEST_KEY, "rate": rate}
@@ -373,7 +349,8 @@ class Maker:
         given = self.block_forward(**sizes)
         block.block_forward(**given)  # fills in what is saved
         out, saved, scratch = (given.pop(name) for name in ("out", "saved", "scratch"))
-        last = {name: given.pop(name) for name in ("row_numbers", "key", "rate") if name in given}
+        names = ("row_numbers", "key", "rate", "table")
+        last = {name: given.pop(name) for name in names if name in given}
         P = given["spec"].size
         return {
             "dout": self.normal(*out.shape),
@@ -388,20 +365,22 @@ class Maker:
 
     def decoder_forward(
         self, lengths: Sequence[int] = (2, 1), starts: Sequence[int] = (1, 4, 0), H: int = 2,
-        D: int = 3, F: int = 7, V: int = 5, L: int = 2, tied: bool = False, bias: bool = True,
+        D: int | None = None, F: int = 7, V: int = 5, L: int = 2, tied: bool = False,
+        bias: bool = True,
         last_norm: bool | None = None, slots: Sequence[int] | None = None,
         capacity: int | None = None, **options: Any,
     ) -> Arguments:  # fmt: skip
         """The starts are those of the first texts; the last norm is there where the others come
         before.
         """
-        starts = starts[: len(lengths)]
-        cache = self.cache(lengths, starts, H * D, capacity, slots)
+        starts, D = starts[: len(lengths)], head_dim(D, options)
+        columns = 2 * spec_of(H, D, F, **options).kv_dim
+        cache = self.cache(lengths, starts, columns, capacity, slots)
         spec = decoder_spec_of(
             H, D, F, V, cache["kv"].shape[1], L, tied, bias, last_norm, **options
         )
         cache["kv"] = np.stack([
-            self.cache(lengths, starts, H * D, capacity, slots)["kv"] for _ in range(L)
+            self.cache(lengths, starts, columns, capacity, slots)["kv"] for _ in range(L)
         ]) if L else self.blank(0, *cache["kv"].shape)  # fmt: skip
         given: Arguments = {
             "parameters": self.normal(spec.size) * np.asarray(0.5, self.dtype),
@@ -412,6 +391,8 @@ class Maker:
             "logits": self.blank(len(lengths), V),
             "scratch": self.blank(0),
         }
+        if L and options.get("positions") == "rotary":
+            given["table"] = angles(self.rng, longest_of(given), D, self.dtype)
         return exactly(decoder, "decoder_forward", given)
 
     def cross_entropy(
@@ -461,9 +442,9 @@ class Maker:
     def embedding_forward(self, N: int = 4, V: int = 5, S: int = 6, C: int = 3) -> Arguments:
         return {
             "ids": self.indices(V, N),
-            "positions": self.indices(S, N),
+            "positions": self.indices(S or 9, N),
             "tokens": self.normal(V, C),
-            "places": self.normal(S, C),
+            "places": self.normal(S, C) if S else None,
             "out": self.blank(N, C),
         }
 
@@ -471,9 +452,9 @@ class Maker:
         return {
             "dout": self.normal(N, C),
             "ids": self.indices(V, N),
-            "positions": self.indices(S, N),
+            "positions": self.indices(S or 9, N),
             "dtokens": self.normal(V, C),
-            "dplaces": self.normal(S, C),
+            "dplaces": self.normal(S, C) if S else None,
         }
 
     def sum_of_squares(self, P: int = 7) -> Arguments:

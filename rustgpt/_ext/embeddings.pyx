@@ -77,7 +77,7 @@ def rotary(
             longest = max(longest, <Py_ssize_t> starts[b] + offsets[b + 1] - offsets[b])
     if longest > S:
         raise ValueError(f"table must have a row for each of {longest} positions, got {S}")
-    if D % 2 or n_heads < 0 or n_heads * D > x.shape[1]:
+    if D % 2 or n_heads < 0 or n_heads > x.shape[1] // max(D, 1):
         raise ValueError(
             f"table must have an even number of columns, and x {n_heads} times as many, "
             f"got {D} and {x.shape[1]}"

@@ -76,7 +76,8 @@ cdef inline Spec read_spec(object spec) except *:
         raise ValueError(f"spec must have {SIZES + PARAMETERS} numbers, got {n.shape[0]}")
     b.C, b.H, b.K, b.F, b.size = whole(n[0]), whole(n[1]), whole(n[2]), whole(n[3]), whole(n[10])
     C, F, P = b.C, b.F, b.size
-    if C < 0 or F < 0 or P < 0 or 3 * C >= 2**31 or 2 * F >= 2**31:
+    G = 2 * F if n[6] == SWIGLU else F
+    if C < 0 or F < 0 or P < 0 or 3 * C >= 2**31 or G >= 2**31:
         raise ValueError(f"spec must have sizes from 0 to 2**31, got dim {C}, hidden_dim {F}")
     if b.H < 1 or C % b.H != 0:
         raise ValueError(f"spec must have n_heads that divide the {C} columns, got {b.H}")
@@ -89,8 +90,8 @@ cdef inline Spec read_spec(object spec) except *:
     if not (n[7] == 0 or n[7] == 1) or not n[8] >= 0 or not n[9] >= 0:
         raise ValueError("spec must say whether the norms come first, and epsilons from 0 on")
     b.activation, b.rotary, b.pre_norm = <int> n[6], n[5] == 1, n[7] != 0
-    b.W, b.G = C + C // b.H * b.K * 2, 2 * F if b.activation == SWIGLU else F
-    W, G, rms = b.W, b.G, n[4] == 1
+    b.W, b.G = C + C // b.H * b.K * 2, G
+    W, rms = b.W, n[4] == 1
     b.norm1.epsilon, b.norm2.epsilon = n[8], n[9]
     b.norm1.rms = b.norm2.rms = rms
     b.bfloat16, b.accumulate, b.dropout.rows = False, True, NULL

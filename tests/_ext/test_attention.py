@@ -24,6 +24,29 @@ def test_kernel_agrees_with_its_twin(compiled, arguments, agrees, dtype, lengths
     agrees(compiled, "attention_backward", arguments("attention_backward", dtype, **sizes))
 
 
+# Heads of queries, of keys and values, and columns of a head.
+GROUPED = [(2, 1, 1), (4, 2, 3), (6, 2, 5), (5, 1, 2), (7, 7, 2), (3, 1, 33)]
+
+
+@pytest.mark.parametrize("lengths", [(1,), (17,), (64,), (65,), (201,), (0,), (0, 3, 0, 65, 1)])
+@pytest.mark.parametrize(("H", "K", "D"), GROUPED)
+def test_fewer_key_heads_agree_with_the_twin(compiled, arguments, agrees, dtype, lengths, H, K, D):
+    for kernel in ("attention_forward", "attention_backward"):
+        agrees(compiled, kernel, arguments(kernel, dtype, lengths=lengths, H=H, D=D, K=K))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "starts", "capacity"),
+    [((1,), (5,), 6), ((48,), (3,), 51), ((1, 0, 2), (70, 3, 0), 71)],
+)
+@pytest.mark.parametrize(("H", "K", "D"), GROUPED)
+def test_decode_with_fewer_key_heads_agrees_with_the_twin(
+    compiled, arguments, agrees, dtype, lengths, starts, capacity, H, K, D
+):
+    sizes = {"lengths": lengths, "starts": starts, "capacity": capacity, "H": H, "D": D, "K": K}
+    agrees(compiled, "attention_decode", arguments("attention_decode", dtype, **sizes))
+
+
 @pytest.mark.parametrize(
     ("lengths", "starts", "capacity"),
     [
@@ -46,13 +69,16 @@ def test_decode_agrees_with_its_twin(
 
 
 @pytest.mark.parametrize(
-    ("lengths", "H", "D"),
-    [((3, 0, 1, 4), 2, 3), ((66,), 1, 1), ((1,), 1, 2), ((5,), 3, 1), ((11,), 1, 5)],
-)
+    ("lengths", "H", "D", "K"),
+    [
+        ((3, 0, 1, 4), 2, 3, 2), ((66,), 1, 1, 1), ((1,), 1, 2, 1), ((5,), 3, 1, 3),
+        ((11,), 1, 5, 1), ((3, 0, 1, 4), 4, 3, 2), ((66,), 3, 1, 1), ((5, 2), 6, 2, 3),
+    ],
+)  # fmt: skip
 def test_gradients_are_those_of_finite_differences(
-    kernels, arguments, rng, same_gradient, lengths, H, D
+    kernels, arguments, rng, same_gradient, lengths, H, D, K
 ):
-    given = arguments("attention_forward", "float64", lengths=lengths, H=H, D=D)
+    given = arguments("attention_forward", "float64", lengths=lengths, H=H, D=D, K=K)
     dout, qkv = rng.standard_normal(given["out"].shape), given["qkv"]
 
     def objective():
@@ -61,7 +87,7 @@ def test_gradients_are_those_of_finite_differences(
 
     objective()
     dqkv, lse = np.full_like(qkv, np.nan), given["lse"].copy()
-    kernels.attention_backward(dout, qkv, lse, given["offsets"], H, dqkv, given["scratch"])
+    kernels.attention_backward(dout, qkv, lse, given["offsets"], H, dqkv, given["scratch"], K)
     same_gradient(dqkv, objective, qkv)
 
 
@@ -93,6 +119,20 @@ def test_two_heads_have_their_own_columns(kernels, dtype):
     # The first head's scores are 0 and log 3, the second's 0 and 0.
     assert out.tolist() == [pytest.approx([1, 100]), pytest.approx([1 / 4 + 15 / 4, 200])]
     assert lse.tolist() == [[0, 0], pytest.approx([math.log(4), math.log(2)])]
+
+
+@pytest.mark.parametrize("T", [3, 70])
+def test_fewer_key_heads_are_keys_and_values_that_are_repeated(kernels, rng, dtype, close, T):
+    H, K, D = 6, 2, 3
+    q, k, v = (rng.standard_normal((T, heads, D)).astype(dtype) for heads in (H, K, K))
+    repeated = [np.repeat(part, H // K, axis=1) for part in (k, v)]  # each for three heads
+    expected, lse = forward(kernels, np.hstack([x.reshape(T, -1) for x in (q, *repeated)]), (T,), H)
+    qkv = np.hstack([x.reshape(T, -1) for x in (q, k, v)])
+    out, found = np.full((T, H * D), np.nan, dtype), np.full((T, H), np.nan, dtype)
+    scratch = np.full(kernels.attention_scratch_size(T, D), np.nan, dtype)
+    kernels.attention_forward(qkv, offsets_of([T]), H, out, found, scratch, K)
+    close(out, expected)
+    close(found, lse)
 
 
 @pytest.mark.parametrize("T", [1, 2, 64, 130])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ..kernel_arguments import copied, exactly, offsets_of, widened
+from ..kernel_specs import LLAMA
 
 OPTIONS = {
     "norm": ("post", "pre"), "activation": ("relu", "gelu"), "attention_bias": (False, True),
@@ -14,6 +15,14 @@ OPTIONS = {
 }  # fmt: skip
 VARIANTS = [
     dict(zip(OPTIONS, choice, strict=True)) for choice in itertools.product(*OPTIONS.values())
+]
+VARIANTS += [
+    LLAMA,
+    LLAMA | {"n_kv_heads": 2, "attention_bias": True, "feed_forward_bias": True},
+    {"norm_type": "rms_norm", "feed_forward_bias": False},
+    {"positions": "rotary", "attention_projection": False},
+    {"n_kv_heads": 1, "attention_bias": True, "activation": "gelu"},
+    {"activation": "swiglu", "norm": "pre"},
 ]
 LENGTHS = [(1,), (3, 0, 1), (17, 5), (65, 3), (130,)]
 # A last digit of a float32 may decide where it is rounded to, which is a digit of a bfloat16.
@@ -131,7 +140,8 @@ def test_all_linear_products_can_round_to_bfloat16(
 def test_texts_that_go_on_agree_with_the_twin(
     compiled, arguments, agrees, dtype, lengths, starts, slots, variant, F
 ):
-    sizes = {"lengths": lengths, "starts": starts, "slots": slots, "H": 2, "D": 5, "F": F}
+    D = 6 if variant.get("positions") == "rotary" else 5
+    sizes = {"lengths": lengths, "starts": starts, "slots": slots, "H": 2, "D": D, "F": F}
     agrees(compiled, "block_forward", arguments("block_forward", dtype, **sizes, **variant))
 
 
@@ -154,14 +164,15 @@ def test_rows_in_several_calls_come_out_as_all_at_once(
     whole = exactly(kernels, "block_forward", whole)
     kernels.block_forward(**whole)
     edges, starts = whole["offsets"], np.zeros(3, np.int32)
-    cache = {"kv": np.full((4, 10, 2 * 6), np.nan, dtype)}
+    C, columns = whole["x"].shape[1], 2 * whole["spec"].kv_dim
+    cache = {"kv": np.full((4, 10, columns), np.nan, dtype)}
     for new in CALLS[calls]:
         order = np.array([2, 0, 1])  # of the texts: another than that of the slots
         rows = [np.arange(edges[t] + starts[t], edges[t] + starts[t] + new[t]) for t in order]
         rows = np.concatenate(rows).astype(int)
         given = whole | cache | {
             "x": whole["x"][rows], "offsets": offsets_of([new[t] for t in order]),
-            "out": np.full((len(rows), 6), np.nan, dtype), "saved": None,
+            "out": np.full((len(rows), C), np.nan, dtype), "saved": None,
             "slots": np.array(slots, np.int32)[order], "starts": starts[order],
         }  # fmt: skip
         kernels.block_forward(**exactly(kernels, "block_forward", given))
@@ -181,6 +192,21 @@ def test_no_new_rows_change_nothing(kernels, arguments, dtype):
     before = copied(given)
     kernels.block_forward(**exactly(kernels, "block_forward", given))
     np.testing.assert_array_equal(given["kv"], before["kv"])
+
+
+@pytest.mark.parametrize("call", ["block_forward", "block_forward, cache", "block_backward"])
+def test_the_angles_must_fit_the_positions(compiled, arguments, call):
+    kernel = call.partition(",")[0]
+    turned, plain = arguments(f"{call}, Llama", "float32"), arguments(call, "float32", D=4)
+    table = turned["table"]
+    for given, wrong, message in (
+        (turned, None, "table must be given where positions are rotary, and else be None"),
+        (plain, table, "table must be given where positions are rotary, and else be None"),
+        (turned, table[:-1], f"a row for each of {len(table)} positions, got {len(table) - 1}"),
+        (turned, table[:, :2].copy(), "table must have shape"),
+    ):
+        with pytest.raises(ValueError, match=f"{kernel}: .*{message}"):
+            getattr(compiled, kernel)(**given | {"table": wrong})
 
 
 @pytest.mark.parametrize("call", ["block_forward", "block_forward, cache"])

@@ -12,6 +12,7 @@ def test_kernel_agrees_with_its_twin(compiled, arguments, agrees, dtype, N, V, S
     sizes = {"N": N, "V": V, "S": S, "C": C}
     for kernel in ("embedding_forward", "embedding_backward"):
         agrees(compiled, kernel, arguments(kernel, dtype, **sizes))
+        agrees(compiled, kernel, arguments(kernel, dtype, **sizes | {"S": 0}))  # no positions
 
 
 def test_gradients_are_those_of_finite_differences(kernels, arguments, rng, same_gradient):

@@ -113,6 +113,7 @@ FREE = {
     ("sum_of_squares", "x"), ("clip_by_global_norm", "gradients"), ("adam_step", "edges"),
     ("embedding_forward", "tokens"), ("embedding_forward", "places"),
     ("embedding_backward", "dtokens"), ("embedding_backward", "dplaces"),
+    *((kernel, "table") for kernel in KERNELS),
     *((kernel, "scratch") for kernel in KERNELS),
 }  # fmt: skip
 SIDES = [
@@ -121,6 +122,8 @@ SIDES = [
     for axis in range(ARRAYS[kernel_of(call)][argument].dimensions)
     if axis > 0 or (kernel_of(call), argument) not in FREE
     # A cache may have any number of slots, and of free rows in each.
+    # And there may be more columns than those that are turned.
+    if (kernel_of(call), argument, axis) != ("rotary", "x", 1)
     if argument != "kv" or axis - ARRAYS[kernel_of(call)]["kv"].dimensions not in (-3, -2)
 ]
 

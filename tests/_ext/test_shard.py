@@ -14,6 +14,7 @@ from rustgpt._ext.barrier import Barrier
 from rustgpt.reference.arrays import Shard
 
 from ..kernel_arguments import copied, exactly, widened
+from ..kernel_specs import LLAMA
 
 pytestmark = pytest.mark.grid  # every case of what may go wrong, or be divided
 
@@ -131,15 +132,37 @@ def test_threads_do_of_a_block_what_one_does(
     through_block(compiled, given, shards, accumulate)
 
 
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize(("H", "K"), [(2, 1), (4, 2), (6, 3), (3, 3)])  # for two threads
 @pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_threads_do_of_a_llama_what_one_does(
+    compiled, arguments, through_block, dtype, shards, accumulate, H, K, norm, rate
+):
+    options = LLAMA | {"norm": norm, "n_kv_heads": K}
+    given = arguments("block_forward", dtype, lengths=LENGTHS, H=H, D=2, F=13, rate=rate, **options)
+    through_block(compiled, given, shards, accumulate)
+
+
+@pytest.mark.parametrize("kind", EDGES)
+def test_threads_round_a_llama_to_bfloat16_as_one_does(
+    bfloat16, arguments, through_block, shards_of, kind
+):
+    options = {"lengths": LENGTHS, "H": 4, "F": 13} | LLAMA | {"n_kv_heads": 2}
+    given = arguments("block_forward", "float32", **options)
+    shards = shards_of(EDGES[kind], kind == "heads")
+    through_block(bfloat16, given, shards, False, BFLOAT16, bfloat16=True)
+
+
+@pytest.mark.parametrize("options", [{"norm": "pre"}, {"norm": "post"}, LLAMA])
 @pytest.mark.parametrize(
     ("edges", "heads"), [([0, 202], False), ([0, 101, 202], True), ([0, 3, 202], False)]
 )
 def test_long_texts_need_no_more_scratch_than_the_threads_ask_for(
-    compiled, arguments, through_block, shards_of, dtype, norm, edges, heads
+    compiled, arguments, through_block, shards_of, dtype, options, edges, heads
 ):
     # One text has more rows than attention takes at a time.
-    given = arguments("block_forward", dtype, lengths=(3, 0, 192, 7), F=13, norm=norm)
+    given = arguments("block_forward", dtype, lengths=(3, 0, 192, 7), F=13, **options)
     through_block(compiled, given, shards_of(edges, heads), False)
 
 
