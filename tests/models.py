@@ -19,6 +19,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "norm": "pre", "activation": "gelu", "attention_bias": True,
         "output_bias": False, "tie_embeddings": True,
     },
+    "Llama": {
+        "norm": "pre", "norm_type": "rms_norm", "positions": "rotary", "activation": "swiglu",
+        "n_heads": 3, "n_kv_heads": 1, "feed_forward_bias": False, "output_bias": False,
+    },
     "tied with bias": {"tie_embeddings": True, "activation": "gelu"},
     "no blocks": {"n_layers": 0},
 }  # fmt: skip

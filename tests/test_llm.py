@@ -18,7 +18,8 @@ from rustgpt.text.char_tokenizer import ByteTokenizer
 from .models import IDS, OFFSETS, TARGETS, VARIANTS, V, by_name, differentiate, make_model
 
 N_PARAMETERS = {
-    "RustGPT": 699, "default": 771, "GPT-2": 782, "tied with bias": 729, "no blocks": 163,
+    "RustGPT": 699, "default": 771, "GPT-2": 782, "Llama": 666, "tied with bias": 729,
+    "no blocks": 163,
 }  # fmt: skip
 
 

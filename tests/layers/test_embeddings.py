@@ -48,6 +48,15 @@ def test_parameters_start_small(rng):
     assert layer.places.std() == pytest.approx(0.02, rel=0.05)
 
 
+def test_without_positions_a_row_is_its_tokens(backend, rng, ids, context, contract):
+    layer = Embeddings(11, 0, 5, rng, np.float64)
+    assert list(layer.parameters()) == ["tokens"]
+    assert layer.places is None
+    np.testing.assert_array_equal(layer.forward(ids, context(layer, 3, 5)), layer.tokens[ids])
+    contract(layer, ids)
+    assert layer.describe() == "Embeddings(11 tokens -> 5)"
+
+
 def test_contract(layer, ids, contract):
     contract(layer, ids)
 

@@ -6,9 +6,10 @@ import pytest
 from rustgpt.layers.feed_forward import FeedForward
 
 
-@pytest.fixture(params=["relu", "gelu"])
+@pytest.fixture(params=["relu", "gelu", "swiglu", "swiglu without bias"])
 def layer(request, backend, rng, scrambled):
-    return scrambled(FeedForward(4, 7, rng, request.param, np.float64))
+    activation, _, rest = request.param.partition(" ")
+    return scrambled(FeedForward(4, 7, rng, activation, np.float64, not rest))
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def x(rng):
 
 
 def test_gradients_are_right(layer, x, right_gradients):
-    right_gradients(layer, x, ["x", "weight1", "bias1", "weight2", "bias2"])
+    right_gradients(layer, x, ["x", *layer.parameters()])
 
 
 def test_written_out(backend, rng, context):
@@ -29,6 +30,23 @@ def test_written_out(backend, rng, context):
     # hidden = (1 + 2 + 1, -1 + 1) = (4, 0); and (-3 + 0 + 1, 3 + 0) = (-2, 3), cut to (0, 3)
     out = layer.forward(np.array([[1.0, 1.0], [-3.0, 0.0]]), context(layer, 2))
     assert out.tolist() == [[4, 5], [9, 35]]
+
+
+def test_swiglu_written_out(backend, rng, context):
+    layer = FeedForward(2, 1, rng, "swiglu", np.float64, False)
+    layer.weight1[...] = [[1, 3], [0, 4]]  # the gate is the first number, up 3 and 4 of them
+    layer.weight2[...] = [[1, 10]]
+    out = layer.forward(np.array([[2.0, -1.0]]), context(layer, 1))
+    silu = 2 / (1 + np.exp(-2))
+    np.testing.assert_allclose(out, [[silu * 2, silu * 20]], rtol=1e-12)
+
+
+def test_swiglu_has_twice_the_columns_and_a_bias_only_if_wanted(rng):
+    shapes = {"weight1": (4, 14), "bias1": (14,), "weight2": (7, 4), "bias2": (4,)}
+    for bias in (True, False):
+        layer = FeedForward(4, 7, rng, "swiglu", bias=bias)
+        found = {name: value.shape for name, value in layer.parameters().items()}
+        assert found == {k: v for k, v in shapes.items() if bias or "bias" not in k}
 
 
 def test_parameters_start_as_he_and_others_say(rng):

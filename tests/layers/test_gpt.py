@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from rustgpt.layers.embeddings import Embeddings
-from rustgpt.layers.gpt import build_layers, describe
+from rustgpt.layers.gpt import build_layers, describe, named_parameters
 from rustgpt.layers.layer import Layer
 from rustgpt.layers.layer_norm import LayerNorm
 from rustgpt.layers.output_projection import OutputProjection
+from rustgpt.layers.rms_norm import RMSNorm
+from rustgpt.layers.rotary import Rotary
 from rustgpt.layers.transformer import TransformerBlock
 
 V = 7
@@ -38,6 +40,37 @@ def test_the_sizes_are_those_of_the_configuration(small):
     assert layers[1].attention.n_heads == 2
     assert layers[-1].weight.shape == (6, V)
     assert list(layers[-1].parameters()) == ["weight"]
+
+
+LLAMA = {
+    "norm": "pre", "norm_type": "rms_norm", "positions": "rotary", "activation": "swiglu",
+    "n_heads": 3, "n_kv_heads": 1, "feed_forward_bias": False, "output_bias": False,
+}  # fmt: skip
+
+
+def test_a_llama_has_the_parameters_of_one(small):
+    layers = build_layers(small(n_layers=1, **LLAMA), V)
+    found = {name: value.shape for name, value in named_parameters(layers).items()}
+    assert found == {
+        "layers.0.tokens": (V, 6),
+        "layers.1.attention.qkv_weight": (6, 6 + 2 * 2),
+        "layers.1.attention.projection_weight": (6, 6),
+        "layers.1.norm1.weight": (6,),
+        "layers.1.feed_forward.weight1": (6, 20),
+        "layers.1.feed_forward.weight2": (10, 6),
+        "layers.1.norm2.weight": (6,),
+        "layers.2.weight": (6,),
+        "layers.3.weight": (6, V),
+    }
+    assert type(layers[2]) is RMSNorm
+
+
+def test_epsilon_and_angles_are_those_of_the_configuration(small):
+    config = small(**LLAMA, norm_epsilon=1e-3, rope_theta=50.0, rope_scaling="linear",
+                   rope_factor=2.0)  # fmt: skip
+    _, block, *_, norm, _ = build_layers(config, V)
+    assert [block.norm1.epsilon, block.norm2.epsilon, norm.epsilon] == [1e-3] * 3
+    assert block.attention.rotary == Rotary(2, 12, 50.0, "linear", 2.0, original=12)
 
 
 def test_a_tied_output_projection_has_no_weight_of_its_own(small):

@@ -3,13 +3,22 @@
 import numpy as np
 import pytest
 
+from rustgpt.layers.rotary import Rotary
 from rustgpt.layers.self_attention import SelfAttention
 
 OPTIONS = [(True, True), (True, False), (False, True), (False, False)]
 
 
-@pytest.fixture(params=OPTIONS, ids=["projection, bias", "projection", "bias", "bare"])
+ROTARY = Rotary(2, 8)
+
+
+@pytest.fixture(params=[*OPTIONS, 3, 1], ids=[
+    "projection, bias", "projection", "bias", "bare", "rotary", "rotary, one key head",
+])  # fmt: skip
 def layer(request, backend, rng, scrambled):
+    if isinstance(request.param, int):
+        return scrambled(SelfAttention(6, 3, rng, dtype=np.float64, n_kv_heads=request.param,
+                                       rotary=ROTARY))  # fmt: skip
     projection, bias = request.param
     return scrambled(SelfAttention(6, 2, rng, projection, bias, np.float64))
 
@@ -39,6 +48,31 @@ def test_parameters(rng):
     large = SelfAttention(400, 2, rng)
     assert large.qkv_weight.std() == pytest.approx(0.05, rel=0.02)
     assert large.projection_weight.std() == pytest.approx(0.05, rel=0.02)
+
+
+def test_fewer_key_heads_have_fewer_columns(rng):
+    layer = SelfAttention(12, 6, rng, bias=True, n_kv_heads=2)
+    assert layer.qkv_weight.shape == (12, 12 + 2 * 4)
+    assert layer.qkv_bias.shape == (20,)
+
+
+def test_heads_in_turn_share_their_keys(backend, rng, context):
+    layer = SelfAttention(8, 4, rng, projection=False, dtype=np.float64, n_kv_heads=2)
+    x = rng.standard_normal((5, 8))
+    before = layer.forward(x, context(layer, 5))
+    layer.qkv_weight[:, 8:10] += 1  # the first head of keys, of which two of queries make use
+    after = layer.forward(x, context(layer, 5))
+    np.testing.assert_array_equal(after[:, 4:], before[:, 4:])
+    assert (after[1:, :4] != before[1:, :4]).all()
+
+
+def test_rotary_positions_make_the_order_matter(backend, rng, context):
+    x = rng.standard_normal((4, 6))
+    for rotary in (None, ROTARY):
+        layer = SelfAttention(6, 3, np.random.default_rng(1), False, False, np.float64, 3, rotary)
+        last = layer.forward(x, context(layer, 4))[-1]
+        swapped = layer.forward(x[[1, 0, 2, 3]], context(layer, 4))[-1]
+        assert np.allclose(last, swapped, rtol=1e-9) == (rotary is None)
 
 
 def test_texts_do_not_see_each_other(layer, x, context):
@@ -79,4 +113,6 @@ def test_contract(layer, x, contract):
 
 def test_describe(layer):
     ending = "with output projection" if layer.projection else "no output projection"
-    assert layer.describe() == f"SelfAttention(6, 2 heads, {ending})"
+    heads = f"{layer.n_heads} heads"
+    assert layer.describe().startswith(f"SelfAttention(6, {heads}")
+    assert layer.describe().endswith(f"{ending})")

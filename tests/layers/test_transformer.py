@@ -12,13 +12,25 @@ from rustgpt.layers.gradients import Gradients
 from rustgpt.layers.layer import divides_rows
 from rustgpt.layers.layer_norm import LayerNorm
 from rustgpt.layers.memory import Workspace
+from rustgpt.layers.rms_norm import RMSNorm
 from rustgpt.layers.transformer import TransformerBlock
 
+# Three heads of queries over one of keys and values, of two columns each.
+LLAMA = {
+    "norm": "pre", "norm_type": "rms_norm", "positions": "rotary", "activation": "swiglu",
+    "feed_forward_bias": False, "n_heads": 3, "n_kv_heads": 1,
+}  # fmt: skip
 VARIANTS = {
     "post": {},
     "post, bare": {"attention_projection": False},
     "GPT-2": {"norm": "pre", "activation": "gelu", "attention_bias": True},
     "pre, bare": {"norm": "pre", "attention_projection": False},
+    "Llama": LLAMA,
+    "Llama's norm and activation": {
+        "norm_type": "rms_norm",
+        "activation": "swiglu",
+        "attention_bias": True,
+    },
 }
 
 
@@ -57,7 +69,7 @@ def run(context):
     return make
 
 
-class Doubled(LayerNorm):
+class Twice:
     """A part of one's own: twice the norm."""
 
     def forward(self, x, ctx):
@@ -67,6 +79,14 @@ class Doubled(LayerNorm):
 
     def backward(self, dout, ctx):
         return super().backward(2 * dout, ctx)
+
+
+class Doubled(Twice, LayerNorm):
+    """Twice a layer norm."""
+
+
+class DoubledRMS(Twice, RMSNorm):
+    """Twice an RMS norm."""
 
 
 class Renamed(TransformerBlock):
@@ -104,8 +124,8 @@ def silence(layer):
     for value in (*attention.parameters().values(), *feed_forward.parameters().values()):
         value.fill(0)
     for norm in (layer.norm1, layer.norm2):
-        norm.weight.fill(1)
-        norm.bias.fill(0)
+        for name, value in norm.parameters().items():
+            value.fill(name == "weight")
 
 
 @pytest.mark.parametrize("epsilon", [None, 0.0])
@@ -117,7 +137,8 @@ def test_what_sub_layers_leave_alone_passes_by(layer, x, context, epsilon):
     if layer.pre_norm:
         expected = x
     else:
-        expected = (x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True)
+        centred = x - x.mean(axis=1, keepdims=True) * isinstance(layer.norm1, LayerNorm)
+        expected = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True))
     np.testing.assert_allclose(out, expected, atol=1e-12 if epsilon == 0 else 1e-4)
 
 
@@ -200,7 +221,7 @@ def test_by_parts_is_at_once(layer, x, run, close, recorder):
     layer.by_parts = True
     assert not layer.fused
     parts = run(layer, x)
-    assert len(whole) > 10
+    assert len(whole) == 2 + len(layer.parameters())
     for name, value in whole.items():
         close(parts[name], value, 20)
         close(observed[name], value, 20)
@@ -291,8 +312,10 @@ def test_a_block_of_ones_own_runs_by_parts(backend, rng, small, scrambled, x, ri
 def test_a_part_of_ones_own_is_run(layer, x, run, close):
     norms = {"norm1": layer.norm1, "norm2": layer.norm2}
     for name in norms:
-        norm = Doubled(6, dtype=np.float64)
-        norm.weight, norm.bias = norms[name].weight / 2, norms[name].bias / 2
+        kind = Doubled if type(norms[name]) is LayerNorm else DoubledRMS
+        norm = kind(6, dtype=np.float64)
+        for part, value in norms[name].parameters().items():
+            setattr(norm, part, value / 2)
         setattr(layer, name, norm)
     assert layer.parameters()["norm1.weight"] is layer.norm1.weight
     found = run(layer, x)
