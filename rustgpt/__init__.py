@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from rustgpt.layers.layer import Layer as Layer
     from rustgpt.layers.layer_norm import LayerNorm as LayerNorm
     from rustgpt.layers.output_projection import OutputProjection as OutputProjection
+    from rustgpt.layers.rms_norm import RMSNorm as RMSNorm
+    from rustgpt.layers.rotary import Rotary as Rotary
     from rustgpt.layers.self_attention import SelfAttention as SelfAttention
     from rustgpt.layers.transformer import TransformerBlock as TransformerBlock
     from rustgpt.llm import LLM as LLM
@@ -81,6 +83,8 @@ _HOMES = {
         "layers.layer": "Layer",
         "layers.layer_norm": "LayerNorm",
         "layers.output_projection": "OutputProjection",
+        "layers.rms_norm": "RMSNorm",
+        "layers.rotary": "Rotary",
         "layers.self_attention": "SelfAttention",
         "layers.transformer": "TransformerBlock",
         "llm": "LLM",

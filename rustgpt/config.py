@@ -6,11 +6,19 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, Self
 
 from rustgpt.errors import ConfigError
+from rustgpt.presets import PRESETS
 
 UNLIMITED = 10**9  # epochs that end nothing
 LONGEST = 31 * 86_400  # seconds of a training
 # The forms of dialogues; see `rustgpt/text/chat_template.py`.
 CHAT_TEMPLATES = ("rustgpt", "chatml", "smollm2", "qwen2.5", "llama3", "zephyr", "unknown")
+# The settings of rotary positions that a scaling makes use of.
+ROPE_SETTINGS = {
+    "none": "rope_theta",
+    "linear": "rope_theta rope_scaling rope_factor",
+    "llama3": "rope_theta rope_scaling rope_factor rope_low_freq_factor rope_high_freq_factor "
+    "rope_original_max_seq_len",
+}
 # The settings that say when a training ends.
 LIMITS = ("pretrain_epochs", "tune_epochs", "max_steps", "max_tokens", "max_time")
 
@@ -221,6 +229,13 @@ class ModelConfig(_Config):
     dtype: str = _choice("float32", "float64")
     seed: int = _number(0, 0, 2**63 - 1)
 
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """Return a shape that has a name, "llama-tiny" say, with changes; or raise ConfigError."""
+        if name not in PRESETS:
+            raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {name!r:.60}")
+        return cls.from_dict(PRESETS[name] | changes)
+
     def __post_init__(self) -> None:
         if getattr(self, "n_kv_heads", None) is None:
             object.__setattr__(self, "n_kv_heads", self.n_heads)
@@ -237,10 +252,21 @@ class ModelConfig(_Config):
                 "rotary positions turn pairs of numbers: embedding_dim / n_heads must be even, got "
                 f"{self.embedding_dim // self.n_heads}"
             )
-        if self.rope_scaling != "none" and self.positions != "rotary":
-            raise ConfigError(
-                f"rope_scaling {self.rope_scaling} is for rotary positions, not learned ones"
-            )
+        self._check_rope()
+
+    def _check_rope(self) -> None:
+        """Raise ConfigError if a setting of rotary positions has no effect, or none is defined."""
+        for setting in fields(self):
+            name, value = setting.name, getattr(self, setting.name)
+            if not name.startswith("rope_") or value == setting.default:
+                continue
+            if self.positions != "rotary":
+                raise ConfigError(f"{name} {value} is for rotary positions, not learned ones")
+            if name not in ROPE_SETTINGS[self.rope_scaling].split():
+                which = " or ".join(k for k, s in ROPE_SETTINGS.items() if name in s.split())
+                raise ConfigError(
+                    f"{name} {value} is for rope_scaling {which}, not {self.rope_scaling}"
+                )
         if self.rope_low_freq_factor >= self.rope_high_freq_factor:
             raise ConfigError(
                 "rope_low_freq_factor must be below rope_high_freq_factor, got "

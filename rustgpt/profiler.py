@@ -18,7 +18,7 @@ from rustgpt.reference import kernels
 
 FLOPS: Final = "GFLOP/s"
 BYTES: Final = "GB/s"
-BOTH: Final = ("linear_cross_entropy", "dropout")  # forward and backward in one kernel
+BOTH: Final = ("linear_cross_entropy", "dropout", "rotary")  # forward and backward in one kernel
 
 
 def _pairs(offsets: Indices) -> int:
@@ -51,10 +51,14 @@ OPERATIONS: Final[dict[str, Callable[[Any], int]]] = {
     "block_forward": _block,
     "block_backward": lambda a: 2 * _block(a),
 }
+ROW_BY_ROW: Final = ("relu", "gelu", "layer_norm", "rms_norm")
 # Where the memory does: the bytes that are read and those that are written.
 TRAFFIC: Final[dict[str, Callable[[Any], int]]] = {
-    **{f"{name}_forward": lambda a: 2 * a.x.nbytes for name in ("relu", "gelu", "layer_norm")},
-    **{f"{name}_backward": lambda a: 3 * a.x.nbytes for name in ("relu", "gelu", "layer_norm")},
+    **{f"{name}_forward": lambda a: 2 * a.x.nbytes for name in ROW_BY_ROW},
+    **{f"{name}_backward": lambda a: 3 * a.x.nbytes for name in ROW_BY_ROW},
+    "swiglu_forward": lambda a: 3 * a.out.nbytes,
+    "swiglu_backward": lambda a: 5 * a.dout.nbytes,
+    "rotary": lambda a: 2 * len(a.x) * a.n_heads * a.table.shape[1] * a.x.itemsize,
     "dropout": lambda a: 2 * a.x.nbytes,
     "embedding_forward": lambda a: 3 * a.out.nbytes,
     "embedding_backward": lambda a: 5 * a.dout.nbytes,

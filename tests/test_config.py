@@ -112,6 +112,45 @@ def test_heads_must_divide_the_dimension():
     assert ModelConfig(embedding_dim=15, n_heads=5).n_heads == 5
 
 
+def test_key_heads_are_as_many_as_heads_or_divide_them():
+    assert ModelConfig(n_heads=8).n_kv_heads == 8
+    assert ModelConfig(n_heads=8, n_kv_heads=2).n_kv_heads == 2
+    with pytest.raises(ConfigError, match="n_kv_heads must divide n_heads: 3 does not divide 8"):
+        ModelConfig(n_heads=8, n_kv_heads=3)
+    with pytest.raises(ConfigError, match="n_kv_heads must be from 1"):
+        ModelConfig(n_kv_heads=0)
+
+
+def test_rotary_positions_turn_pairs():
+    assert ModelConfig(embedding_dim=6, n_heads=3, positions="rotary").positions == "rotary"
+    with pytest.raises(ConfigError, match="embedding_dim / n_heads must be even, got 3"):
+        ModelConfig(embedding_dim=6, n_heads=2, positions="rotary")
+
+
+LINEAR = {"positions": "rotary", "rope_scaling": "linear", "rope_factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"rope_theta": 5.0}, "rope_theta 5.0 is for rotary positions, not learned"),
+        ({"rope_scaling": "linear"}, "rope_scaling linear is for rotary positions"),
+        ({"positions": "rotary", "rope_factor": 2.0}, "rope_factor 2.0 is for rope_scaling linear"),
+        (LINEAR | {"rope_low_freq_factor": 2.0}, "is for rope_scaling llama3, not linear"),
+        (LINEAR | {"rope_original_max_seq_len": 9}, "is for rope_scaling llama3, not linear"),
+        (
+            LINEAR | {"rope_scaling": "llama3", "rope_low_freq_factor": 4.0},
+            "rope_low_freq_factor must be below rope_high_freq_factor, got 4 and 4",
+        ),
+    ],
+)
+def test_a_setting_of_rotary_positions_without_effect_is_refused(settings, words):
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig(**settings)
+    assert words in str(caught.value)
+    assert ModelConfig(**LINEAR | {"rope_theta": 5.0}).rope_factor == 2.0
+
+
 def test_numbers_of_numpy_are_taken():
     config = TrainConfig(
         batch_size=np.int64(4), pretrain_rate=np.float32(0.5), seed=np.uint8(3), beta1=np.float64(0)

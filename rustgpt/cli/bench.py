@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
 def _benchmark(args: argparse.Namespace) -> Benchmark:
     """Return what is to be measured."""
     config, training = read_settings(args)
-    for name in ("vocab_size", *ModelConfig().to_dict()):
+    for name in ("preset", "vocab_size", *ModelConfig().to_dict()):
         if args.model is not None and name != "seed" and getattr(args, name, None) is not None:
             flag = "--" + name.replace("_", "-")
             raise ConfigError(

@@ -15,6 +15,7 @@ from typing import Any, Final
 from rustgpt.cli.options import METAVARS, add_path, duration, likely_flags, number, whole_number
 from rustgpt.config import ModelConfig, TrainConfig, kind_of
 from rustgpt.errors import ConfigError
+from rustgpt.presets import PRESETS
 
 TABLES: Final = {"model": ModelConfig, "train": TrainConfig}
 # Unless given, the data decide.
@@ -32,6 +33,13 @@ def add_settings(parser: argparse.ArgumentParser, of_training: Collection[str] =
         "FILE",
         "settings in TOML: tables [model] and [train] with the names of the flags below, "
         "with _ for -; flags win over the file",
+    )
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        metavar="NAME",
+        help=f"a model's shape by its name, one of {', '.join(PRESETS)}; settings that are given "
+        "beside it win",
     )
     for table, kind in TABLES.items():
         group = parser.add_argument_group(f"settings, table [{table}]")
@@ -82,12 +90,13 @@ def read_settings(args: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
 
 
 def given_settings(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the settings that the file of `--config` and the flags name, as far as they do."""
+    """Return the settings that flags, the file of `--config` and `--preset` name, as they are."""
     tables = _read_file(args.config) if args.config else {}
 
     def given(table: str, config: ModelConfig | TrainConfig) -> dict[str, Any]:
         values = config.to_dict()
-        return {k: v for k, v in values.items() if k in tables.get(table, {}) or hasattr(args, k)}
+        named = {*tables.get(table, {}), *_preset(table, args)}
+        return {k: v for k, v in values.items() if k in named or hasattr(args, k)}
 
     model, train = read_settings(args)
     return given("model", model), given("train", train)
@@ -114,12 +123,17 @@ def _build(kind: Any, table: str, tables: dict[str, Any], args: argparse.Namespa
     flags = {name: getattr(args, name) for name in names if hasattr(args, name)}
     try:
         values = {**values, **_times(kind, values)}
-        return kind.from_dict({**values, **flags})
+        return kind.from_dict({**_preset(table, args), **values, **flags})
     except ConfigError as error:
         culprit = str(error).split()[0]  # the field; of an unknown one, the configuration
         if culprit in flags or culprit not in (*values, kind.__name__):
             raise
         raise ConfigError(f"{args.config!r}, [{table}]: {error}") from None
+
+
+def _preset(table: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Return what `--preset` says of the settings in a table."""
+    return PRESETS[args.preset] if table == "model" and getattr(args, "preset", None) else {}
 
 
 def _read_file(file: str) -> dict[str, dict[str, Any]]:

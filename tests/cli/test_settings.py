@@ -6,6 +6,7 @@ import pytest
 from rustgpt.cli.settings import add_settings, given_settings, read_settings
 from rustgpt.config import ModelConfig, TrainConfig
 from rustgpt.errors import ConfigError
+from rustgpt.presets import PRESETS
 
 from .conftest import one_line
 
@@ -49,6 +50,27 @@ def test_flags():
         n_layers=7, norm="pre", attention_projection=False, tie_embeddings=True, seed=5
     )
     assert train == TrainConfig(tune_rate=1e-3, batch_size=3, schedule="cosine", seed=5)
+
+
+def test_a_preset_is_a_shape_which_flags_and_a_file_change(tmp_path):
+    file = tmp_path / "settings.toml"
+    file.write_text("[model]\nn_layers = 2\nmax_seq_len = 64\n")
+    flags = ("--preset", "llama-tiny", "--config", str(file), "--n-layers", "5")
+    expected = ModelConfig.preset("llama-tiny", n_layers=5, max_seq_len=64)
+    assert settings(*flags)[0] == expected
+    parser = argparse.ArgumentParser()
+    add_settings(parser)
+    given = given_settings(parser.parse_args(flags))[0]
+    assert given == {name: getattr(expected, name) for name in PRESETS["llama-tiny"]}
+
+
+def test_a_preset_that_is_not_there(inside):
+    one_line(inside("train", "--preset", "llama-huge"), 2, "--preset", "llama-tiny", "gpt2")
+
+
+def test_a_preset_contradicts_a_model_with_other_sizes(inside, tmp_path):
+    bench = inside("bench", "my-model", "--preset", "llama-tiny")
+    one_line(bench, 2, "--preset contradicts the sizes of 'my-model'")
 
 
 TOML = """
@@ -152,6 +174,7 @@ def test_given_settings_are_those_of_the_file_and_the_flags(tmp_path):
     "flags",
     [
         [],
+        ["--preset", "llama-small", "--n-layers", "2"],
         ["--max-time", "10m", "--seed", "7", "--norm", "pre"],
         ["--max-steps", "9", "--tune-epochs", "3", "--epsilon", "1e-12", "--max-grad-norm", "inf"],
         ["--validation-share", "0.25", "--tie-embeddings", "--beta2", "0.99", "--loss-on", "all"],
