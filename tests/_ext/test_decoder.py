@@ -9,10 +9,14 @@ from rustgpt._ext.barrier import Barrier
 
 from rustgpt.reference.arrays import Shard
 
-from ..kernel_arguments import copied, exactly, make, spec_of
+from ..kernel_arguments import copied, exactly, make
+from ..kernel_specs import LLAMA, spec_of
 
 GPT2 = {"norm": "pre", "activation": "gelu", "attention_bias": True, "tied": True, "bias": False}
 RUSTGPT = {"H": 1, "D": 6, "attention_projection": False}
+GROUPS = LLAMA | {"n_kv_heads": 3}
+# Each weight of the feed-forward layer, and the output's, is far for one thread: see few_rows.h.
+FAR = {"H": 4, "D": 18, "F": 3701, "V": 3702, "L": 1} | LLAMA | {"n_kv_heads": 2}
 SHAPES = {
     "default": {},
     "RustGPT": RUSTGPT,
@@ -24,7 +28,17 @@ SHAPES = {
     "whole vectors": {"H": 2, "D": 32, "F": 128, "V": 160} | GPT2,
     "odd": {"H": 3, "D": 11, "F": 151, "V": 149},
     "odd and tied": {"H": 3, "D": 11, "F": 151, "V": 149} | GPT2,
+    "Llama": LLAMA,
+    "Llama, three groups of heads": {"H": 9, "D": 6, "F": 37, "V": 31} | GROUPS,
+    "Llama, as many key heads": {"H": 3, "D": 10, "F": 151, "V": 149} | LLAMA | {"n_kv_heads": 3},
+    "Llama, one pair": {"H": 1, "D": 2, "F": 1, "V": 1} | LLAMA,
+    "Llama, norms after": {"H": 4, "D": 2} | LLAMA | {"norm": "post", "last_norm": True},
+    "Llama, far weights": FAR,
+    "rotary, with layer norm and biases": {"D": 2, "positions": "rotary"} | GPT2,
+    "few key heads, learned positions": {"H": 6, "n_kv_heads": 2, "attention_bias": True},
+    "SwiGLU with biases": {"activation": "swiglu", "F": 35},
 }
+LLAMAS = [shape for shape in SHAPES if "Llama" in shape]
 
 
 def run(kernels, given):
@@ -61,7 +75,7 @@ def test_a_row_has_the_same_bits_alone_and_among_others(compiled, arguments, dty
         np.testing.assert_array_equal(kv_of_one[:, slot, row], kv[:, slot, row])
 
 
-@pytest.mark.parametrize("shape", ["default", "GPT-2", "odd and tied"])
+@pytest.mark.parametrize("shape", ["default", "GPT-2", "odd and tied", *LLAMAS])
 def test_rows_of_one_text_have_the_same_bits_one_after_the_other(compiled, arguments, shape):
     n = 16
     given = arguments("decoder_forward", "float32", lengths=(n,), starts=(2,), **SHAPES[shape])
@@ -99,13 +113,17 @@ def test_blocks_may_differ(compiled, arguments, agrees, dtype, norms):
         {"H": 5, "D": 7, "F": 70, "V": 67},
         {"H": 3, "D": 1, "F": 3, "V": 2},
         {"H": 5, "D": 7, "F": 451, "V": 67} | GPT2,
+        {"H": 6, "D": 2, "F": 33} | GROUPS,
+        {"H": 9, "D": 6, "F": 151, "V": 67, "tied": True} | GROUPS,
+        {"H": 6, "D": 2, "F": 33} | GROUPS | {"norm": "post"},
+        FAR | {"n_kv_heads": 4},
     ],
 )
 def test_threads_that_divide_the_columns_give_the_same(compiled, arguments, dtype, shape, threads):
     given = arguments("decoder_forward", dtype, **{"H": 3, "L": 3} | shape)
     expected, expected_kv = run(compiled, given)
-    barrier, H = Barrier(threads), given["spec"].blocks[0].n_heads
-    edges = np.array([H * i // threads for i in range(threads + 1)], np.int32)
+    barrier, K = Barrier(threads), given["spec"].n_kv_heads
+    edges = np.array([K * i // threads for i in range(threads + 1)], np.int32)
     mine = copied(given | {"shard": Shard(0, edges, True, barrier)})
     mine = exactly(compiled, "decoder_forward", mine)
     errors = []
@@ -185,3 +203,30 @@ def test_heads_must_be_those_that_threads_divide(compiled, arguments):
     shard = Shard(0, edges, True, barrier)
     given |= {"spec": spec, "shard": shard}
     assert "differ in their heads" in refusal(compiled, given)
+
+
+def test_angles_must_be_those_of_the_positions(compiled, arguments):
+    given = arguments("decoder_forward", "float32", **LLAMA)
+    plain, table = arguments("decoder_forward", "float32"), given["table"]
+    rows, D = table.shape
+    assert "table must be given where positions are rotary" in refusal(compiled, given, table=None)
+    assert "and else be None" in refusal(compiled, plain, table=table)
+    # The longest text has as many rows as the angles, and the context is one longer.
+    assert f"table must be (6, {D}), got 4, {D}" in refusal(compiled, given, table=table[:4])
+    for width in (D - 2, D - 1, D + 1):
+        wrong = np.zeros((rows, width), np.float32)
+        assert f"table must be (6, {D}), got {rows}, {width}" in refusal(
+            compiled, given, table=wrong
+        )
+
+
+def test_blocks_must_have_their_keys_in_one_cache(compiled, arguments):
+    given = arguments("decoder_forward", "float32", H=6, n_kv_heads=2)
+    spec = given["spec"]
+    blocks = (spec.blocks[0], spec_of(6, 3, 7, n_kv_heads=3))
+    assert "equally many columns of keys and values" in refusal(
+        compiled, given, spec=dataclasses.replace(spec, blocks=blocks)
+    )
+    assert "kv must have 2 blocks and 12 columns, got 2 and 36" in refusal(
+        compiled, given, kv=np.zeros((*given["kv"].shape[:3], 36), np.float32)
+    )

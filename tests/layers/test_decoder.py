@@ -1,7 +1,9 @@
 """Tests of how texts go on in a cache: in one kernel call, or layer after layer."""
 
 import copy
+import dataclasses
 
+import numpy as np
 import pytest
 
 from rustgpt.backend import ops
@@ -160,3 +162,91 @@ def test_parameters_elsewhere_are_not_decoded(build):
     assert Decoder(model.layers, model.parameters).fused
     assert not Decoder(model.layers, model.parameters.copy()).fused
     assert not Decoder(model.layers, model.parameters[:-1]).fused
+
+
+# Rotary positions and shared heads of keys and values
+
+LLAMA = {**VARIANTS["Llama"], "max_seq_len": 48}
+LLAMA3 = {
+    "rope_scaling": "llama3", "rope_factor": 4.0, "rope_theta": 30.0,
+    "rope_original_max_seq_len": 24,
+}  # fmt: skip
+FORMS = {
+    "one pair a head": {"embedding_dim": 6, "n_heads": 3, "n_kv_heads": 3},
+    "one key head": {"embedding_dim": 18, "n_heads": 3, "n_kv_heads": 1},
+    "as many key heads": {"embedding_dim": 20, "n_heads": 2, "n_kv_heads": 2},
+    "two groups, tied": {
+        "embedding_dim": 40, "n_heads": 4, "n_kv_heads": 2, "tie_embeddings": True,
+    },
+    "linear": {"embedding_dim": 24, "n_heads": 4, "rope_scaling": "linear", "rope_factor": 2.5},
+    "llama3": {"embedding_dim": 24, "n_heads": 4, "n_kv_heads": 2} | LLAMA3,
+    "norms after": {"embedding_dim": 12, "n_heads": 2, "norm": "post"},
+}  # fmt: skip
+LONG = (TEXT * 6)[:48]
+
+
+@pytest.mark.parametrize("pieces", [(1,) * 48, (20, 1, 16, 11), (48,), (3, 17, 1, 27)])
+@pytest.mark.parametrize("form", FORMS)
+def test_llama_goes_on_to_the_end_of_its_context(calls, build, dtype, close, form, pieces):
+    model, cache, seen = build(**LLAMA | FORMS[form], dtype=dtype), Cache(48), 0
+    expected = model.logits(LONG)
+    calls.clear()
+    for n in pieces:
+        found = model.decode(LONG[seen : seen + n], cache)
+        seen += n
+        close(found, expected[seen - 1], 20)
+    assert calls.count("decoder_forward") == sum(n <= ROWS_AT_MOST for n in pieces)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_llama_gives_the_same_bits_alone_and_among_others(build, form):
+    model = build(**LLAMA | FORMS[form], dtype="float32")
+    texts = [LONG[i:] + LONG[:i] for i in range(ROWS_AT_MOST)]
+    alone = []
+    for text in texts:
+        cache = Cache(48)
+        alone.append([model.decode([token], cache) for token in text[:24]])
+    for B in (2, 5, 16):
+        cache = Cache(48, B)
+        for t in range(24):
+            found = model.decode_batch([[text[t]] for text in texts[:B]], cache)
+            np.testing.assert_array_equal(found, [rows[t] for rows in alone[:B]])
+    for n in (2, 7, 16):  # rows of one text
+        cache = Cache(48)
+        for t in range(0, 24 - n + 1, n):
+            found = model.decode(texts[0][t : t + n], cache)
+            np.testing.assert_array_equal(found, alone[0][t + n - 1])
+
+
+@pytest.mark.parametrize("form", ["one key head", "llama3"])
+def test_llama_reads_no_beginning_twice(backend, build, close, form):
+    """What is known of a text's beginning serves another that begins alike, in any slot."""
+    model, cache = build(**LLAMA | FORMS[form]), Cache(48, slots=3)
+    model.decode_batch([LONG[:30]], cache, [1])
+    cache.copy(1, 2)
+    cache.lengths[:] = 0, 11, 19
+    found = model.decode_batch([[5, 5, 6], LONG[19:40]], cache, [1, 2])
+    close(found[0], model.logits([*LONG[:11], 5, 5, 6])[-1], 20)
+    close(found[1], model.logits(LONG[:40])[-1], 20)
+
+
+def test_a_cache_has_the_columns_of_the_key_heads_alone(build):
+    model, cache = build(**LLAMA | FORMS["two groups, tied"]), Cache(48, slots=2)
+    model.decode([1], cache)
+    (stack,) = cache._stacks.values()
+    assert stack.shape == (2, 2, 48, 2 * 2 * 10)
+
+
+def test_blocks_of_other_angles_run_by_themselves(calls, build, close):
+    """The kernel has one table for all blocks."""
+
+    def layers(config):
+        found = build_layers(config, V)
+        other = dataclasses.replace(config, rope_theta=50.0)
+        return [*found[:2], TransformerBlock(other, None), *found[3:]]
+
+    model, cache = build(**LLAMA | FORMS["one key head"], layers=layers), Cache(48)
+    expected = model.logits(TEXT)
+    calls.clear()
+    close(model.decode(TEXT, cache), expected[-1], 20)
+    assert "decoder_forward" not in calls
