@@ -86,7 +86,8 @@ class Piece(NamedTuple):
         return self.shape[0] if self.transposed else self.shape[-1]
 
 
-Layout = dict[str, tuple[Piece, ...]]  # the pieces of each of our parameters, from left to right
+# The pieces of each of our parameters, from left to right; of none it is zero.
+Layout = dict[str, tuple[Piece, ...]]
 
 
 class ForeignModel(ExitStack):
@@ -143,6 +144,8 @@ class ForeignModel(ExitStack):
             pieces = self.layout.get(name)
             if pieces is None:
                 raise CheckpointError(f"a model of {self.folder} has no parameter {name!r}")
+            if not pieces:
+                continue
             width = sum(piece.width for piece in pieces)
             ours = (width,) if len(shape) == 1 else (pieces[0].height, width)
             if ours != tuple(shape):
@@ -175,6 +178,8 @@ class ForeignModel(ExitStack):
         self.check_shapes({name: (value.shape, value.dtype) for name, value in tensors.items()})
         for name, value in tensors.items():
             left = 0
+            if not self.layout[name]:
+                value[...] = 0
             for piece in self.layout[name]:
                 part = value[..., left : left + piece.width]
                 self._read_piece(piece, part.T if piece.transposed else part)

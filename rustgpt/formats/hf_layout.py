@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from rustgpt.config import ModelConfig
@@ -55,9 +55,9 @@ def _both(weight: Weight, name: str, n_in: int, n_out: int) -> tuple[Piece, Piec
     return weight(f"{name}.weight", n_in, n_out), Piece(f"{name}.bias", (n_out,))
 
 
-def _norm(ours: str, theirs: str, C: int) -> Layout:
-    """Return where a layer norm lies."""
-    return {f"{ours}.{part}": (Piece(f"{theirs}.{part}", (C,)),) for part in ("weight", "bias")}
+def _norm(ours: str, theirs: str, C: int, parts: Sequence[str] = ("weight", "bias")) -> Layout:
+    """Return where a norm lies."""
+    return {f"{ours}.{part}": (Piece(f"{theirs}.{part}", (C,)),) for part in parts}
 
 
 def _gpt2(config: ModelConfig, V: int, prefix: str) -> Layout:
@@ -108,6 +108,41 @@ def _opt(config: ModelConfig, V: int, prefix: str) -> Layout:
     return found
 
 
+def _llama(config: ModelConfig, V: int, prefix: str, all_biased: bool = True) -> Layout:
+    C, F, L = config.embedding_dim, config.hidden_dim, config.n_layers
+    kv_dim = C // config.n_heads * config.n_kv_heads
+    found: Layout = {"layers.0.tokens": (Piece(f"{prefix}embed_tokens.weight", (V, C)),)}
+
+    def product(
+        ours: str, number: str, biased: bool, parts: Sequence[tuple[str, int, int]]
+    ) -> None:
+        both = [_both(_linear, *part) for part in parts]
+        found[f"{ours}weight{number}"] = tuple(weight for weight, _ in both)
+        if biased:
+            found[f"{ours}bias{number}"] = tuple(bias for _, bias in both)
+
+    for i in range(L):
+        ours, theirs = f"layers.{i + 1}", f"{prefix}layers.{i}"
+        heads = [(f"{theirs}.self_attn.{n}_proj", C, C if n == "q" else kv_dim) for n in "qkv"]
+        inner = [(f"{theirs}.mlp.{name}_proj", C, F) for name in ("gate", "up")]
+        biased = config.attention_bias
+        found |= _norm(f"{ours}.norm1", f"{theirs}.input_layernorm", C, ["weight"])
+        product(f"{ours}.attention.qkv_", "", biased, heads)
+        last = (f"{theirs}.self_attn.o_proj", C, C)
+        product(f"{ours}.attention.projection_", "", biased and all_biased, [last])
+        if biased and not all_biased:
+            found[f"{ours}.attention.projection_bias"] = ()
+        found |= _norm(f"{ours}.norm2", f"{theirs}.post_attention_layernorm", C, ["weight"])
+        product(f"{ours}.feed_forward.", "1", config.feed_forward_bias, inner)
+        down = (f"{theirs}.mlp.down_proj", F, C)
+        product(f"{ours}.feed_forward.", "2", config.feed_forward_bias, [down])
+    return found | _norm(f"layers.{L + 1}", f"{prefix}norm", C, ["weight"])
+
+
+def _qwen2(config: ModelConfig, V: int, prefix: str) -> Layout:
+    return _llama(config, V, prefix, all_biased=False)
+
+
 def _feed_forward(ours: str, first: tuple[Piece, Piece], last: tuple[Piece, Piece]) -> Layout:
     """Return where both maps of a feed-forward layer lie."""
     return {
@@ -121,4 +156,7 @@ def _feed_forward(ours: str, first: tuple[Piece, Piece], last: tuple[Piece, Piec
 LAYOUTS: Final[dict[str, tuple[str, Callable[[ModelConfig, int, str], Layout]]]] = {
     "gpt2": ("transformer.", _gpt2),
     "opt": ("model.", _opt),
+    "llama": ("model.", _llama),
+    "mistral": ("model.", _llama),
+    "qwen2": ("model.", _qwen2),
 }

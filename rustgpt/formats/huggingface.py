@@ -19,8 +19,11 @@ from rustgpt.formats.hf_layout import HEAD, layout_of
 from rustgpt.formats.hf_tokenizer import read_folder
 from rustgpt.formats.safetensors_file import Weights
 
-# What old files of GPT-2 hold beside the parameters: the causal mask.
-BUFFERS: Final = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias")
+# What old files hold beside the parameters: GPT-2's causal mask, Llama's frequencies.
+BUFFERS: Final = re.compile(
+    r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias"
+    r"|(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+)
 
 
 class HuggingFaceModel(ForeignModel):

@@ -82,6 +82,11 @@ class Fields:
             self.refuse(f"{name} must be of type {kind.__name__}, not {value!r:.60}")
         return value
 
+    def filled(self, defaults: dict[str, Any]) -> Fields:
+        """Return the same fields with values for those that are absent or null."""
+        given = {name: value for name, value in self.values.items() if value is not None}
+        return Fields(self.path, {**self.values, **defaults, **given}, self.error)
+
     def must_be(self, name: str, needed: object, why: str) -> None:
         """Raise the error unless a field is absent, null, or of this value."""
         value = self.values.get(name)

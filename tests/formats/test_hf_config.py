@@ -70,7 +70,27 @@ REFUSED = [
     ("opt", "enable_bias", False, "enable_bias is False"),
     ("opt", "layer_norm_elementwise_affine", False, "layer_norm_elementwise_affine is False"),
     ("opt", "_remove_final_layer_norm", True, "_remove_final_layer_norm is True"),
-    ("bert", "n_embd", 12, "a model of type 'bert' cannot be read; these can: gpt2, opt"),
+    (
+        "bert",
+        "n_embd",
+        12,
+        "a model of type 'bert' cannot be read; these can: gpt2, opt, llama, mist",
+    ),
+    ("gemma", "n_embd", 12, "a model of type 'gemma' cannot be read"),
+    ("llama", "hidden_act", "gelu", "hidden_act is 'gelu'"),
+    ("llama", "head_dim", 64, r"head_dim is 64, but here it is .* 4096 / 32"),
+    ("llama", "num_key_value_heads", 5, "n_kv_heads must divide n_heads"),
+    ("llama", "num_key_value_heads", 0, "n_kv_heads must be from 1"),
+    ("llama", "num_attention_heads", 0, "n_heads must be from 1"),
+    ("llama", "rms_norm_eps", "1e-6", "rms_norm_eps must be of type float"),
+    ("llama", "mlp_bias", 1, "mlp_bias must be of type bool"),
+    ("llama", "rope_theta", 0, "rope_theta must be from 1"),
+    ("mistral", "sliding_window", 4096, "sliding_window is 4096: attention to a part"),
+    ("mistral", "max_position_embeddings", 4097, "sliding_window is 4096: attention to a part"),
+    ("mistral", "attention_bias", True, "attention_bias is True: a Mistral has none"),
+    ("qwen2", "use_sliding_window", True, "use_sliding_window is True"),
+    ("qwen2", "layer_types", ["sliding_attention"], "layer_types holds 'sliding_attention'"),
+    ("qwen2", "attention_bias", False, "attention_bias is False: of a Qwen 2"),
     (["gpt2"], "n_embd", 12, "model_type must be of type str"),
 ]
 
@@ -89,6 +109,25 @@ def test_a_broken_config_is_refused(content, tmp_path):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         read_config(read_fields(tmp_path), "float32")
+
+
+def test_the_defaults_of_the_llama_family(tmp_path):
+    config = read(tmp_path, "llama")
+    assert (config.embedding_dim, config.hidden_dim, config.n_kv_heads) == (4096, 11008, 32)
+    assert (config.n_layers, config.n_heads, config.max_seq_len) == (32, 32, 2048)
+    assert (config.norm_type, config.positions, config.activation) == (
+        "rms_norm", "rotary", "swiglu",
+    )  # fmt: skip
+    assert (config.norm_epsilon, config.rope_theta) == (1e-6, 10000)
+    assert not any([config.tie_embeddings, config.attention_bias, config.feed_forward_bias])
+    config = read(tmp_path, "mistral", sliding_window=None)
+    assert (config.hidden_dim, config.n_kv_heads, config.max_seq_len) == (14336, 8, 131072)
+    assert read(tmp_path, "mistral", max_position_embeddings=4096).max_seq_len == 4096
+    config = read(tmp_path, "qwen2")
+    assert (config.hidden_dim, config.n_kv_heads, config.max_seq_len) == (22016, 32, 32768)
+    assert config.attention_bias
+    assert not config.feed_forward_bias
+    assert read(tmp_path, "llama", num_attention_heads=64).n_kv_heads == 64
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])

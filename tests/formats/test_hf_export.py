@@ -16,6 +16,10 @@ GPT2 = {
     "norm": "pre", "activation": "gelu", "attention_bias": True, "output_bias": False,
     "tie_embeddings": True,
 }  # fmt: skip
+LLAMA = {
+    "n_kv_heads": 1, "activation": "swiglu", "feed_forward_bias": False, "norm": "pre",
+    "norm_type": "rms_norm", "positions": "rotary", "output_bias": False,
+}  # fmt: skip
 IDS = [0, 5, 258, 260, 257, 17, 17, 3]
 FILES = {
     "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
@@ -38,6 +42,7 @@ def model_of(tokenizer=None, **changes):
         {"norm": "pre", "tie_embeddings": True},
         {"attention_projection": False}, {"dtype": "float64"}, {"add_bos_token": False},
         GPT2 | {"activation": "relu", "attention_bias": False, "dtype": "float64"},
+        LLAMA, LLAMA | {"attention_bias": True, "tie_embeddings": True, "rope_scaling": "linear"},
         {"n_layers": 0, "norm": "pre"}, {"end_token_ids": (258, 3)}, {"bos_token_id": 0},
     ],
 )  # fmt: skip
@@ -74,6 +79,25 @@ def test_halves_are_the_nearest(tmp_path):
     found = LLM.load(tmp_path / "h").named_parameters()["layers.0.tokens"]
     np.testing.assert_array_equal(found, values.astype(np.float16))
     assert json.loads((tmp_path / "h" / "config.json").read_text())["torch_dtype"] == "float16"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (LLAMA | {"norm": "post"}, "norm post"),
+        (LLAMA | {"activation": "gelu"}, "activation gelu"),
+        (LLAMA | {"positions": "learned"}, "positions learned"),
+        (LLAMA | {"norm_type": "layer_norm"}, "norm_type layer_norm"),
+        (LLAMA | {"output_bias": True}, "--no-output-bias"),
+        (GPT2 | {"n_kv_heads": 1}, "1 heads of keys for 3"),
+        (GPT2 | {"activation": "swiglu"}, "activation swiglu"),
+        ({"norm_epsilon": 1e-3}, "a norm_epsilon of 0.001"),
+    ],
+)
+def test_what_transformers_cannot_compute_is_refused(changes, message, tmp_path):
+    with pytest.raises(CheckpointError, match=message):
+        model_of(**changes).save(tmp_path / "out", format="hf")
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(("dtype", "value"), [("float16", 65520), ("bfloat16", 3.4e38)])

@@ -1,6 +1,7 @@
 """Owns the comparison with `transformers`: logits, gradients, greedy text, ids, both ways."""
 
 import functools
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,15 @@ OPT = {
     "hidden_size": 30, "word_embed_proj_dim": 30, "num_attention_heads": 3, "ffn_dim": 77,
     "num_hidden_layers": 2, "max_position_embeddings": 61,
 }  # fmt: skip
+LLAMA = {
+    "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8,
+    "num_hidden_layers": 2, "intermediate_size": 77, "max_position_embeddings": 61,
+}  # fmt: skip
+LINEAR = {"rope_type": "linear", "factor": 2.5, "rope_theta": 500.0}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 24, "rope_theta": 100.0,
+}  # fmt: skip
 THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-2": ("GPT2", GPT2),
     "GPT-2, one head, narrow": ("GPT2", GPT2 | {"n_embd": 7, "n_head": 1, "n_inner": None}),
@@ -41,8 +51,22 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-2, ReLU": ("GPT2", GPT2 | {"activation_function": "relu"}),
     "OPT": ("OPT", OPT),
     "OPT, norm after": ("OPT", OPT | {"do_layer_norm_before": False}),
+    "Llama": ("Llama", LLAMA),
+    "Llama, tied": ("Llama", LLAMA | {"tie_word_embeddings": True, "rms_norm_eps": 1e-3}),
+    "Llama, one head of keys": ("Llama", LLAMA | {"num_key_value_heads": 1}),
+    "Llama, as many heads": ("Llama", LLAMA | {"num_key_value_heads": 6}),
+    "Llama, biases": ("Llama", LLAMA | {"attention_bias": True, "mlp_bias": True}),
+    "Llama, linear": ("Llama", LLAMA | {"rope_parameters": LINEAR}),
+    "Llama, llama3": ("Llama", LLAMA | {"rope_parameters": LLAMA3}),
+    "Mistral": ("Mistral", LLAMA | {"sliding_window": None}),
+    "Qwen 2": ("Qwen2", {name: LLAMA[name] for name in LLAMA if name != "head_dim"}),
     "OPT, GELU": ("OPT", OPT | {"activation_function": "gelu_new", "tie_word_embeddings": False}),
 }
+OUR_LLAMA = {
+    "embedding_dim": 48, "n_heads": 6, "n_kv_heads": 3, "activation": "swiglu", "norm": "pre",
+    "norm_type": "rms_norm", "norm_epsilon": 1e-4, "positions": "rotary", "output_bias": False,
+    "feed_forward_bias": False,
+}  # fmt: skip
 OURS: dict[str, dict[str, Any]] = {
     "default": {},
     "RustGPT": {"n_heads": 1, "attention_projection": False},
@@ -54,6 +78,15 @@ OURS: dict[str, dict[str, Any]] = {
     "untied, without": {"norm": "pre", "output_bias": False, "activation": "gelu"},
     "post, GELU": {"activation": "gelu", "attention_bias": True, "tie_embeddings": True},
     "float64": {"dtype": "float64"},
+    "Llama": OUR_LLAMA,
+    "Llama, biases": OUR_LLAMA | {"attention_bias": True, "feed_forward_bias": True},
+    "Llama, tied": OUR_LLAMA | {"tie_embeddings": True, "attention_projection": False},
+    "Llama, linear": OUR_LLAMA | {"rope_scaling": "linear", "rope_factor": 4.0},
+    "Llama, llama3": OUR_LLAMA | {
+        "rope_scaling": "llama3", "rope_factor": 8.0, "rope_original_max_seq_len": 20,
+        "rope_theta": 50.0,
+    },
+    "GPT-2, another epsilon": {"norm": "pre", "norm_epsilon": 0.01, "feed_forward_bias": False},
 }  # fmt: skip
 
 
@@ -154,13 +187,46 @@ def test_their_model_is_ours(name: str, save: Callable[..., None], tmp_path: Pat
     assert_same_model(LLM.load(tmp_path), model, model.config.model_type)
 
 
+@pytest.mark.parametrize("name", ["Llama", "Llama, linear", "Llama, llama3"])
+@pytest.mark.parametrize("spelling", ["type", "rope_type"])
+def test_old_spellings_of_rotary_positions(name: str, spelling: str, tmp_path: Path) -> None:
+    model = theirs(name)
+    write(tmp_path, {}, {})
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    rope = config.pop("rope_parameters")
+    theta, kind = rope.pop("rope_theta"), rope.pop("rope_type")
+    scaling = None if kind == "default" else {spelling: kind} | rope
+    path.write_text(json.dumps(config | {"rope_theta": theta, "rope_scaling": scaling}))
+    again = type(model).from_pretrained(tmp_path)
+    ids = ids_of(V)
+    expected = logits_of(again, ids)
+    np.testing.assert_array_equal(expected, logits_of(model, ids))
+    np.testing.assert_allclose(LLM.load(tmp_path).logits(ids), expected, atol=LOGITS, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["default", "GPT-2", "Llama"])
+def test_greedy_text_is_the_same(name: str, tmp_path: Path) -> None:
+    model = ours(name, "bpe")
+    model.save(tmp_path / "out", format="hf")
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokens = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    for prompt in ("The sun", "你好 mountains", ""):
+        given = tokens(prompt, return_tensors="pt")
+        made = opened.generate(**given, do_sample=False, max_new_tokens=30)[0]
+        text = tokens.decode(made[given.input_ids.shape[1] :], skip_special_tokens=True)
+        assert model.generate(prompt, max_new_tokens=30) == text
+
+
 @pytest.mark.parametrize("name", THEIRS)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_their_halves_are_ours(name: str, dtype: str, tmp_path: Path) -> None:
     model = theirs(name).to(getattr(torch, dtype))
     write(tmp_path, {}, {})
     model.save_pretrained(tmp_path)
-    our, wide = LLM.load(tmp_path), model.float()
+    our = LLM.load(tmp_path)
+    wide = type(model).from_pretrained(tmp_path, dtype=torch.float32)
     ids = ids_of(V)
     np.testing.assert_allclose(our.logits(ids), logits_of(wide, ids), atol=LOGITS, rtol=0)
 
