@@ -410,9 +410,10 @@ class LLM(TextGenerator):
         config, words = saved.model_config(), saved.tokenizer(tokenizer)
         with explained(f"the model in {saved.folder} is too large to load"):
             layers = list(layers or build_layers(config, words.vocab_size, initialise=False))
-            needed = named_parameters(layers)
             # Before the parameters' memory is touched: a wrong config could ask for any amount.
-            saved.check_shapes({name: (v.shape, v.dtype) for name, v in needed.items()})
+            saved.check_shapes(
+                {name: (v.shape, v.dtype) for name, v in named_parameters(layers).items()}
+            )
             model = cls(config, words, layers)
         saved.read_into(model.named_parameters())
         return model

@@ -142,7 +142,7 @@ class Layer(metaclass=_Built):
         return sum(value.size for value in self.parameters().values())
 
     def bind(self, flat: Array, path: str, seen: set[int] | None = None) -> int:
-        """Move the parameters into a flat array, from its beginning; return how many they are.
+        """Move the parameters into a flat array of zeros; return how many they are.
 
         Layers whose `id` is in `seen` stay where they are; those that are moved are put there.
         """
@@ -154,7 +154,8 @@ class Layer(metaclass=_Built):
         for name in self._names:
             value = vars(self)[name]
             here = flat[taken : taken + value.size]
-            here[...] = value.ravel()
+            if value.any():  # zeros, to be read from a file, take no memory until then
+                here[...] = value.ravel()
             vars(self)[name] = here.reshape(value.shape)
             taken += value.size
         for name, child in self._children():
