@@ -45,6 +45,37 @@ def gpt2_tensors(prefix: str = "transformer.") -> Tensors:
     }
 
 
+def llama_config(**changes: Any) -> dict[str, Any]:
+    """The config.json of a small Llama, with fewer heads of keys than of queries."""
+    return {
+        "model_type": "llama", "vocab_size": V, "hidden_size": 8, "intermediate_size": F,
+        "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 40, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+        "hidden_act": "silu", "head_dim": 2, "rope_theta": 500.0,
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 20,
+        },
+    } | changes  # fmt: skip
+
+
+def llama_tensors() -> Tensors:
+    """Random tensors of a small Llama, with the names and shapes that transformers gives them."""
+    rng = np.random.default_rng(5)
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (V, 8), "model.norm.weight": (8,), "lm_head.weight": (V, 8),
+    } | {
+        f"model.layers.0.{name}.weight": shape
+        for name, shape in {
+            "input_layernorm": (8,), "post_attention_layernorm": (8,),
+            "self_attn.q_proj": (8, 8), "self_attn.k_proj": (4, 8), "self_attn.v_proj": (4, 8),
+            "self_attn.o_proj": (8, 8), "mlp.gate_proj": (F, 8), "mlp.up_proj": (F, 8),
+            "mlp.down_proj": (8, F),
+        }.items()
+    }  # fmt: skip
+    return {name: rng.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
+
+
 def write(folder: Path, config: dict[str, Any], tensors: Tensors, **files: Any) -> Path:
     """Write a folder of Hugging Face; `files` are other JSON files, without their ending."""
     folder.mkdir(parents=True, exist_ok=True)

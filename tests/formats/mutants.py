@@ -23,7 +23,7 @@ from rustgpt.formats.safetensors_file import INDEX, SINGLE
 from rustgpt.text.bpe_tokenizer import BpeTokenizer
 from rustgpt.text.library_json import beginning_json
 
-from .conftest import V, gpt2_config, gpt2_tensors, write
+from .conftest import V, gpt2_config, gpt2_tensors, llama_config, llama_tensors, write
 
 # What stands in the place of something else.
 VALUES: list[Any] = [
@@ -138,7 +138,9 @@ def folders(root: Path) -> dict[str, tuple[Path, list[str]]]:
         save_file({n: tensors[n] for n in names[i::2]}, shards / f"m-{i}.safetensors")
     places = {name: f"m-{i}.safetensors" for i in range(2) for name in names[i::2]}
     (shards / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    llama = write(root / "llama", llama_config(), llama_tensors())
     return {
+        "llama": (llama, ["config.json"]),
         "config": (char, ["config.json"]),
         "safetensors": (char, [SINGLE]),
         "shards": (shards, [INDEX, "m-0.safetensors"]),

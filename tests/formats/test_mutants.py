@@ -8,7 +8,9 @@ from .mutants import run
 
 pytest.importorskip("tokenizers")
 
-KINDS = ["config", "safetensors", "shards", "tokenizer", "characters", "settings", "vocabulary"]
+KINDS = [
+    "llama", "config", "safetensors", "shards", "tokenizer", "characters", "settings", "vocabulary",
+]  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numbers that were damaged

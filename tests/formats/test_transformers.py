@@ -3,6 +3,8 @@
 import functools
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from rustgpt import LLM, ModelConfig
+from rustgpt.errors import CheckpointError
 from rustgpt.formats.hf_layout import layout_of
 from rustgpt.text.library_json import characters_json
 from rustgpt.text.tokenizer import tokenizer_for
@@ -204,6 +207,38 @@ def test_old_spellings_of_rotary_positions(name: str, spelling: str, tmp_path: P
     expected = logits_of(again, ids)
     np.testing.assert_array_equal(expected, logits_of(model, ids))
     np.testing.assert_allclose(LLM.load(tmp_path).logits(ids), expected, atol=LOGITS, rtol=0)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_script_for_nanogpt(bias: bool, tmp_path: Path) -> None:
+    THEIRS["nanoGPT"] = "GPT2", GPT2 | {"n_inner": None, "activation_function": "gelu"}
+    model = theirs("nanoGPT")
+    saved = {}
+    for name, value in model.state_dict().items():
+        if name.endswith("bias") and not bias:
+            value.zero_()
+            continue
+        product = name.endswith("weight") and (".attn." in name or ".mlp." in name)
+        saved[f"_orig_mod.{name}"] = value.t() if product else value
+    saved["_orig_mod.transformer.h.0.attn.bias"] = torch.ones(1, 1, 61, 61).tril()
+    sizes = {"n_layer": 3, "n_head": 3, "n_embd": 30, "block_size": 61, "vocab_size": V}
+    torch.save({"model": saved, "model_args": sizes | {"bias": bias}}, tmp_path / "ckpt.pt")
+    page = (Path(__file__).parents[2] / "docs" / "coming-from.md").read_text(encoding="utf-8")
+    script = page.partition("```py\n")[2].partition("```")[0]
+    for activation in ("gelu", "gelu_new"):
+        folder = tmp_path / activation
+        write(folder, {}, {})
+        arguments = [str(tmp_path / "ckpt.pt"), str(folder), activation]
+        subprocess.run([sys.executable, "-c", script, *arguments], check=True)
+    ids = ids_of(V)
+    exact = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "gelu")
+    np.testing.assert_allclose(logits_of(exact, ids), logits_of(model, ids), atol=1e-6)
+    with pytest.raises(CheckpointError, match="activation_function is 'gelu'"):
+        LLM.load(tmp_path / "gelu")
+    near = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "gelu_new")
+    np.testing.assert_allclose(
+        LLM.load(tmp_path / "gelu_new").logits(ids), logits_of(near, ids), atol=LOGITS, rtol=0
+    )
 
 
 @pytest.mark.parametrize("name", ["default", "GPT-2", "Llama"])
