@@ -35,6 +35,8 @@ class ChatTemplate:
         Whether a dialogue begins as any text of the model does, and not with `begin`.
     default_system
         What the system says where a dialogue has no message of it.
+    trims
+        Whether white space around a message's text is left out.
     """
 
     before: Mapping[Role, Parts]
@@ -43,6 +45,7 @@ class ChatTemplate:
     begin: Parts = ()
     begins_as_texts: bool = False
     default_system: str = ""
+    trims: bool = False
 
     @property
     def end(self) -> Special:
@@ -60,7 +63,8 @@ class ChatTemplate:
         for message in messages:
             is_answer = message.role == "assistant"
             yield from ((part, False) for part in self.before[message.role])
-            yield self.gap + message.content, is_answer
+            text = message.content.strip() if self.trims else message.content
+            yield self.gap + text, is_answer
             for part in self.behind[message.role]:
                 yield part, is_answer
                 is_answer = is_answer and not isinstance(part, Special)
@@ -95,6 +99,7 @@ def _headed() -> ChatTemplate:
         before={role: (first, role, last, "\n\n") for role in roles},
         behind=dict.fromkeys(roles, (Special("<|eot_id|>"),)),
         begin=(Special("<|begin_of_text|>"),),
+        trims=True,
     )
 
 
