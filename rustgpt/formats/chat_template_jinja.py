@@ -1,4 +1,4 @@
-"""Owns chat templates as other programs write them, in Jinja: recognised by their text, never run."""
+"""Owns chat templates in Jinja, as other programs have them: known by their text, never run."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ import re
 from typing import Final
 
 from rustgpt.text.chat_template import RUSTGPT, TEMPLATES, UNKNOWN
+from rustgpt.text.tokens import PieceTokenizer
+from rustgpt.text.vocab import END
 
 _PROMPT: Final = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 _SAID: Final = (
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
 )
 _CHATML: Final = "{% for message in messages %}" + _SAID + "{% endfor %}" + _PROMPT
-_NO_PROMPT: Final = "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}"
+_NO_PROMPT: Final = (
+    "{% if not add_generation_prompt is defined %}"
+    "{% set add_generation_prompt = false %}{% endif %}"
+)
 _LLAMA3: Final = (
     "{% set loop_messages = messages %}{% for message in loop_messages %}"
     "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'"
@@ -74,6 +79,25 @@ _PARTS: Final = re.compile(r"(\{%.*?%\}|\{\{.*?\}\}|\{#.*?#\})", re.DOTALL)
 _LITERAL: Final = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""", re.DOTALL)
 _TRIM: Final = re.compile(r"^[-+]|-$")
 _FREE_SPACE: Final = re.compile(r"(?<=\w) (?=\W)|(?<=\W) (?=\w)|(?<=[][()+|]) | (?=[][()+|])")
+
+
+def template_of(source: str | None, tokenizer: PieceTokenizer, bos_id: int) -> str:
+    """Return the name in `TEMPLATES` of a model's chat template, or "unknown".
+
+    Parameters
+    ----------
+    source
+        What its file has; None for a model that has none: its dialogues are plain text.
+    bos_id
+        The token that the template calls `bos_token`; -1 if there is none.
+    """
+    if source is None:
+        return RUSTGPT
+    specials = tokenizer.special_ids
+    bos = next((name for name, i in specials.items() if i == bos_id), None)
+    name = recognised(source, bos)
+    known = name != UNKNOWN and TEMPLATES[name].end in {END, *specials}
+    return name if known else UNKNOWN
 
 
 def recognised(source: str, bos: str | None = None) -> str:

@@ -13,7 +13,7 @@ from rustgpt.formats.foreign import Array, ForeignModel
 from rustgpt.formats.gguf_config import read_config
 from rustgpt.formats.gguf_file import GgufFile
 from rustgpt.formats.gguf_layout import FREQUENCIES, TABLE, layout_of
-from rustgpt.formats.gguf_tokenizer import read_tokenizer
+from rustgpt.formats.gguf_tokenizer import read_template, read_tokenizer
 
 # The parts of a model of Llama whose rows lie in another order.
 TURNED: Final = ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias")
@@ -49,6 +49,7 @@ class GgufModel(ForeignModel):
             add_bos_token=bos_id >= 0,
             bos_token_id=bos_id,
             end_token_ids=() if end_ids == (self.tokens.end_id,) else end_ids,
+            chat_template=read_template(file, self.tokens),
         )
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:

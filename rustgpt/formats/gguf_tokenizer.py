@@ -7,9 +7,11 @@ from typing import Any, Final
 import numpy as np
 
 from rustgpt.errors import TokenizerError
+from rustgpt.formats.chat_template_jinja import template_of
 from rustgpt.formats.gguf_file import GgufFile
 from rustgpt.formats.hf_tokenizer import ReadTokenizer
 from rustgpt.text.bpe_tokenizer import BpeTokenizer
+from rustgpt.text.tokens import PieceTokenizer
 
 PREFIX: Final = "tokenizer.ggml."
 NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6  # types of tokens
@@ -31,6 +33,14 @@ def read_tokenizer(file: GgufFile) -> ReadTokenizer:
         return _read(file)
     except TokenizerError as error:
         raise TokenizerError(f"{file.path}: {error}") from None
+
+
+def read_template(file: GgufFile, tokenizer: PieceTokenizer) -> str:
+    """Return the name of the model's chat template; see `ModelConfig.chat_template`."""
+    source = file.metadata.get("tokenizer.chat_template")
+    if source is not None and not isinstance(source, str):
+        raise TokenizerError(f"{file.path}: tokenizer.chat_template must be a text")
+    return template_of(source, tokenizer, _id(file, "bos_token_id", tokenizer.vocab_size))
 
 
 def _read(file: GgufFile) -> ReadTokenizer:
