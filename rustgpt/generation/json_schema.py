@@ -227,7 +227,7 @@ def _is_of(value: Any, types: list[str]) -> bool:
     if isinstance(value, bool):
         return "boolean" in types
     if isinstance(value, (int, float)):
-        return "number" in types or ("integer" in types and value == int(value))
+        return "number" in types or ("integer" in types and value % 1 == 0)
     kinds: dict[type, str] = {str: "string", list: "array", dict: "object", type(None): "null"}
     return kinds.get(type(value)) in types
 

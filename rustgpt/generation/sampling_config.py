@@ -180,13 +180,12 @@ def _json(schema: Any) -> Any:
     """Return a JSON schema as a copy of its own."""
     if schema is None or isinstance(schema, bool):
         return schema
+    if not isinstance(schema, Mapping):
+        raise ConfigError(f"json_schema must be an object of JSON, got a {type(schema).__name__}")
     try:
-        if not isinstance(schema, Mapping):
-            raise ValueError
         return json.loads(json.dumps(dict(schema), allow_nan=False))
-    except (TypeError, ValueError, RecursionError):
-        kind = type(schema).__name__  # it may be nested too deeply to be shown
-        raise ConfigError(f"json_schema must be an object of JSON, got a {kind}") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"json_schema cannot be written as JSON: {error!s:.80}") from None
 
 
 def _functions(value: Any) -> tuple[Processor, ...]:
