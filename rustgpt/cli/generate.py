@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "the text to continue; without one, or with -, standard input is read"
     parser.add_argument("text", metavar="TEXT", nargs="?", help=text)
     add_path(parser, "--file", "FILE", "a file that holds the text; - for standard input")
-    text = "print the text while it is made"
+    text = "print the text while it is made; with --json, a line of JSON for each token"
     parser.add_argument("--stream", action="store_true", help=text)
     text = "print the result as JSON, with each token, its log-probability and why the text ended"
     parser.add_argument("--json", action="store_true", help=text)
@@ -36,10 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print a prompt and its continuation."""
     config = sampling_of(args, logprobs=0 if args.json else None)
-    if args.stream and (args.json or config.n > 1 or config.num_beams > 1):
-        raise ConfigError(
-            "--stream prints one text while it is made: leave out --json, --n and --num-beams"
-        )
+    if args.stream and (config.n > 1 or config.num_beams > 1):
+        raise ConfigError("--stream prints one text while it is made: leave out --n, --num-beams")
     if args.text is not None and args.file is not None:
         raise ConfigError("a text and --file are both given: leave out one of them")
     prompt = _prompt(args)
@@ -51,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
         note(f"rustgpt: the text has {length} tokens; the model sees the last {most} of them")
     if idle := without_effect(config, args.json):
         note(f"rustgpt: {idle}")
-    if args.stream:
+    if args.stream and args.json:
+        _stream_json(model, prompt, config)
+    elif args.stream:
         _stream(model, prompt, config)
     else:
         samples = model.samples(prompt, sampling=config)
@@ -86,6 +86,16 @@ def _stream(model: LLM, prompt: str, config: SamplingConfig) -> None:
     for piece in model.stream(prompt, sampling=config):
         say(piece, end="")
     say()
+
+
+def _stream_json(model: LLM, prompt: str, config: SamplingConfig) -> None:
+    """Print a line for each token, with what is certain of the text then, and one for the end."""
+    made, told = model.stream(prompt, sampling=config), 0
+    while (piece := made.step()) is not None:
+        for token in made.tokens[told:]:
+            say(json.dumps({"text": piece, "token": _plain(token._asdict())}))
+        told = len(made.tokens)
+    say(json.dumps({"ended": made.ended}))
 
 
 def _joint(prompt: str, config: SamplingConfig) -> str:

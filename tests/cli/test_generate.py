@@ -140,8 +140,7 @@ def test_several_samples(inside, model):
         (["--choice", ""], "choice"),
         (["--json-schema", "{"], "not JSON"),
         (["--json-schema", "[1]"], "cannot read"),
-        (["--stream", "--json"], "leave out --json"),
-        (["--stream", "--n", "2"], "leave out --json, --n"),
+        (["--stream", "--n", "2"], "leave out --n"),
         (["--num-return-sequences", "2"], "did you mean --n?"),
     ],
 )
@@ -198,3 +197,14 @@ def test_beams_are_sorted_by_how_likely_they_are(inside, model):
     totals = [sum(token["logprob"] for token in sample["tokens"]) for sample in samples]
     assert totals == sorted(totals, reverse=True)
     assert len({sample["text"] for sample in samples}) == 3
+
+
+def test_a_stream_of_json_has_a_line_for_each_token(inside, model):
+    flags = ("--json", "--logprobs", "1", "--max-new-tokens", "3")
+    *lines, end = map(
+        json.loads, inside("generate", model, "The", "--stream", *flags).out.splitlines()
+    )
+    (sample,) = json.loads(inside("generate", model, "The", *flags).out)["samples"]
+    assert [line["token"] for line in lines] == sample["tokens"]
+    assert "".join(line["text"] for line in lines) == sample["text"]
+    assert end == {"ended": sample["ended"]}
