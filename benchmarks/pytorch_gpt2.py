@@ -106,7 +106,7 @@ class Training:
         "eager", "compile" or "bf16" (autocast).
     """
 
-    def __init__(self, kind: str, model: GPT2, settings: argparse.Namespace) -> None:
+    def __init__(self, kind: str, model: nn.Module, settings: argparse.Namespace) -> None:
         torch.set_num_threads(settings.threads)
         self.kind = kind
         self.model = model

@@ -1,8 +1,10 @@
 """Owns the speed and the memory of training: rustgpt beside PyTorch, in one run.
 
-The same GPT-2 (norm before, GELU, biases, tied embeddings) on the same random tokens. Each system
-has a process of its own, which waits while another has its turn; every round gives each a turn and
-measures the machine's own SGEMM rate. Needs PyTorch in the same environment.
+The same GPT-2 (norm before, GELU, biases, tied embeddings) on the same random tokens; and the same
+Llama (RMS norm, rotary positions, fewer heads of keys, SwiGLU, tied embeddings), whose hidden layer
+is so wide that the feed-forward layers have equally many weights. Each system has a process of its
+own, which waits while another has its turn; every round gives each a turn and measures the rate of
+the machine's own SGEMM. Needs PyTorch in the same environment.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,11 +37,21 @@ class Shape:
     dim: int
     vocab_size: int
     steps: int  # in one turn
+    n_kv_heads: int = 0  # of a Llama; 0 for a GPT-2
+
+    @property
+    def hidden_dim(self) -> int:
+        """4 C; of a Llama two thirds of it, to whole vectors of 8 numbers."""
+        return -(-self.dim // 3) * 8 if self.n_kv_heads else 4 * self.dim
 
     @property
     def n_parameters(self) -> int:
         C = self.dim
         block = 12 * C * C + 13 * C
+        if self.n_kv_heads:
+            keys = C // self.n_heads * self.n_kv_heads
+            block = 2 * C * (C + keys) + 3 * C * self.hidden_dim + 2 * C
+            return self.n_layers * block + self.vocab_size * C + C
         return self.n_layers * block + (self.vocab_size + self.context) * C + 2 * C
 
     @property
@@ -56,6 +68,10 @@ SHAPES = {
     "gpt2": Shape(4, 64, 12, 12, 768, 50304, 1),
     "gpt2-long": Shape(1, 1024, 12, 12, 768, 50304, 1),
     "wide": Shape(4, 128, 4, 20, 1280, 8192, 1),  # four layers of GPT-2 large
+}
+KEY_HEADS = {"seed1": 2, "seed16": 2, "char": 2, "baby": 2, "gpt2": 4, "gpt2-long": 4, "wide": 5}
+SHAPES |= {
+    f"llama-{name}": replace(SHAPES[name], n_kv_heads=heads) for name, heads in KEY_HEADS.items()
 }
 
 
@@ -78,6 +94,18 @@ def peak_memory() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def configuration(shape: Shape) -> Any:
+    """Return the `ModelConfig` of a shape."""
+    import rustgpt
+
+    found = rustgpt.ModelConfig.preset(
+        "llama-tiny" if shape.n_kv_heads else "gpt2", embedding_dim=shape.dim,
+        hidden_dim=shape.hidden_dim, n_layers=shape.n_layers, n_heads=shape.n_heads,
+        n_kv_heads=shape.n_kv_heads or shape.n_heads, max_seq_len=shape.context,
+    )  # fmt: skip
+    return found
+
+
 def serve_rustgpt(shape: Shape, threads: int, precision: str) -> None:
     """Train, a turn at a time."""
     import rustgpt
@@ -89,14 +117,7 @@ def serve_rustgpt(shape: Shape, threads: int, precision: str) -> None:
         batch_size=shape.batch, threads=threads, schedule="constant", weight_decay=0.1, beta2=0.99,
         precision=precision,
     )  # fmt: skip
-    model = rustgpt.LLM(
-        rustgpt.ModelConfig(
-            embedding_dim=shape.dim, hidden_dim=4 * shape.dim, n_layers=shape.n_layers,
-            n_heads=shape.n_heads, max_seq_len=shape.context, activation="gelu", norm="pre",
-            attention_bias=True, output_bias=False, tie_embeddings=True,
-        ),
-        Vocabulary(shape.vocab_size),
-    )  # fmt: skip
+    model = rustgpt.LLM(configuration(shape), Vocabulary(shape.vocab_size))
     assert model.n_parameters == shape.n_parameters
 
     with Stepper(model, settings) as stepper:
@@ -112,12 +133,20 @@ def serve_pytorch(kind: str, shape: Shape, threads: int) -> None:
     """Train, a turn at a time."""
     import torch
     from pytorch_gpt2 import GPT2, Training
+    from pytorch_llama import Llama
 
     torch.manual_seed(0)
     settings = argparse.Namespace(
         threads=threads, max_norm=5.0, rate=1e-4, betas=(0.9, 0.99), decay=0.1
     )
-    model = GPT2(shape.n_layers, shape.n_heads, shape.dim, shape.vocab_size, shape.context)
+    model: torch.nn.Module
+    if shape.n_kv_heads:
+        model = Llama(
+            shape.n_layers, shape.n_heads, shape.n_kv_heads, shape.dim, shape.hidden_dim,
+            shape.vocab_size, shape.context,
+        )  # fmt: skip
+    else:
+        model = GPT2(shape.n_layers, shape.n_heads, shape.dim, shape.vocab_size, shape.context)
     assert sum(p.numel() for p in model.parameters()) == shape.n_parameters
     training = Training(kind, model, settings)
     ids = torch.from_numpy(random_ids(shape, shape.steps).astype(np.int64))
@@ -229,7 +258,7 @@ def run(arguments: argparse.Namespace) -> None:
     systems = arguments.systems.split(",")
     if not arguments.json:
         print(
-            f"{'shape':<10} {'system':<12} {'tokens/s':>10} {'spread':>10} {'GFLOP/s':>8} "
+            f"{'shape':<15} {'system':<12} {'tokens/s':>10} {'spread':>10} {'GFLOP/s':>8} "
             f"{'of SGEMM':>8} {systems[0] + ' is':>10} {'spread':>10} {'memory':>8}"
         )
     for name in arguments.shapes.split(","):
@@ -238,7 +267,7 @@ def run(arguments: argparse.Namespace) -> None:
                 print(json.dumps(row), flush=True)
                 continue
             print(
-                f"{row['shape']:<10} {row['system']:<12} {row['tokens_per_second']:>10,.0f} "
+                f"{row['shape']:<15} {row['system']:<12} {row['tokens_per_second']:>10,.0f} "
                 f"{row['spread']:>10} {row['gflops']:>8.1f} {row['share_of_sgemm']:>8.0%} "
                 f"{row['ratio']:>8.2f} x {row['ratio_spread']:>10} {row['memory_mb']:>5,.0f} MB",
                 flush=True,
