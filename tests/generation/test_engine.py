@@ -10,6 +10,7 @@ from rustgpt.generation.engine import Engine
 from rustgpt.generation.sampling_config import SamplingConfig
 from rustgpt.llm import LLM
 
+from ..models import make_model
 from .counter import END, Counter, Endless, V
 
 
@@ -275,3 +276,35 @@ def test_texts_that_slide_at_once_are_those_that_are_made_alone(letters, small, 
         return [request.made for request in requests]
 
     assert made(configs) == [made([config])[0] for config in configs]
+
+
+def greedy(model, ids, n):
+    """Return n tokens after some, each the best of a whole pass over what the model sees."""
+    ids, S = list(ids), model.max_seq_len
+    start = max(0, len(ids) - S)
+    for _ in range(n):
+        scores = model.logits(ids[start:])[-1]
+        scores[model.tokenizer.end_id] = -np.inf
+        ids.append(int(scores.argmax()))
+        if len(ids) - start > S:
+            start = len(ids) - S // 2
+    return ids[-n:]
+
+
+@pytest.mark.parametrize("variant", ["GPT-2", "Llama"])
+def test_texts_past_the_context_are_those_of_whole_passes(small, tokenizer_of, variant):
+    """Of many together, of which some begin alike, and others with what was made before."""
+    model = make_model(small, tokenizer_of(23), variant, max_seq_len=10)
+    model.parameters *= 3  # so that the best is far from the others
+    engine, rng = Engine(model, slots=3), np.random.default_rng(4)
+    config = SamplingConfig(35, logit_bias={model.tokenizer.end_id: -1e9})
+    prompts = [rng.integers(1, 23, n).tolist() for n in (1, 4, 9, 10, 15)]
+    prompts += [prompts[1] + prompts[0], prompts[2][:7]]
+    requests = [engine.add(prompt, config, text=False) for prompt in prompts]
+    engine.finish()
+    again = prompts[1] + requests[1].made[:4]
+    requests.append(engine.add(again, config, text=False))
+    engine.finish()
+    for prompt, request in zip([*prompts, again], requests, strict=True):
+        assert request.made == greedy(model, prompt, 35)
+    assert len({tuple(request.made) for request in requests}) > 4
