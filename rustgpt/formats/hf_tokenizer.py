@@ -8,8 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from rustgpt.errors import TokenizerError
 from rustgpt.formats.json_file import read_object, read_text
-from rustgpt.text.bpe_tokenizer import BpeTokenizer
-from rustgpt.text.library_json import first_id, from_library
+from rustgpt.text.library_json import first_id, read_library
 from rustgpt.text.tokens import PieceTokenizer
 
 FILE: Final = "tokenizer.json"
@@ -65,7 +64,7 @@ def read_folder(folder: Path, size: int | None, config: Mapping[str, Any]) -> Re
     else:
         path, content = folder / VOCAB, _from_vocab(folder, settings, names)
     try:
-        tokenizer = from_library(content) or BpeTokenizer(content, names.get("eos_token"), size)
+        tokenizer = read_library(content, names.get("eos_token"), size)
     except TokenizerError as error:
         raise TokenizerError(f"{path}: {error}") from None
     if size is not None and tokenizer.vocab_size != size:

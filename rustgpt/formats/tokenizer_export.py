@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from rustgpt.errors import TokenizerError
-from rustgpt.text.bpe_tokenizer import BpeTokenizer
 from rustgpt.text.char_tokenizer import ByteTokenizer, CharTokenizer
+from rustgpt.text.library import LibraryTokenizer
 from rustgpt.text.library_json import beginning_json, characters_json, first_id
 from rustgpt.text.tokenizer import Tokenizer
 
@@ -28,7 +28,7 @@ def library_json(tokenizer: Tokenizer, bos_id: int | None, length: int) -> tuple
     TokenizerError
         If the library cannot express the tokenizer.
     """
-    if isinstance(tokenizer, BpeTokenizer):
+    if isinstance(tokenizer, LibraryTokenizer):
         content = tokenizer.library_content()
     elif isinstance(tokenizer, CharTokenizer):
         content = characters_json(tokenizer.characters)

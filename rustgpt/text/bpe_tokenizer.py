@@ -5,30 +5,24 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise, repeat
 from typing import Any, Final
 
 import numpy as np
 
 from rustgpt.backend import encoder
-from rustgpt.errors import RustGPTError, TokenizerError
-from rustgpt.file_set import reason
+from rustgpt.errors import TokenizerError
 from rustgpt.reference import bpe
 from rustgpt.text.chunks import BLOCK, blocks
 from rustgpt.text.counting import count_parts, most_frequent
+from rustgpt.text.library import READABLE, LibraryTokenizer, check_bpe, guarded, the_library
 from rustgpt.text.pairs import Table, pair_table
-from rustgpt.text.tokenizer_json import read_object
-from rustgpt.text.tokens import BYTES, PieceTokenizer, check_limit, split_texts
+from rustgpt.text.tokens import BYTES, check_limit, split_texts
 from rustgpt.text.vocab import END, SURROGATE
 
 DEFAULT_SIZE: Final = 4096
-# What ends a text in the files of others, in the order in which they are looked for.
-ENDS: Final = (END, "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<eos>")
-UNUSED: Final = "<|unused-{}|>"  # tokens of a model that its file does not have
-END_OF_TEXT: Final = "end_of_text"  # what of our own stands in the "model" of a file
 REPLACEMENT: Final = "\ufffd"
-HOLES: Final = 1 << 16  # numbers without a token that a file may have
 # What a tokenizer is trained on: more would cost much memory or time and change little.
 MOST_DIFFERENT: Final = 1 << 17  # pieces, the most frequent ones
 MOST_FED: Final = 1 << 23  # occurrences of pieces
@@ -39,7 +33,7 @@ _SPLIT: Final = re.compile(rf"({SURROGATE.pattern})")
 _KINDS: Final = np.zeros(0x110000, np.uint8)
 
 
-class BpeTokenizer(PieceTokenizer):
+class BpeTokenizer(LibraryTokenizer):
     """Byte pair encoding over bytes, as in GPT-2; what is on disk is the library's own file.
 
     Ids and text are those of the library (`tokenizers`), but for what it cannot take or would
@@ -47,40 +41,18 @@ class BpeTokenizer(PieceTokenizer):
     what a file has no bytes for becomes U+FFFD. A file whose normalizer changes texts gives the
     changed text back.
 
-    Parameters
-    ----------
-    content
-        A `tokenizer.json` as a dictionary.
-    end
-        The special token that ends a text; without, it is looked for under the usual names.
-    size
-        How many tokens there must be: a model may have room for more than the file names. What is
-        left over is named ``<|unused-N|>``.
-
     Raises
     ------
     TokenizerError
-        If it is no byte-level BPE, or one in which text could get lost; or if the package
-        `tokenizers` is not installed.
+        If it is no byte-level BPE, or one in which text could get lost; or see the base.
     """
 
     def __init__(
         self, content: dict[str, Any], end: str | None = None, size: int | None = None
     ) -> None:
         _check_kind(content)
-        # Nothing is cut off, filled up or left to chance.
-        model = {**content["model"], "dropout": None}
-        content = {**content, "truncation": None, "padding": None, "model": model}
-        self._library = _guarded(_library().Tokenizer.from_str, json.dumps(content))
-        self._named_end = end or model.get(END_OF_TEXT)
-        end = _end_token(self._library, content, self._named_end)
-        if size is not None:
-            _fill_up(self._library, size)
-        self._library.encode_special_tokens = True  # as text: nothing that is typed is special
-        special = _special_tokens(self._library, content)
-        pieces = _pieces(self._library)
-        super().__init__(pieces, special, self._library.token_to_id(end))
-        spelled = {piece: i for i, piece in enumerate(pieces) if i not in special}
+        super().__init__(content, end, size)
+        spelled = {p: i for i, p in enumerate(self._pieces) if i not in self._special}
         self._missing = b"".join(byte for byte in BYTES if byte not in spelled)
         if any(byte in self._missing for byte in REPLACEMENT.encode()):
             raise TokenizerError(
@@ -90,9 +62,6 @@ class BpeTokenizer(PieceTokenizer):
             )
         self._bytes = np.array([spelled.get(byte, -1) for byte in BYTES], np.int32)
         self._merges = _merges(content["model"]) if _is_gpt2(content) else None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self).from_json, (self.to_json(),)
 
     @classmethod
     def train(cls, texts: Iterable[str], max_vocab_size: int | None = None) -> BpeTokenizer:
@@ -106,7 +75,7 @@ class BpeTokenizer(PieceTokenizer):
             The most tokens to have, from 257 on (default: 4,096).
         """
         check_limit(max_vocab_size, 1 + len(BYTES))
-        library = _library()
+        library = the_library()
         level = library.pre_tokenizers.ByteLevel
         trained = library.Tokenizer(library.models.BPE())
         trained.pre_tokenizer = level(add_prefix_space=False)
@@ -118,7 +87,7 @@ class BpeTokenizer(PieceTokenizer):
             show_progress=False,
         )
         counts = most_frequent(count_parts(_cut(texts)), MOST_DIFFERENT)
-        _guarded(lambda: trained.train_from_iterator(_repeated(counts), trainer))
+        guarded(lambda: trained.train_from_iterator(_repeated(counts), trainer))
         return cls(json.loads(trained.to_str()))
 
     def _encode_part(self, text: str) -> list[int]:
@@ -166,40 +135,11 @@ class BpeTokenizer(PieceTokenizer):
                 _learn_kinds(utf8)
         return ids
 
-    def _asked(self, texts: list[str]) -> list[list[int]]:
-        """Return what the library makes of each text."""
-        made = self._library.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in made]
-
-    def library_content(self) -> dict[str, Any]:
-        """Return the `tokenizer.json` for other programs, without what only fills it up."""
-        content: dict[str, Any] = json.loads(self._library.to_str())
-        tokens = content["added_tokens"]
-        content["added_tokens"] = [t for t in tokens if t["content"] != UNUSED.format(t["id"])]
-        return content
-
-    def to_json(self) -> str:
-        """Write the tokenizer as the library does."""
-        text = str(self._library.to_str(pretty=True))
-        if self._named_end is None:
-            return text
-        content = json.loads(text)
-        content["model"][END_OF_TEXT] = self._named_end  # which the library passes over
-        return json.dumps(content, ensure_ascii=False, indent=2)
-
-    @classmethod
-    def from_json(cls, text: str) -> BpeTokenizer:
-        """Read a `tokenizer.json` of the library.
-
-        Raises
-        ------
-        TokenizerError
-            If it is anything else, or see the class.
-        """
-        content = read_object(text)
-        if content is None:
-            raise TokenizerError("this is no tokenizer.json: it must be an object")
-        return cls(content)
+    def _bytes_of(self, token: str) -> bytes:
+        try:
+            return bytes([_BYTE_OF[character] for character in token])
+        except KeyError:  # an added token: the text itself
+            return token.encode()
 
 
 def _cut(texts: Iterable[str]) -> Iterator[list[bytes]]:
@@ -238,7 +178,7 @@ def _learn_kinds(utf8: bytes) -> None:
     codes = codes[_KINDS[codes] == 0]
     text = "".join(map(chr, codes.tolist()))
     kinds = np.full(len(codes), bpe.OTHER, np.uint8)
-    library = _library()
+    library = the_library()
     for kind, sign, pattern in (
         (bpe.LETTER, "a", r"\p{L}"), (bpe.NUMBER, "1", r"\p{N}"), (bpe.WHITE, " ", r"\s"),
     ):  # fmt: skip
@@ -259,48 +199,13 @@ def _merges(model: dict[str, Any]) -> Table:
     return pair_table(pairs[:, 0], pairs[:, 1], [*found.values()])
 
 
-def _library() -> Any:
-    """Return the package `tokenizers`; it is an extra."""
-    try:
-        import tokenizers
-
-        tokenizers.Tokenizer  # noqa: B018  (a folder of this name may be in the way)
-    except (ImportError, AttributeError):
-        raise TokenizerError(
-            "byte-level BPE needs the package tokenizers: install it by pip install 'rustgpt[bpe]'"
-        ) from None
-    return tokenizers
-
-
-def _guarded(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Do what the library may refuse; its panics are no `Exception`."""
-    try:
-        return work(*arguments)
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        if isinstance(error, RustGPTError):
-            raise
-        why = f"the package tokenizers refuses the tokenizer: {reason(error):.200}"
-        raise TokenizerError(why) from None
-
-
 def _check_kind(content: dict[str, Any]) -> None:
     """Raise TokenizerError unless this describes a BPE over bytes."""
-    parts = {name: content.get(name) for name in ("model", "decoder")}
-    model, decoder = (part if isinstance(part, dict) else {} for part in parts.values())
-    kinds = model.get("type"), decoder.get("type")
+    model, decoder = check_bpe(content), content.get("decoder")
+    kind = decoder.get("type") if isinstance(decoder, dict) else None
     affixes = model.get("continuing_subword_prefix"), model.get("end_of_word_suffix")
-    if kinds != ("BPE", "ByteLevel") or any(affixes):
-        raise TokenizerError(
-            "of the tokenizers of others, only byte-level BPE can be read: the model must be BPE "
-            f"and the decoder ByteLevel, but they are {kinds[0]!r:.40} and {kinds[1]!r:.40}"
-        )
-    if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
-        raise TokenizerError('the "model" of the tokenizer lacks an object "vocab" or "merges"')
-    pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
-    if not all(isinstance(m, list) and len(m) == 2 and {*map(type, m)} == {str} for m in pairs):
-        raise TokenizerError('each of the "merges" of the tokenizer must be two pieces of text')
+    if kind != "ByteLevel" or any(affixes):
+        raise TokenizerError(f"{READABLE}, but the decoder is {kind!r:.40}")
 
 
 def _is_gpt2(content: dict[str, Any]) -> bool:
@@ -312,66 +217,6 @@ def _is_gpt2(content: dict[str, Any]) -> bool:
     if content["model"].get("ignore_merges"):
         return False
     return all(token["special"] for token in content.get("added_tokens") or [])
-
-
-def _end_token(library: Any, content: dict[str, Any], named: str | None) -> str:
-    """Return the name of the token that ends a text; one is added where there is none."""
-    special = {t["content"] for t in content.get("added_tokens") or [] if t.get("special")}
-    if named is not None and named not in special:
-        raise TokenizerError(f"{named!r:.60}, which ends texts, is no special token")
-    for name in ENDS if named is None else [named]:
-        if name in special:
-            return name
-    if library.token_to_id(END) is not None:
-        raise TokenizerError(f"{END} must be a special token of the tokenizer, not an ordinary one")
-    library.add_special_tokens([END])
-    return END
-
-
-def _fill_up(library: Any, size: int) -> None:
-    """Add tokens until there are `size`, or raise TokenizerError."""
-    ids = library.get_vocab(with_added_tokens=True)
-    first = max(ids.values()) + 1
-    if first > size:
-        raise TokenizerError(
-            f"there are tokens up to number {first - 1:,}, but a model of {size:,}"
-        )
-    if size > first + HOLES:
-        raise TokenizerError(f"there are {first:,} tokens, but a model of {size:,}")
-    if first < size:
-        library.add_special_tokens([UNUSED.format(i) for i in range(first, size)])
-    if library.get_vocab_size(with_added_tokens=True) != len(ids) + size - first:
-        raise TokenizerError(f"its {first:,} tokens cannot be filled up to {size:,}")
-
-
-def _special_tokens(library: Any, content: dict[str, Any]) -> dict[int, str]:
-    """Return the special tokens by number; TokenizerError if text could become one."""
-    added = library.get_added_tokens_decoder()
-    special = {i: token.content for i, token in added.items() if token.special}
-    merges = content["model"]["merges"]
-    merged = {m.replace(" ", "", 1) if isinstance(m, str) else "".join(m) for m in merges}
-    for i, name in special.items():
-        if name in merged or i in library.encode(name, add_special_tokens=False).ids:
-            raise TokenizerError(
-                f"the special token {name!r:.60} of the tokenizer is also made of ordinary text; "
-                "it must be another"
-            )
-    return special
-
-
-def _pieces(library: Any) -> list[bytes]:
-    """Return the bytes of each token."""
-    ids = library.get_vocab(with_added_tokens=True)
-    size = max(ids.values()) + 1
-    if size > len(ids) + HOLES:
-        raise TokenizerError(f"the tokenizer has {len(ids):,} tokens, but one of number {size - 1}")
-    pieces = [b""] * size
-    for token, i in ids.items():
-        try:
-            pieces[i] = bytes([_BYTE_OF[character] for character in token])
-        except KeyError:  # an added token: the text itself
-            pieces[i] = token.encode()
-    return pieces
 
 
 def _alphabet() -> dict[str, int]:

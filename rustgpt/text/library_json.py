@@ -1,11 +1,14 @@
-"""Owns the tokenizers of characters and bytes as a file of the library `tokenizers`, and back."""
+"""Owns files of the library `tokenizers`: which tokenizer of ours each is, and ours as such."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from typing import Any, Final
 
+from rustgpt.text.bpe_tokenizer import BpeTokenizer
 from rustgpt.text.char_tokenizer import FIRST_CHARACTER, ByteTokenizer, CharTokenizer
+from rustgpt.text.sentence_tokenizer import SentenceTokenizer, is_sentence
+from rustgpt.text.tokens import PieceTokenizer
 from rustgpt.text.vocab import END
 
 Content = dict[str, Any]
@@ -23,6 +26,26 @@ def from_library(content: Content) -> CharTokenizer | ByteTokenizer | None:
     if any(content.get(name) != written[name] for name in written if name != "post_processor"):
         return None
     return CharTokenizer(characters) if characters else ByteTokenizer()
+
+
+def read_library(
+    content: Content, end: str | None = None, size: int | None = None
+) -> PieceTokenizer:
+    """Return our tokenizer of a file of the library.
+
+    Parameters
+    ----------
+    end, size
+        As of `LibraryTokenizer`.
+
+    Raises
+    ------
+    TokenizerError
+        If it is none that can be read.
+    """
+    if found := from_library(content):
+        return found
+    return (SentenceTokenizer if is_sentence(content) else BpeTokenizer)(content, end, size)
 
 
 def characters_json(characters: str) -> Content:

@@ -12,6 +12,7 @@ from rustgpt.errors import ConfigError, TokenizerError
 from rustgpt.text.bpe_tokenizer import BpeTokenizer
 from rustgpt.text.char_tokenizer import ByteTokenizer, CharTokenizer
 from rustgpt.text.choose import SAMPLE, choose
+from rustgpt.text.library_json import read_library
 from rustgpt.text.tokenizer_json import read_object
 from rustgpt.text.tokens import BaseTokenizer, Ids, Stream, token_ids
 from rustgpt.text.word_tokenizer import TextStream, WordTokenizer
@@ -92,7 +93,7 @@ def read_tokenizer(text: str) -> BaseTokenizer:
     """
     content = read_object(text) or {}
     if "format" not in content and "model" in content:
-        return BpeTokenizer(content)
+        return read_library(content)
     found = content.get("format")
     read = READERS.get(found, WordTokenizer.from_json) if isinstance(found, str) else None
     return (read or WordTokenizer.from_json)(text)  # which says what is wrong

@@ -15,7 +15,7 @@ import pytest
 from rustgpt import LLM, ModelConfig
 from rustgpt.errors import CheckpointError
 from rustgpt.formats.hf_layout import layout_of
-from rustgpt.text.library_json import characters_json
+from rustgpt.text.library_json import beginning_json, characters_json
 from rustgpt.text.tokenizer import tokenizer_for
 
 from ..models import by_name, differentiate
@@ -321,3 +321,26 @@ def test_our_tokens_are_theirs(kind: str, bos: bool, tmp_path: Path) -> None:
     read = LLM.load(tmp_path / "out")
     assert read.prompt_ids("Sun 你 é") == model.prompt_ids("Sun 你 é")
     assert read.end_ids == model.end_ids
+
+
+def test_their_sentence_pieces_are_ours(tmp_path: Path) -> None:
+    from ..text.test_sentence_tokenizer import FORMS
+
+    content = FORMS["Llama 2"] | {"post_processor": beginning_json("<s>", 1)}
+    config = transformers.LlamaConfig(vocab_size=400, **LLAMA)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"}
+    settings |= {"eos_token": "</s>", "unk_token": "<unk>"}
+    for name, values in (("tokenizer", content), ("tokenizer_config", settings)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(values))
+    model = LLM.load(tmp_path)
+    model.save(tmp_path / "out", format="hf")
+    for folder in (tmp_path, tmp_path / "out"):
+        opened = transformers.AutoTokenizer.from_pretrained(folder)
+        rng = random.Random(7)
+        for _ in range(1000):
+            text = random_text(rng).replace("▁", "")
+            ids = opened(text).input_ids
+            assert ids == model.prompt_ids(text)
+            assert opened.decode(ids, skip_special_tokens=True) == text
+            assert model.tokenizer.decode(ids) == text
