@@ -16,7 +16,15 @@ from rustgpt.formats.folder import Parts, write_folder
 from rustgpt.formats.foreign import Array, Piece
 from rustgpt.formats.hf_config import written_config
 from rustgpt.formats.hf_layout import layout_of
-from rustgpt.formats.hf_tokenizer import FILE, GENERATION, MERGES, SETTINGS, SPECIAL, VOCAB
+from rustgpt.formats.hf_tokenizer import (
+    FILE,
+    GENERATION,
+    MERGES,
+    SETTINGS,
+    SPECIAL,
+    TEMPLATE,
+    VOCAB,
+)
 from rustgpt.formats.output_bias import without_bias
 from rustgpt.formats.safetensors_file import INDEX, SINGLE
 from rustgpt.formats.safetensors_write import Tensor, rows_of, safetensors
@@ -26,8 +34,7 @@ from rustgpt.layers.gpt import named_parameters
 
 # What a folder may hold that is replaced.
 KNOWN: Final = (
-    CONFIG, SINGLE, INDEX, FILE, GENERATION, MERGES, SETTINGS, SPECIAL, VOCAB,
-    "chat_template.jinja",
+    CONFIG, SINGLE, INDEX, FILE, GENERATION, MERGES, SETTINGS, SPECIAL, TEMPLATE, VOCAB,
 )  # fmt: skip
 
 

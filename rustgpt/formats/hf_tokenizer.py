@@ -16,6 +16,7 @@ VOCAB: Final = "vocab.json"
 MERGES: Final = "merges.txt"
 SETTINGS: Final = "tokenizer_config.json"
 SPECIAL: Final = "special_tokens_map.json"
+TEMPLATE: Final = "chat_template.jinja"
 GENERATION: Final = "generation_config.json"
 # Of what vocab.json and merges.txt alone tell enough: the rule that cuts texts is GPT-2's.
 GPT2: Final = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
@@ -76,6 +77,23 @@ def read_folder(folder: Path, size: int | None, config: Mapping[str, Any]) -> Re
         raise TokenizerError(f"{folder / SETTINGS}: add_bos_token must be true or false")
     bos_id = first_id(content) if asked is None else _named_bos(tokenizer, asked, names, folder)
     return ReadTokenizer(tokenizer, bos_id, tuple(ends))
+
+
+def read_template(folder: Path) -> str | None:
+    """Return the text of a folder's chat template, which nobody runs; None if there is none.
+
+    Raises
+    ------
+    TokenizerError
+        If its file cannot be read.
+    """
+    if (folder / TEMPLATE).exists():
+        return read_text(folder / TEMPLATE, TokenizerError)
+    found = read_object(folder / SETTINGS, TokenizerError, missing={}).get("chat_template")
+    if isinstance(found, list):  # of several, by name
+        named = [t for t in found if isinstance(t, dict) and t.get("name") == "default"]
+        found = named[0].get("template") if named else ""
+    return found if isinstance(found, str) or found is None else ""
 
 
 def _names(content: Mapping[str, Any], path: Path) -> dict[str, str]:

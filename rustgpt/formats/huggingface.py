@@ -16,8 +16,9 @@ from rustgpt.errors import CheckpointError
 from rustgpt.formats.foreign import Array, ForeignModel
 from rustgpt.formats.hf_config import read_config, read_fields, vocab_size
 from rustgpt.formats.hf_layout import HEAD, layout_of
-from rustgpt.formats.hf_tokenizer import read_folder
+from rustgpt.formats.hf_tokenizer import read_folder, read_template
 from rustgpt.formats.safetensors_file import Weights
+from rustgpt.text.chat_template import RUSTGPT, UNKNOWN
 
 # What old files hold beside the parameters: GPT-2's causal mask, Llama's frequencies.
 BUFFERS: Final = re.compile(
@@ -54,6 +55,7 @@ class HuggingFaceModel(ForeignModel):
                 add_bos_token=bos_id >= 0,
                 bos_token_id=bos_id,
                 end_token_ids=() if end_ids == (self.tokens.end_id,) else end_ids,
+                chat_template=RUSTGPT if read_template(folder) is None else UNKNOWN,
             )
             self.enter_context(held.pop_all())
 

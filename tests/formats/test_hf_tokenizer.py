@@ -5,9 +5,9 @@ import json
 import pytest
 
 from rustgpt import LLM
-from rustgpt.errors import TokenizerError
+from rustgpt.errors import ConfigError, TokenizerError
 from rustgpt.formats import open_tokenizer
-from rustgpt.formats.hf_tokenizer import read_folder
+from rustgpt.formats.hf_tokenizer import read_folder, read_template
 from rustgpt.text.bpe_tokenizer import BpeTokenizer
 from rustgpt.text.char_tokenizer import CharTokenizer
 from rustgpt.text.library_json import beginning_json, characters_json
@@ -211,3 +211,32 @@ def test_open_tokenizer_reads_any_of_them(gpt2, tmp_path):
         assert open_tokenizer(source).encode("abé") == found.encode("abé")
     with pytest.raises(TokenizerError, match="cannot read the tokenizer"):
         open_tokenizer(tmp_path / "nowhere")
+
+
+# The chat template
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, None),
+        ({"chat_template": None}, None),
+        ({"chat_template": "{{ x }}"}, "{{ x }}"),
+        ({"chat_template": [{"name": "tools", "template": "t"}]}, ""),
+        ({"chat_template": [{"name": "default", "template": "d"}]}, "d"),
+        ({"chat_template": [3]}, ""),
+        ({"chat_template": 3}, ""),
+    ],
+)
+def test_the_text_of_the_chat_template(settings, expected, tmp_path):
+    assert read_template(put(tmp_path, tokenizer_config=settings)) == expected
+    (tmp_path / "chat_template.jinja").write_text("{{ y }}")
+    assert read_template(tmp_path) == "{{ y }}"
+
+
+def test_a_template_that_is_not_known_is_never_run(gpt2):
+    text = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    model = LLM.load(gpt2(files={"tokenizer_config": {"chat_template": text}}))
+    assert model.config.chat_template == "unknown"
+    with pytest.raises(ConfigError, match="chat template of this model is not known"):
+        model.chat().send("Hi")
