@@ -52,7 +52,9 @@ def export(
     ends = end_ids[0] if len(end_ids) == 1 else end_ids
     special = {"bos_token_id": bos_id, "eos_token_id": ends, "pad_token_id": texts.tokenizer.end_id}
     fields |= {**special, "torch_dtype": dtype}
-    content, settings = library_json(texts.tokenizer, bos_id, config.max_seq_len)
+    content, settings = library_json(
+        texts.tokenizer, bos_id, config.max_seq_len, config.chat_template
+    )
     files: dict[str, Parts] = {
         CONFIG: _json(fields),
         GENERATION: _json(special),

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from rustgpt.errors import TokenizerError
+from rustgpt.formats.chat_template_jinja import recognised
 from rustgpt.formats.json_file import read_object, read_text
+from rustgpt.text.chat_template import RUSTGPT, UNKNOWN
 from rustgpt.text.library_json import first_id, read_library
 from rustgpt.text.tokens import PieceTokenizer
 
@@ -79,8 +81,13 @@ def read_folder(folder: Path, size: int | None, config: Mapping[str, Any]) -> Re
     return ReadTokenizer(tokenizer, bos_id, tuple(ends))
 
 
-def read_template(folder: Path) -> str | None:
-    """Return the text of a folder's chat template, which nobody runs; None if there is none.
+def read_template(folder: Path, bos: str | None) -> str:
+    """Return the name of a folder's chat template, which is known by its text and never run.
+
+    Parameters
+    ----------
+    bos
+        The name of the token with which texts begin.
 
     Raises
     ------
@@ -88,12 +95,14 @@ def read_template(folder: Path) -> str | None:
         If its file cannot be read.
     """
     if (folder / TEMPLATE).exists():
-        return read_text(folder / TEMPLATE, TokenizerError)
+        return recognised(read_text(folder / TEMPLATE, TokenizerError), bos)
     found = read_object(folder / SETTINGS, TokenizerError, missing={}).get("chat_template")
     if isinstance(found, list):  # of several, by name
         named = [t for t in found if isinstance(t, dict) and t.get("name") == "default"]
         found = named[0].get("template") if named else ""
-    return found if isinstance(found, str) or found is None else ""
+    if found is None:
+        return RUSTGPT
+    return recognised(found, bos) if isinstance(found, str) else UNKNOWN
 
 
 def _names(content: Mapping[str, Any], path: Path) -> dict[str, str]:

@@ -18,7 +18,6 @@ from rustgpt.formats.hf_config import read_config, read_fields, vocab_size
 from rustgpt.formats.hf_layout import HEAD, layout_of
 from rustgpt.formats.hf_tokenizer import read_folder, read_template
 from rustgpt.formats.safetensors_file import Weights
-from rustgpt.text.chat_template import RUSTGPT, UNKNOWN
 
 # What old files hold beside the parameters: GPT-2's causal mask, Llama's frequencies.
 BUFFERS: Final = re.compile(
@@ -50,12 +49,13 @@ class HuggingFaceModel(ForeignModel):
             (self._table,) = self.layout["layers.0.tokens"]
             self.check_tensors()  # before anything is made for the sizes that are claimed
             self.tokens, bos_id, end_ids = read_folder(folder, V, fields.values)
+            bos = next((n for n, i in self.tokens.special_ids.items() if i == bos_id), None)
             self.config = replace(
                 self.config,
                 add_bos_token=bos_id >= 0,
                 bos_token_id=bos_id,
                 end_token_ids=() if end_ids == (self.tokens.end_id,) else end_ids,
-                chat_template=RUSTGPT if read_template(folder) is None else UNKNOWN,
+                chat_template=read_template(folder, bos),
             )
             self.enter_context(held.pop_all())
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rustgpt.errors import TokenizerError
+from rustgpt.formats.chat_template_jinja import written
 from rustgpt.text.char_tokenizer import ByteTokenizer, CharTokenizer
+from rustgpt.text.chat_template import UNKNOWN
 from rustgpt.text.library import LibraryTokenizer
 from rustgpt.text.library_json import beginning_json, characters_json, first_id
 from rustgpt.text.tokenizer import Tokenizer
@@ -13,7 +15,9 @@ from rustgpt.text.tokenizer import Tokenizer
 Content = dict[str, Any]
 
 
-def library_json(tokenizer: Tokenizer, bos_id: int | None, length: int) -> tuple[Content, Content]:
+def library_json(
+    tokenizer: Tokenizer, bos_id: int | None, length: int, template: str = UNKNOWN
+) -> tuple[Content, Content]:
     """Return the tokenizer.json and tokenizer_config.json that give the same ids and texts.
 
     Parameters
@@ -22,6 +26,8 @@ def library_json(tokenizer: Tokenizer, bos_id: int | None, length: int) -> tuple
         The token with which each text begins; None for none.
     length
         The most tokens that the model sees.
+    template
+        The name of its chat template.
 
     Raises
     ------
@@ -56,4 +62,6 @@ def library_json(tokenizer: Tokenizer, bos_id: int | None, length: int) -> tuple
     }
     if bos_id is not None:
         settings["bos_token"] = names[bos_id]
+    if text := written(template, bos_id is not None):
+        settings["chat_template"] = text
     return content, settings

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from rustgpt import LLM
+from rustgpt import LLM, ModelConfig
 from rustgpt.errors import ConfigError, TokenizerError
 from rustgpt.formats import open_tokenizer
+from rustgpt.formats.chat_template_jinja import written
 from rustgpt.formats.hf_tokenizer import read_folder, read_template
 from rustgpt.text.bpe_tokenizer import BpeTokenizer
 from rustgpt.text.char_tokenizer import CharTokenizer
@@ -216,22 +217,37 @@ def test_open_tokenizer_reads_any_of_them(gpt2, tmp_path):
 # The chat template
 
 
+KNOWN = written("chatml", False)
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, None),
-        ({"chat_template": None}, None),
-        ({"chat_template": "{{ x }}"}, "{{ x }}"),
-        ({"chat_template": [{"name": "tools", "template": "t"}]}, ""),
-        ({"chat_template": [{"name": "default", "template": "d"}]}, "d"),
-        ({"chat_template": [3]}, ""),
-        ({"chat_template": 3}, ""),
+        ({}, "rustgpt"),
+        ({"chat_template": None}, "rustgpt"),
+        ({"chat_template": KNOWN}, "chatml"),
+        ({"chat_template": "{{ x }}"}, "unknown"),
+        ({"chat_template": [{"name": "tools", "template": KNOWN}]}, "unknown"),
+        ({"chat_template": [{"name": "default", "template": KNOWN}]}, "chatml"),
+        ({"chat_template": [3]}, "unknown"),
+        ({"chat_template": 3}, "unknown"),
     ],
 )
-def test_the_text_of_the_chat_template(settings, expected, tmp_path):
-    assert read_template(put(tmp_path, tokenizer_config=settings)) == expected
-    (tmp_path / "chat_template.jinja").write_text("{{ y }}")
-    assert read_template(tmp_path) == "{{ y }}"
+def test_the_chat_template_is_known_by_its_text(settings, expected, tmp_path):
+    assert read_template(put(tmp_path, tokenizer_config=settings), None) == expected
+    (tmp_path / "chat_template.jinja").write_text(written("zephyr", False))
+    assert read_template(tmp_path, None) == "zephyr"
+
+
+def test_a_chat_template_goes_with_its_model(tmp_path):
+    content = trained(more=["<|im_start|>", "<|im_end|>"])
+    tokenizer = BpeTokenizer(content)
+    sizes = ModelConfig(embedding_dim=8, hidden_dim=8, n_heads=2, chat_template="chatml")
+    model = LLM(sizes, tokenizer)
+    model.save(tmp_path / "out", format="hf")
+    again = LLM.load(tmp_path / "out")
+    assert again.config.chat_template == "chatml"
+    assert {*again.end_ids} == {*model.end_ids} == {0, tokenizer.special_ids["<|im_end|>"]}
 
 
 def test_a_template_that_is_not_known_is_never_run(gpt2):

@@ -15,6 +15,7 @@ import pytest
 from rustgpt import LLM, ModelConfig
 from rustgpt.errors import CheckpointError
 from rustgpt.formats.hf_layout import layout_of
+from rustgpt.text.dialogue import Message
 from rustgpt.text.library_json import beginning_json, characters_json
 from rustgpt.text.tokenizer import tokenizer_for
 
@@ -344,3 +345,17 @@ def test_their_sentence_pieces_are_ours(tmp_path: Path) -> None:
             assert ids == model.prompt_ids(text)
             assert opened.decode(ids, skip_special_tokens=True) == text
             assert model.tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("kind", ["bpe", "char"])
+def test_our_chat_template_is_theirs(kind: str, bos: bool, tmp_path: Path) -> None:
+    model = LLM(ModelConfig(n_layers=1, add_bos_token=bos), tokenizer(kind))
+    model.save(tmp_path / "out", format="hf")
+    opened = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    said = [("system", "Be brief."), ("user", "Sun 你?"), ("assistant", "Yes."), ("user", "Why?")]
+    for messages in (said, said[1:], said[:2], said[3:]):
+        prompt = [{"role": role, "content": text} for role, text in messages]
+        found = opened.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
+        ours_ = model.text_format.chat_prompt([Message(role, text) for role, text in messages])
+        assert found["input_ids"] == ours_
