@@ -36,4 +36,8 @@ def chosen_tokenizer(args: argparse.Namespace, dataset: Dataset) -> tuple[BaseTo
     if name == AUTO:
         name, why = dataset.suitable_tokenizer()
         why = f"tokenizer: {why}; --tokenizer chooses another"
+    if name not in KINDS and args.vocab_size is None:
+        from rustgpt.formats import open_tokenizer
+
+        return open_tokenizer(name), ""
     return dataset.tokenizer(name, args.vocab_size), why

@@ -117,6 +117,8 @@ def check_bpe(content: dict[str, Any]) -> dict[str, Any]:
     """Return the model of a tokenizer.json, or raise TokenizerError if it is none of BPE."""
     model = content.get("model")
     kind = model.get("type") if isinstance(model, dict) else None
+    if isinstance(model, dict) and "merges" in model:
+        kind = model.get("type", "BPE")  # which the oldest files do not say
     if not isinstance(model, dict) or kind != "BPE":
         raise TokenizerError(f"{READABLE}, but the model is {kind!r:.40}")
     if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):

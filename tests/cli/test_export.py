@@ -40,6 +40,10 @@ def test_a_model_is_exported_and_read_by_every_command(model: LLM, tmp_path: Pat
     assert text == f"The sun{model.generate('The sun', 8)}\n"
     ids, _ = run(tmp_path, "tokenizer", "encode", "hf", "The sun é")
     assert [*map(int, ids.split())] == model.tokenizer.encode("The sun é")
+    (tmp_path / "new.txt").write_text("Tea is hot.\n" * 20)
+    small = ("--embedding-dim", "16", "--n-layers", "1", "--max-steps", "2", "--out", "new")
+    run(tmp_path, "train", "new.txt", "--tokenizer", "hf", *small)
+    assert LLM.load(tmp_path / "new").tokenizer.to_json() == model.tokenizer.to_json()
     answer, _ = run(tmp_path, "chat", "hf", "--max-new-tokens", "4", given=b"Tea?\n")
     assert model.chat(max_new_tokens=4).send("Tea?") in answer
 

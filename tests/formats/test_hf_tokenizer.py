@@ -80,6 +80,16 @@ def test_vocab_and_merges_of_another_class_are_refused(tmp_path):
         read_folder(folder, None, {})
 
 
+def test_the_oldest_files_do_not_name_their_model(tmp_path):
+    content = trained()
+    content["model"] = {
+        name: value for name, value in content["model"].items() if name in ("vocab", "merges")
+    } | {"dropout": None, "unk_token": "", "continuing_subword_prefix": ""}
+    found = read(tmp_path, tokenizer=content).tokenizer
+    assert found.encode("the sun é") == BpeTokenizer(trained()).encode("the sun é")
+    assert BpeTokenizer.from_json(found.to_json()).encode("the") == found.encode("the")
+
+
 # Where texts begin and end
 
 
