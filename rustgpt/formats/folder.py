@@ -7,10 +7,13 @@ import shutil
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from rustgpt.errors import CheckpointError
 from rustgpt.file_set import explained, named, sync
+from rustgpt.folder_lock import FolderLock
 
+BESIDE: Final = ".export"  # how the folder ends, beside the new one, in which it is written
 Parts = Iterable[bytes | memoryview]
 
 
@@ -40,25 +43,33 @@ def write_folder(
     """
     folder = named(path)
     with explained(f"cannot write {folder}"):
-        _check_free(folder, known, overwrite)
         folder = folder.resolve()  # of a link, what it names
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
-        unfinished.mkdir()
-        try:
-            for name, parts in files.items():
-                with open(unfinished / name, "xb") as file:
-                    for part in parts:
-                        file.write(part)
-                    file.flush()
-                    os.fsync(file.fileno())
-            sync(unfinished)
-            _exchange(unfinished, folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        with suppress(OSError):
-            sync(folder.parent)
+        with FolderLock(folder.with_name(f".{folder.name}{BESIDE}")) as lock:
+            new, old = lock.folder / "new", lock.folder / "old"
+            if old.exists() and not folder.exists():  # a process was killed in between
+                os.rename(old, folder)
+            try:
+                _check_free(folder, known, overwrite)
+                _write(new, files)
+                _exchange(new, folder, old)
+            finally:
+                for rest in (new, old):
+                    shutil.rmtree(rest, ignore_errors=True)
+        with suppress(OSError):  # one that a killed process has made
+            lock.folder.rmdir()
+
+
+def _write(folder: Path, files: Mapping[str, Parts]) -> None:
+    """Write files through to the disk, into a folder of their own."""
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    folder.mkdir()
+    for name, parts in files.items():
+        with open(folder / name, "xb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+    sync(folder)
 
 
 def _check_free(folder: Path, known: Collection[str], overwrite: bool) -> None:
@@ -78,16 +89,16 @@ def _check_free(folder: Path, known: Collection[str], overwrite: bool) -> None:
         )
 
 
-def _exchange(new: Path, folder: Path) -> None:
+def _exchange(new: Path, folder: Path, old: Path) -> None:
     """Give a folder the name of another one, which goes."""
-    if not folder.exists():
-        os.rename(new, folder)
-        return
-    old = new.with_suffix(".old")
-    os.rename(folder, old)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(folder, old)
     try:
         os.rename(new, folder)
     except BaseException:
-        os.rename(old, folder)
+        if old.exists():
+            os.rename(old, folder)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    with suppress(OSError):
+        sync(folder.parent)

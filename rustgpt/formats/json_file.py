@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,6 +38,8 @@ def read_object(
 def read_text(path: Path, error: type[RustGPTError], missing: str | None = None) -> str:
     """Return the text of a file in UTF-8; see `read_object`."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe could keep one waiting
+            raise error(f"{path} is no file")
         with open(path, "rb") as file:
             data = file.read(LARGEST_JSON + 1)
         if len(data) > LARGEST_JSON:

@@ -107,6 +107,8 @@ def _widened(values: Array, dtype: str) -> Array:
 def _opened(path: Path) -> BufferedReader:
     if not path.exists():
         raise CheckpointError(_missing(path))
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no file")
     return open(path, "rb")
 
 

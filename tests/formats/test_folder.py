@@ -1,10 +1,12 @@
 """Owns the tests of `rustgpt.formats.folder`: whole, or as it was."""
 
+import functools
 import os
 
 import pytest
 
 from rustgpt.errors import CheckpointError
+from rustgpt.folder_lock import FolderLock
 from rustgpt.formats.folder import write_folder
 
 KNOWN = ("a.json", "b.bin", "old.json")
@@ -77,7 +79,7 @@ def test_a_folder_whose_name_cannot_be_taken_is_as_it_was(tmp_path, monkeypatch)
     real = os.rename
 
     def rename(source, target):
-        if str(target) == str(folder) and ".new" in str(source):
+        if str(target) == str(folder) and str(source).endswith("new"):
             raise OSError(13, "Permission denied")
         real(source, target)
 
@@ -93,3 +95,28 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path):
     write_folder(tmp_path / "link", FILES, KNOWN)
     assert (tmp_path / "link").is_symlink()
     assert contents(tmp_path / "real") == WRITTEN
+
+
+def test_what_a_killed_process_has_left_is_put_right(tmp_path):
+    folder, beside = tmp_path / "out", tmp_path / ".out.export"
+    for state in ("new", "old"):
+        (beside / state).mkdir(parents=True)
+        (beside / state / "a.json").write_bytes(b"left")
+    with pytest.raises(CheckpointError, match="holds a model already"):  # the old one, again
+        write_folder(folder, FILES, KNOWN)
+    assert contents(tmp_path) == {"out/a.json": b"left"}
+    write_folder(folder, FILES, KNOWN, overwrite=True)
+    assert contents(tmp_path) == {f"out/{name}": data for name, data in WRITTEN.items()}
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_of_two_that_write_one_waits(tmp_path, monkeypatch):
+    hasty = functools.partial(FolderLock, patience=0)
+    monkeypatch.setattr("rustgpt.formats.folder.FolderLock", hasty)
+    with (
+        FolderLock(tmp_path / ".out.export"),
+        pytest.raises(CheckpointError, match="process"),
+    ):
+        write_folder(tmp_path / "out", FILES, KNOWN)
+    write_folder(tmp_path / "out", FILES, KNOWN)
+    assert contents(tmp_path / "out") == WRITTEN
