@@ -41,15 +41,15 @@ def write_folder(
     CheckpointError
         If it cannot be written, or something else lies there; the folder is as it was.
     """
-    folder = named(path)
-    with explained(f"cannot write {folder}"):
-        folder = folder.resolve()  # of a link, what it names
+    given = named(path)
+    with explained(f"cannot write {given}"):
+        folder = given.resolve()  # of a link, what it names
         with FolderLock(folder.with_name(f".{folder.name}{BESIDE}")) as lock:
             new, old = lock.folder / "new", lock.folder / "old"
             if old.exists() and not folder.exists():  # a process was killed in between
                 os.rename(old, folder)
             try:
-                _check_free(folder, known, overwrite)
+                _check_free(given, known, overwrite)
                 _write(new, files)
                 _exchange(new, folder, old)
             finally:
