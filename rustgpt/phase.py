@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import numbers
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rustgpt.data_order import DataOrder, Order, Steps, steps_of_texts, steps_of_tokens
+from rustgpt.errors import ConfigError, check_integer
 from rustgpt.replay import MixedOrder, old_rows
 from rustgpt.text.rows import AnyRow, Rows
 from rustgpt.training_state import Epoch, Step
@@ -43,6 +46,8 @@ class Phase:
         How many of the old rows an epoch has.
     joining
         Puts some texts behind others; None for nothing.
+    now
+        The clock, in seconds.
 
     Attributes
     ----------
@@ -57,10 +62,11 @@ class Phase:
     end: End
     drawn: int = 0
     joining: Joining | None = None
+    now: Callable[[], float] = time.perf_counter
     steps: Steps = field(default_factory=lambda: steps_of_texts(DataOrder(0, 0, 0, 0), 1))
 
     def __post_init__(self) -> None:
-        self._began = time.perf_counter()
+        self._began = self.now()
         self._first_step = self._first_read = 0
         self._first_second = 0.0
 
@@ -110,13 +116,13 @@ class Phase:
 
     def begin(self, state: TrainingState) -> None:
         """Begin, or go on, from now: the clock runs."""
-        self._began, self._first_second = time.perf_counter(), state.seconds
+        self._began, self._first_second = self.now(), state.seconds
         self._first_step, self._first_read = state.step, state.read
 
     def is_over(self, state: TrainingState) -> bool:
         """Return whether the phase ends now, in the midst of an epoch or not; write it down."""
         if self.end.seconds < math.inf:
-            state.seconds = self._first_second + time.perf_counter() - self._began
+            state.seconds = self._first_second + self.now() - self._began
         state.ended = state.ended or self.end.reached(state)
         return state.ended
 
@@ -142,7 +148,7 @@ class Phase:
 
     def pace(self, state: TrainingState) -> tuple[float, float]:
         """Return the tokens that were read in a second, and the seconds that are left."""
-        taken = max(time.perf_counter() - self._began, 1e-9)
+        taken = max(self.now() - self._began, 1e-9)
         left = self.total_steps(state) - state.step
         return (
             (state.read - self._first_read) / taken,
@@ -166,3 +172,16 @@ class Phase:
             state.phase, state.epoch + 1, self.total_epochs(state), state.mean_loss,
             state.largest_norm, pace, self.pace(state)[1], complete, evaluation,
         )  # fmt: skip
+
+
+def check_run(epochs: Any, rate: Any, part: Any) -> None:
+    """Raise ConfigError unless each number is in its range."""
+    check_integer("epochs", epochs)
+    if not _is_number(rate) or not 0 <= rate < math.inf:
+        raise ConfigError(f"the learning rate must be a number from 0 on, got {rate!r:.60}")
+    if not _is_number(part) or not 0 < part <= 1:
+        raise ConfigError(f"the part must be a number above 0 and at most 1, got {part!r:.60}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import numbers
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -11,17 +10,20 @@ from typing import Any
 from rustgpt.backend import check_bfloat16
 from rustgpt.config import TrainConfig
 from rustgpt.ends import End
-from rustgpt.errors import ConfigError, DataError, check_integer
+from rustgpt.errors import ConfigError, DataError
 from rustgpt.llm import LLM
 from rustgpt.optim.optimizer import Optimizer
 from rustgpt.optim.schedules import learning_rate
+from rustgpt.parallel import shared
 from rustgpt.parallel.batches import count_tokens
-from rustgpt.phase import Phase
+from rustgpt.parallel.exchange import Exchange, Stopped
+from rustgpt.parallel.pool import available_threads
+from rustgpt.phase import Phase, check_run
 from rustgpt.replay import Replay, some_of
 from rustgpt.stepper import Stepper, adam
 from rustgpt.text.dialogue import Dialogue
 from rustgpt.text.joining import Joining
-from rustgpt.text.pieces import Text, checked, hold_out
+from rustgpt.text.pieces import Text, checked, hold_out, to_learn
 from rustgpt.text.rows import AnyRow, Rows, count_targets
 from rustgpt.text.stored import encode_all
 from rustgpt.training_record import Recorded
@@ -51,6 +53,9 @@ class Trainer(Recorded):
         `config.eval_every` steps; by default `config.validation_share` of each phase's own.
     before_evaluation, on_evaluation
         Called before each evaluation, so that the model can be saved first, and after it.
+    exchange
+        `rustgpt.parallel.mpi.world()` if `mpiexec` may have started several processes, which then
+        train together: all make the same calls, with the same data.
 
     Attributes
     ----------
@@ -67,8 +72,6 @@ class Trainer(Recorded):
     split_texts, skipped_texts : int
         Texts of the last phase that were longer than the context and so cut in pieces, and texts of
         less than two tokens, which teach nothing.
-    stopped : bool
-        Whether the last training, or the one that runs, was asked to stop.
     phases : list of str
         The names of the phases that were begun.
     notes : dict
@@ -94,6 +97,7 @@ class Trainer(Recorded):
         validation: Sequence[Text] | None = None,
         before_evaluation: Callable[[], None] | None = None,
         on_evaluation: Callable[[Evaluation], None] | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         self.model = model
         self.config = config or TrainConfig()
@@ -106,10 +110,13 @@ class Trainer(Recorded):
         self.evaluations: list[Evaluation] = []
         self.held_out_texts = 0
         self.too_small_to_split = False
+        self.exchange = exchange or Exchange()
+        if self.exchange.size > 1 and not self.config.threads:
+            threads = self.exchange.threads(available_threads())
+            self.config = dataclasses.replace(self.config, threads=threads)
         self.state = TrainingState(self.config.seed) if state is None else state.copy()
         self.split_texts = 0
         self.skipped_texts = 0
-        self.stopped = False
         self.phases: list[str] = [] if state is None else [self.state.phase]
         self.notes: dict[str, Any] = {}
         self.replay: dict[str, Replay] = {}
@@ -121,6 +128,11 @@ class Trainer(Recorded):
             )
         if self.config.precision == "bfloat16":
             check_bfloat16(model.config.dtype)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the last training, or the one that runs, was asked to stop."""
+        return self.exchange.stopped
 
     @property
     def steps(self) -> int:
@@ -157,7 +169,7 @@ class Trainer(Recorded):
 
         It is safe to call from a signal handler.
         """
-        self.stopped = True
+        self.exchange.ask_to_stop()
 
     def fit(
         self, texts: Sequence[str], epochs: int, rate: float, phase: str, part: float = 1.0
@@ -231,27 +243,36 @@ class Trainer(Recorded):
         join: float = 0.0,
     ) -> list[Epoch]:
         """`fit_ids`, with a share held out; `loss_on` says what counts of dialogues to evaluate."""
-        _check_run(epochs, rate, part)
+        check_run(epochs, rate, part)
         if self._was_complete(name):
             return []
         self.model.check_parameters()
         self.model.weights_lock.check_untrained()
-        self.stopped = False
-        tokenizer, config = self.model.tokenizer, self.config
-        rows, held_out = self._rows(texts, share if self.validation is None else 0.0)
-        if self.validation is not None:
-            held_out = self._encoded(self.validation, loss_on)
-        self.held_out_texts = len(held_out)
-        validation = Validation(held_out, tokenizer, self.model.max_seq_len)
-        replay = replay or self.replay.get(name, Replay([], 0))
-        old = self._encoded(replay.texts, loss_on).cut(self.model.max_seq_len)
-        phase = Phase(
-            rows, old, validation if validation.targets else None, rate,
-            End.of(config, epochs, part), replay.count(len(rows)) if old else 0,
-            Joining(join, tokenizer.end_id, self.model.max_seq_len) if join else None,
-        )  # fmt: skip
-        optimizer = self._make_optimizer(self.model, config)
-        with Stepper(self.model, config, optimizer, phase.most_texts(config)) as stepper:
+        self.exchange.begin()
+        with shared.told(self.exchange):
+            rows, held_out = self._rows(texts, share if self.validation is None else 0.0)
+            if self.validation is not None:
+                held_out = self._encoded(self.validation, loss_on)
+            self.held_out_texts = len(held_out)
+            tokenizer, longest = self.model.tokenizer, self.model.max_seq_len
+            validation = Validation(held_out, tokenizer, longest)
+            replay = replay or self.replay.get(name, Replay([], 0))
+            old = self._encoded(replay.texts, loss_on).cut(longest)
+            phase = Phase(
+                rows, old, validation if validation.targets else None, rate,
+                End.of(self.config, epochs, part), replay.count(len(rows)) if old else 0,
+                Joining(join, tokenizer.end_id, longest) if join else None,
+                self.exchange.now,
+            )  # fmt: skip
+            return self._learn(name, phase)
+
+    def _learn(self, name: str, phase: Phase) -> list[Epoch]:
+        config, epochs = dataclasses.replace(self.config, threads=0), phase.end.epochs
+        optimizer = self._make_optimizer(self.model, self.config)
+        most = phase.most_texts(config)
+        with Stepper(self.model, self.config, optimizer, most, self.exchange) as stepper:
+            same = config, name, phase.rate, epochs, len(phase.rows), phase.drawn
+            shared.begin(self.exchange, self.model, same)
             self._begin(name, optimizer, phase)
             return self._epochs(phase, stepper)
 
@@ -284,7 +305,8 @@ class Trainer(Recorded):
                     f"the training that shall go on was stopped after step {state.position} of an "
                     f"epoch, but one of these texts and this batch size has {len(phase.steps)}"
                 )
-            optimizer.take_up(state.optimizer)
+            n, whole = self.model.n_parameters, not hasattr(optimizer, "keep")
+            optimizer.take_up(shared.share(self.exchange, state.optimizer, n, whole))
             self._goes_on = False
         else:
             state.begin_phase(name, epochs)
@@ -299,7 +321,10 @@ class Trainer(Recorded):
         phase.is_over(state)
         self._evaluate(phase, stepper)  # if it was stopped before it could
         while state.position < len(phase.steps) and not (self.stopped or phase.is_over(state)):
-            self._step(phase, stepper)
+            try:
+                self._step(phase, stepper)
+            except Stopped:
+                break
             self._evaluate(phase, stepper)
         self._evaluate(phase, stepper)  # if the time was over after the last step
         complete = state.position == len(phase.steps)
@@ -366,31 +391,10 @@ class Trainer(Recorded):
             lengths = edges[:, 1] - edges[:, 0]  # (n,)
             self.split_texts += int((lengths > longest + 1).sum())
             self.skipped_texts += int((lengths < 2).sum())
-        rows = whole.cut(longest)
-        if not rows:
-            raise DataError("there is nothing to train on: no text has two tokens; add some text")
-        if not rows.count_targets():
-            raise DataError(
-                "there is nothing to train on: of no text there is a token that counts in the "
-                'loss; add answers, or count all words with loss_on="all"'
-            )
-        return rows, held_out
+        return to_learn(whole, longest), held_out
 
     def _encoded(self, texts: Sequence[Text], loss_on: str = "") -> Rows:
         """Return whole texts as token ids."""
         if isinstance(texts, (str, bytes)):
             raise DataError("the texts to learn must be a list of strings, not one string")
         return encode_all(texts, self.model.text_format, loss_on)
-
-
-def _check_run(epochs: Any, rate: Any, part: Any) -> None:
-    """Raise ConfigError unless each number is in its range."""
-    check_integer("epochs", epochs)
-    if not _is_number(rate) or not 0 <= rate < math.inf:
-        raise ConfigError(f"the learning rate must be a number from 0 on, got {rate!r:.60}")
-    if not _is_number(part) or not 0 < part <= 1:
-        raise ConfigError(f"the part must be a number above 0 and at most 1, got {part!r:.60}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)

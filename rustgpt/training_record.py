@@ -16,7 +16,9 @@ from rustgpt.config import TrainConfig
 from rustgpt.errors import CheckpointError, ConfigError
 from rustgpt.llm import LLM
 from rustgpt.optim.optimizer import Optimizer
+from rustgpt.parallel.exchange import Exchange
 from rustgpt.parallel.pool import available_threads
+from rustgpt.parallel.shared import gathered
 from rustgpt.stepper import adam
 from rustgpt.training_state import Epoch, Evaluation, Step, TrainingState
 
@@ -165,6 +167,7 @@ class Recorded:
     epochs: list[Epoch]
     evaluations: list[Evaluation]
     notes: dict[str, Any]
+    exchange: Exchange
     _finished: tuple[str, ...] = ()  # phases that `resume` has found complete
 
     @classmethod
@@ -175,6 +178,7 @@ class Recorded:
         on_step: Callable[[Step], None] | None = None,
         optimizer: Callable[[LLM, TrainConfig], Optimizer] = adam,
         threads: int | None = None,
+        exchange: Exchange | None = None,
         **model: Any,
     ) -> Self:
         """Return a trainer, with its model, that goes on where `save` has written it down.
@@ -190,6 +194,8 @@ class Recorded:
             As for a new trainer.
         threads
             Instead of as many as before; another number changes the last bits of the result.
+        exchange
+            As for a new trainer; there may be another number of processes than before.
         **model
             The `layers` and `tokenizer` of `LLM.load`, if they are your own.
 
@@ -204,7 +210,7 @@ class Recorded:
         config = record.config
         if threads is not None:
             config = dataclasses.replace(config, threads=threads)
-        trainer: Any = cls(llm, config, on_epoch, on_step, optimizer)  # type: ignore[call-arg]
+        trainer: Any = cls(llm, config, on_epoch, on_step, optimizer, exchange=exchange)  # type: ignore[call-arg]
         trainer.state, trainer._goes_on = record.state, not record.state.complete
         trainer.epochs, trainer.evaluations = record.epochs, record.evaluations
         trainer.phases, trainer.notes = record.phases, record.notes
@@ -214,7 +220,8 @@ class Recorded:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the model and what its training needs to go on, all at once; see `resume`.
 
-        Call it between two trainings, or in `on_step` or `on_epoch`.
+        Call it between two trainings, or in `on_step` or `on_epoch`. Of several processes, all
+        call it and the first writes.
 
         Raises
         ------
@@ -223,10 +230,14 @@ class Recorded:
         """
         threads = self.config.threads or available_threads()
         config = dataclasses.replace(self.config, threads=threads)
+        state = self.state
+        if not state.complete:
+            held = gathered(self.exchange, state.optimizer, self.model.n_parameters)
+            state = dataclasses.replace(state, optimizer=held)
         record = TrainingRecord(
-            self.state, config, self.phases, self.epochs, self.evaluations, self.notes
+            state, config, self.phases, self.epochs, self.evaluations, self.notes
         )
-        self.model.save(folder, record.files())
+        self.exchange.from_first("save", lambda: self.model.save(folder, record.files()))
 
     def _was_complete(self, phase: str) -> bool:
         """Whether a phase was complete when the training was resumed; of that it tells once."""

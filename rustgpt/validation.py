@@ -39,10 +39,11 @@ class Validation:
     def loss(self, stepper: Stepper, stopped: Callable[[], bool] = lambda: False) -> float | None:
         """Return the mean loss; None if it was stopped before the end."""
         total = 0.0
-        for first in range(0, len(self.rows), TEXTS_AT_ONCE):
+        at_once = TEXTS_AT_ONCE * stepper.exchange.size
+        for first in range(0, len(self.rows), at_once):
             if first and stopped():
                 return None
-            total += stepper.evaluate(self.rows[first : first + TEXTS_AT_ONCE])
+            total += stepper.evaluate(self.rows[first : first + at_once])
         return total / self.targets
 
     def count(self, loss: float, state: TrainingState) -> Evaluation:

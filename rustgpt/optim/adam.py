@@ -37,11 +37,16 @@ class Adam:
         self.parameters = parameters
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         self.weight_decay = weight_decay
-        self.m = aligned(len(parameters), parameters.dtype)
-        self.v = aligned(len(parameters), parameters.dtype)
         self.steps = 0
+        self.keep(slice(0, len(parameters)))
         self._edges = _edges(decayed if weight_decay else ())
         self._edges_of: dict[tuple[int, int], Indices] = {}  # by part, counted from its start
+
+    def keep(self, part: slice) -> None:
+        """Have moments of these parameters alone, which are all that `update` is called for."""
+        self._first = part.start
+        self.m = aligned(part.stop - part.start, self.parameters.dtype)
+        self.v = aligned(part.stop - part.start, self.parameters.dtype)
 
     def begin_step(self) -> None:
         """Count one step more; each part of the buffers is then updated once."""
@@ -61,15 +66,16 @@ class Adam:
             Factor on the gradients, as clipping asks for.
         """
         here = part or slice(0, len(self.parameters))
+        own = slice(here.start - self._first, here.stop - self._first)
         ops.adam_step(
-            self.parameters[here], gradients[here], self.m[here], self.v[here],
+            self.parameters[here], gradients[here], self.m[own], self.v[own],
             self._edges_in(here.start, here.stop), gradient_scale,
             rate / (1 - self.beta1**self.steps), self.beta1, self.beta2,
             (1 - self.beta2**self.steps) ** -0.5, self.epsilon, rate * self.weight_decay,
         )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
-        """Return the number of steps and the two moments, (P,) each."""
+        """Return the number of steps, and the two moments: (P,) each, or of what is kept."""
         return {"steps": self.steps, "m": self.m, "v": self.v}
 
     def take_up(self, state: Mapping[str, Any]) -> None:
@@ -87,7 +93,7 @@ class Adam:
             fits = fits and bool(np.isfinite(moment).all())
         if not fits or (v < 0).any():
             raise ConfigError(
-                f"this is not the state of an Adam for {len(self.parameters):,} parameters: it has "
+                f"this is not the state of an Adam for {len(self.m):,} parameters: it has "
                 f"{', '.join(f'{name} {np.shape(value)}' for name, value in state.items())}"
             )
         self.steps = int(steps)

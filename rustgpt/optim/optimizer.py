@@ -9,7 +9,11 @@ from rustgpt.layers.memory import Array
 
 
 class Optimizer(Protocol):
-    """What turns gradients into new parameters; it is made with a model's flat `parameters`."""
+    """What turns gradients into new parameters; it is made with a model's flat `parameters`.
+
+    Where several processes train together, each updates one part of the parameters. An optimizer
+    with a method `keep(part)` is told which, and its arrays may then be of that part alone.
+    """
 
     def begin_step(self) -> None:
         """Count one step more; each part of the buffers is then updated once."""

@@ -75,23 +75,32 @@ def count_tokens(rows: Sequence[AnyRow | Text]) -> int:
     return sum(len(row) - 1 for row in rows)
 
 
-def divided(batch: list[AnyRow], n: int) -> list[list[Piece]]:
+def share(batch: Sequence[AnyRow], rank: int, size: int) -> list[Text]:
+    """Return the texts of a whole batch that are one process's own."""
+    return _divided(_numbered(batch), size)[rank]
+
+
+def divided(batch: Sequence[AnyRow | Text], n: int) -> list[list[Piece]]:
     """Return each of n threads' pieces: whole texts."""
     each = max(TOKENS_A_PIECE // n, TOKENS_OF_A_THREAD)
     texts = _divided(_numbered(batch), n)
     return [[_joined(some) for some in _pieces(own, each)] for own in texts]
 
 
-def sharded(batch: list[AnyRow], n: int, barrier: Barrier) -> list[list[Piece]]:
+def sharded(batch: Sequence[AnyRow | Text], n: int, barrier: Barrier) -> list[list[Piece]]:
     """Return each of n threads' pieces: the same for all, each with its shard of the rows."""
     each = max(TOKENS_A_PIECE // n, TOKENS_OF_A_THREAD)
     pieces = [_shards(some, n, barrier) for some in _pieces(_numbered(batch), n * each)]
     return [[piece[i] for piece in pieces] for i in range(n)]
 
 
-def _numbered(batch: list[AnyRow]) -> list[Text]:
+def _numbered(batch: Sequence[AnyRow | Text]) -> list[Text]:
+    """Return texts with the number of each one's first row; those that have one keep it."""
     firsts = accumulate((len(row) - 1 for row in batch), initial=0)
-    return [Text(row, first) for row, first in zip(batch, firsts, strict=False)]
+    return [
+        row if isinstance(row, Text) else Text(row, first)
+        for row, first in zip(batch, firsts, strict=False)
+    ]
 
 
 def _divided(batch: list[Text], n: int) -> list[list[Text]]:

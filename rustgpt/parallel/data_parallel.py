@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rustgpt.backend import backend_name, ops
@@ -11,7 +11,7 @@ from rustgpt.layers.dropout import Dropout
 from rustgpt.layers.gradients import Gradients
 from rustgpt.layers.layer import divides_rows
 from rustgpt.layers.memory import Array, Workspace
-from rustgpt.parallel.batches import Piece, count_tokens, divided, sharded
+from rustgpt.parallel.batches import Piece, Text, count_tokens, divided, sharded
 from rustgpt.parallel.pool import ThreadPool, available_threads
 from rustgpt.text.rows import AnyRow
 
@@ -73,6 +73,8 @@ class DataParallel:
     ----------
     gradients : (P,) array
         Of the last batch, in the order of the model's parameters.
+    part : slice
+        Of them, which this process updates: all, unless it is one of several.
     """
 
     def __init__(self, model: LLM, config: TrainConfig, texts: int | None = None) -> None:
@@ -91,6 +93,7 @@ class DataParallel:
         self.gradients: Array = first.flat
         self._pool = ThreadPool()
         self._threads_now = 1  # that the last batch was divided among
+        self.part = slice(0, len(self.gradients))
 
     def __enter__(self) -> DataParallel:
         return self
@@ -99,14 +102,15 @@ class DataParallel:
         self._pool.close()
 
     def differentiate(
-        self, batch: list[AnyRow], scale: float, dropout: Dropout | None = None
+        self, batch: Sequence[AnyRow | Text], scale: float, dropout: Dropout | None = None
     ) -> float:
         """Return the sum of a batch's losses; `gradients` is that of `scale` times it.
 
         Parameters
         ----------
         batch
-            Texts as token ids, or as rows of which not every prediction counts.
+            Texts as token ids, or as rows of which not every prediction counts; or those of a
+            larger batch, each with its number there. There may be none.
         scale
             What each prediction's loss is worth: 1 / those of the whole step that count, whoever
             has them.
@@ -115,7 +119,7 @@ class DataParallel:
         """
         n = max(1, min(self.threads, count_tokens(batch) // TOKENS_AT_LEAST))
         if not self.shared:
-            n = min(n, len(batch))
+            n = max(1, min(n, len(batch)))
         together = self.shared and n > 1
         barrier = self._pool.barrier(n)
         work = sharded(batch, n, barrier) if together else divided(batch, n)
@@ -132,7 +136,7 @@ class DataParallel:
         self._threads_now = n
         return sum(losses)
 
-    def evaluate(self, rows: list[AnyRow]) -> float:
+    def evaluate(self, rows: Sequence[AnyRow | Text]) -> float:
         """Return the sum of some texts' losses, forward only."""
         n = max(1, min(self.threads, len(rows)))
         work, losses = divided(rows, n), [0.0] * n
@@ -143,22 +147,31 @@ class DataParallel:
         self._pool.run(n, evaluate)
         return sum(losses)
 
-    def update(self, work: Callable[[slice, float], None]) -> float:
+    def update(
+        self, work: Callable[[slice, float], None], total: Callable[[float], float] | None = None
+    ) -> float:
         """Let each thread of the last batch call work(part, squares); return `squares`.
 
         Parameters
         ----------
         work
             Updates a part of the flat buffers, knowing the square of the L2 norm of all gradients.
+        total
+            Returns the sum over all processes, from that of this one.
         """
         n = self._threads_now
         squares, barrier = [0.0] * n, self._pool.barrier(n)
 
         def do(i: int) -> None:
-            part = self._part(i, n)
+            part = self._part(i, n, self.part)
             squares[i] = ops.sum_of_squares(self.gradients[part])
             if n > 1:
                 barrier.wait()
+            if total:
+                if i == 0:
+                    squares[:] = total(sum(squares)), *[0.0] * (n - 1)
+                if n > 1:
+                    barrier.wait()
             work(part, sum(squares))
 
         self._pool.run(n, do)
@@ -182,13 +195,13 @@ class DataParallel:
         gradients.finish()
         return loss
 
-    def _part(self, i: int, n: int) -> slice:
-        """Return the part of the flat buffers that thread i of n sums and updates."""
-        P = len(self.gradients)
-        return slice(P * i // n, P * (i + 1) // n)
+    def _part(self, i: int, n: int, of: slice) -> slice:
+        """Return the part of a part of the flat buffers that thread i of n has."""
+        size = of.stop - of.start
+        return slice(of.start + size * i // n, of.start + size * (i + 1) // n)
 
     def _sum(self, i: int, n: int) -> None:
         """Add up part i of n threads' gradients, in their order."""
-        part = self._part(i, n)
+        part = self._part(i, n, slice(0, len(self.gradients)))
         for other in self._gradients[1:n]:
             ops.add_into(other.flat[part], self.gradients[part])

@@ -68,6 +68,25 @@ def checked(text: Sequence[int] | AnyRow, vocab_size: int) -> AnyRow:
     return ids if counted.all() and not text.continues else Row(ids, counted, text.continues)
 
 
+def to_learn(texts: Rows, longest: int) -> Rows:
+    """Return texts cut so that at most `longest` tokens of each are read.
+
+    Raises
+    ------
+    DataError
+        If there is then nothing to learn.
+    """
+    rows = texts.cut(longest)
+    if not rows:
+        raise DataError("there is nothing to train on: no text has two tokens; add some text")
+    if not rows.count_targets():
+        raise DataError(
+            "there is nothing to train on: of no text there is a token that counts in the loss; "
+            'add answers, or count all words with loss_on="all"'
+        )
+    return rows
+
+
 def hold_out(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
     """Divide texts into those to learn and those to validate on.
 
