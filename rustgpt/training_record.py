@@ -27,6 +27,8 @@ ARRAYS: Final = "training.safetensors"
 FILES: Final = (RECORD, ARRAYS)
 FORMAT: Final = "rustgpt-training"
 VERSION: Final = 1
+# What two processes must have in common before they train together.
+PROGRESS: Final = ("epochs", "evaluations", "phases", "notes", "replay", "_finished", "_goes_on")
 # Of an epoch: what no two runs have in common.
 TIMES: Final[dict[str, Any]] = {"tokens_per_second": 0.0, "seconds_left": 0.0}
 
@@ -216,6 +218,15 @@ class Recorded:
         trainer.phases, trainer.notes = record.phases, record.notes
         trainer._finished = (*record.phases[: record.state.phases_done],)
         return trainer  # type: ignore[no-any-return]
+
+    def progress(self) -> dict[str, Any]:
+        """Return how far the training has come, for `take_over`; without the optimizer's state."""
+        values = {name: getattr(self, name) for name in PROGRESS}
+        return {**values, "state": dataclasses.replace(self.state, optimizer={})}
+
+    def take_over(self, progress: dict[str, Any]) -> None:
+        """Be as far as another process's trainer, from which the optimizer's state comes later."""
+        vars(self).update(progress)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the model and what its training needs to go on, all at once; see `resume`.

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Final, NamedTuple, NoReturn
 
 from rustgpt import __version__
-from rustgpt.cli import bench, chat, data, export, generate, info, job, tokenizer, train
+from rustgpt.cli import bench, chat, data, export, generate, info, job, ranks, tokenizer, train
 from rustgpt.cli.options import likely_flags
 from rustgpt.cli.terminal import complain, is_terminal, note, say
 from rustgpt.errors import ConfigError, RustGPTError
@@ -131,6 +131,7 @@ def _run(argv: list[str]) -> int:
         argv = argv[1:]
     name = argv[0] if argv and argv[0] in COMMANDS else ""
     command = COMMANDS.get(name, JOB)
+    ranks.begin(name, asks=bool({"-h", "--help", "--version"} & {*argv}))
     parser = parser_of(name, command)
     # Paths may stand between the options too.
     mixed = command.arguments.startswith("[PATH")
@@ -171,6 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_terminal(sys.stderr):
             note("")  # what comes next begins a line
         status = 130
+    status = ranks.leave(status)
     return status if _flushed() else status or 1
 
 

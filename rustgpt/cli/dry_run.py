@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -48,10 +47,11 @@ class Estimate:
 def measure(planned: Trainer, phase: PlannedPhase) -> Estimate | None:
     """Make a phase's first steps at a rate of 0, and look at the first texts of its validation."""
     found: list[tuple[Step, float]] = []
-    began = time.perf_counter()
+    clock = planned.exchange.now  # of several processes the same
+    began = clock()
 
     def after(step: Step) -> None:
-        found.append((step, time.perf_counter() - began))
+        found.append((step, clock() - began))
         enough = len(found) >= STEPS and found[-1][1] > SECONDS
         if enough and trainer.held_out_texts:
             trainer.config = dataclasses.replace(still, eval_every=1)  # the last thing
@@ -60,7 +60,7 @@ def measure(planned: Trainer, phase: PlannedPhase) -> Estimate | None:
 
     still = dataclasses.replace(planned.config, pretrain_rate=0.0, tune_rate=0.0, patience=0)
     still = dataclasses.replace(still, eval_every=10**9)
-    trainer = Trainer(planned.model, still, on_step=after)
+    trainer = Trainer(planned.model, still, on_step=after, exchange=planned.exchange)
     trainer.replay = planned.replay
     trainer.before_evaluation = trainer.stop
     phase.learn(trainer)

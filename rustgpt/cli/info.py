@@ -41,6 +41,7 @@ def machine() -> dict[str, Any]:
 
     from rustgpt._ext import available_instruction_sets, instruction_set
     from rustgpt.backend import backend_name, has_bfloat16
+    from rustgpt.parallel import mpi
     from rustgpt.parallel.pool import available_threads
 
     backend = backend_name()
@@ -58,6 +59,7 @@ def machine() -> dict[str, Any]:
         "available": available_instruction_sets() if compiled else [],
         "bfloat16": has_bfloat16(),
         "blas": _blas(),
+        "mpi": mpi.describe(mpi.world()),
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from typing import TYPE_CHECKING
 
 from rustgpt import history
@@ -47,7 +46,7 @@ class Keeper:
         self._every = every
         self._keep = keep
         self._replaces = is_model(folder)
-        self._last = time.monotonic()
+        self._last = trainer.exchange.now()
         self._saved = self._now() if goes_on else None  # what of the training is on disk
         self._when = f"at step {trainer.steps:,}" if goes_on else ""
 
@@ -58,14 +57,14 @@ class Keeper:
 
     def after_step(self, step: Step) -> None:
         """Save if it is time, and the phase does not end with this step."""
-        due = self._every and time.monotonic() - self._last >= self._every
+        due = self._every and self._trainer.exchange.now() - self._last >= self._every
         if due and step.number < step.total:
             self.save(f"at {step.phase}, step {step.number:,} of {step.total:,}")
 
     def before_evaluation(self) -> None:
         """Save, so that no evaluation can cost work; but not more than once a second."""
         state = self._trainer.state
-        if self._saved is None or time.monotonic() - self._last >= 1:
+        if self._saved is None or self._trainer.exchange.now() - self._last >= 1:
             self.save(f"at {state.phase}, step {state.step:,}")
 
     def save(self, when: str) -> None:
@@ -76,15 +75,16 @@ class Keeper:
     def _save(self, when: str) -> CheckpointError | None:
         """Save; return what went wrong."""
         try:
-            if self._keep and self._saved is not None:
+            if self._keep and self._saved is not None and self._trainer.exchange.is_first:
                 self._keep_last(self._saved[0])
             self._trainer.save(self._folder)
         except CheckpointError as error:
             return error
         finally:  # not before: a save that takes long shall not be all that is done
-            self._last = time.monotonic()
+            self._last = self._trainer.exchange.now()
         self._saved, self._when = self._now(), when
-        history.prune(self._folder.folder, self._keep, before=self._trainer.steps)
+        if self._trainer.exchange.is_first:
+            history.prune(self._folder.folder, self._keep, before=self._trainer.steps)
         return None
 
     def _keep_last(self, step: int) -> None:
@@ -100,7 +100,7 @@ class Keeper:
             return
         refuge = ""
         try:
-            refuge = tempfile.mkdtemp(prefix="rustgpt-model-")
+            refuge = self._trainer.exchange.from_first("save", _new_folder)
             self._trainer.save(refuge)
         except (CheckpointError, OSError):
             shutil.rmtree(refuge, ignore_errors=True)
@@ -114,3 +114,7 @@ class Keeper:
         if self._replaces:
             return f"{self._folder.folder} still holds the model that was there before"
         return "no model was saved"
+
+
+def _new_folder() -> str:
+    return tempfile.mkdtemp(prefix="rustgpt-model-")

