@@ -332,6 +332,9 @@ class StoredTexts(Sequence[Shown]):
         self._data, self._is_chat, self._view = data, is_chat, view
         self.extent = data.extents[is_chat]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoredTexts, (self._data, self._is_chat, self._view)
+
     def __len__(self) -> int:
         return self.extent.items
 
