@@ -1,0 +1,94 @@
+"""Owns the tests of the exchange between processes; each starts some with mpiexec."""
+
+from pathlib import Path
+
+import pytest
+
+from rustgpt.errors import ConfigError
+from rustgpt.parallel import mpi
+from rustgpt.parallel.exchange import Exchange
+from rustgpt.parallel.ranks import Process, Ranks
+
+from ..mpi_runs import needs_mpi, run_ranks
+
+SCRIPT = str(Path(__file__).with_name("ranks_script.py"))
+
+
+@needs_mpi
+@pytest.mark.parametrize(
+    ("n", "what"),
+    [(2, "sums"), (4, "sums"), (3, "meetings"), (3, "errors"), (2, "others"), (2, "points")],
+)
+def test_ranks_exchange(tmp_path, n, what):
+    assert run_ranks(n, SCRIPT, what, cwd=tmp_path) == (0, "", "")
+
+
+def test_one_process_exchanges_nothing():
+    exchange = Exchange()
+    assert exchange.is_first
+    assert exchange.part(7) == slice(0, 7)
+    assert exchange.meet("step", 1.5) == [(1.5,)]
+    assert exchange.total("norm", 1.5) == 1.5
+    assert exchange.from_first("save", lambda: 3) == 3
+    exchange.ask_to_stop()
+    assert exchange.stopped
+    exchange.begin()
+    assert not exchange.stopped
+
+
+def test_parts_are_disjoint_and_cover_all():
+    exchange = Exchange()
+    for exchange.size in (1, 2, 3, 7):
+        for n in (0, 1, 5, 100):
+            parts = [exchange.part_of(rank, n) for rank in range(exchange.size)]
+            covered = [i for part in parts for i in range(n)[part]]
+            assert covered == [*range(n)]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "threads"),
+    [
+        (["01", "01"], [1, 1]),
+        (["0", "1"], [1, 1]),
+        (["0123", "0123", "0123"], [1, 1, 1]),
+        (["01234567", "01234567"], [4, 4]),
+        (["0123", "01"], [3, 1]),
+    ],
+)
+def test_ranks_share_the_processors(cpus, threads):
+    exchange = object.__new__(Ranks)
+    exchange.processes = [Process("a", i, "a", (*map(int, one),)) for i, one in enumerate(cpus)]
+    exchange.processes.append(Process("b", 9, "b", (0, 1)))
+    for rank, (one, expected) in enumerate(zip(cpus, threads, strict=True)):
+        exchange.rank = rank
+        assert exchange.threads(len(one)) == expected
+    exchange.rank = len(cpus)
+    assert exchange.threads(2) == 2
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank", "size"),
+    [
+        ({}, None, 0),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None, 0),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4"}, 1, 4),
+        ({"PMI_RANK": "3", "PMI_SIZE": "8"}, 3, 8),
+        ({"PMIX_RANK": "0", "SLURM_STEP_NUM_TASKS": "2"}, 0, 2),
+    ],
+)
+def test_a_launcher_is_known_by_what_it_says(monkeypatch, environment, rank, size):
+    for name in (*mpi.RANKS, *mpi.SIZES):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert mpi.launched_rank() == rank
+    assert mpi.launched_size() == size
+
+
+def test_mpi_without_mpi4py_is_an_error(monkeypatch):
+    monkeypatch.setattr(mpi, "_world", None)
+    monkeypatch.setenv("PMI_RANK", "0")
+    monkeypatch.setenv("PMI_SIZE", "2")
+    monkeypatch.setitem(__import__("sys").modules, "mpi4py", None)
+    with pytest.raises(ConfigError, match=r"2 processes .* pip install 'rustgpt\[mpi\]'"):
+        mpi.world()
