@@ -1,0 +1,188 @@
+"""Owns what several processes bring: two ranks of one thread beside two threads, and two hosts.
+
+Without --link, on each shape of `training.py` two ranks of one thread and a process of two threads
+take turns. With --link, two network namespaces stand for two hosts; `tc` limits the link between
+them to so many Gbit/s each way, and each shape is trained with the number of tokens a rank at which
+the exchange should take half of a step. That needs root, Linux, and Open MPI. Both need mpi4py.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from training import SHAPES, Shape, random_ids, spread
+
+NAMESPACES = ("rustgpt-a", "rustgpt-b")
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+BYTES = 4  # of a parameter
+# Run by Open MPI instead of ssh: AGENT [OPTION...] HOST COMMAND...
+AGENT = """#!/bin/bash
+while [[ "$1" == -* ]]; do shift; done
+name={0}; [[ "$1" == {3} ]] && name={1}
+shift
+exec ip netns exec $name unshare --uts bash -c "hostname $name; $*"
+"""
+
+
+def serve(shape: Shape, threads: int, texts: int, seconds: float) -> None:
+    """Train with so many texts a step, for so long; print how long steps and exchanges took."""
+    import rustgpt
+    from rustgpt.benchmark import Vocabulary
+    from rustgpt.parallel.mpi import world
+    from rustgpt.stepper import Stepper
+
+    exchange = world()
+    model = rustgpt.LLM(
+        rustgpt.ModelConfig(
+            embedding_dim=shape.dim, hidden_dim=4 * shape.dim, n_layers=shape.n_layers,
+            n_heads=shape.n_heads, max_seq_len=shape.context, activation="gelu", norm="pre",
+            attention_bias=True, output_bias=False, tie_embeddings=True,
+        ),
+        Vocabulary(shape.vocab_size),
+    )  # fmt: skip
+    config = rustgpt.TrainConfig(batch_size=texts, threads=threads, weight_decay=0.1, beta2=0.99)
+    row = random_ids(shape, 1)[0]
+    batch = [row[i % len(row)] for i in range(texts)]
+    spent = [0.0]
+    for name in ("meet", "sum_gradients", "gather_parameters"):
+        setattr(exchange, name, timed(getattr(exchange, name), spent))
+    steps, began = 0, 0.0
+    with Stepper(model, config, exchange=exchange) as stepper:
+        while steps < 2 or exchange.now() - began < seconds:
+            if steps == 1:  # the first warms up
+                spent[0], began = 0.0, exchange.now()
+            stepper.step(batch, 1e-4)
+            steps += 1
+    taken = (exchange.now() - began) / (steps - 1)
+    if exchange.is_first:
+        tokens = texts * shape.context
+        print(json.dumps({
+            "parameters": model.n_parameters, "step": taken, "exchange": spent[0] / (steps - 1),
+            "tokens_per_second": tokens / taken,
+        }))  # fmt: skip
+    exchange.leave(0)
+
+
+def timed(method: Any, spent: list[float]) -> Any:
+    def call(*args: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return method(*args)
+        finally:
+            spent[0] += time.perf_counter() - began
+
+    return call
+
+
+def run(command: Sequence[str], name: str, threads: int, texts: int, seconds: float) -> Any:
+    """Return what `serve` prints."""
+    own = [sys.executable, __file__, "--serve", name, str(threads), str(texts), str(seconds)]
+    env = {
+        **os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path[1:]]),
+    }  # fmt: skip
+    done = subprocess.run(
+        [*command, *own], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=env, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def threads_and_ranks(name: str, rounds: int, seconds: float) -> dict[str, Any]:
+    """Return how fast two ranks are beside two threads, in turns."""
+    texts = SHAPES[name].batch
+    ranks, threads = [], []
+    for _ in range(rounds):
+        ranks.append(run(["mpiexec", "-n", "2"], name, 1, texts, seconds))
+        threads.append(run([], name, 2, texts, seconds))
+    pace = "tokens_per_second"
+    ratios = [a[pace] / b[pace] for a, b in zip(ranks, threads, strict=True)]
+    return {
+        "shape": name, "ratio": statistics.median(ratios), "spread": spread(ratios),
+        "tokens_per_second": statistics.median(one[pace] for one in ranks),
+        "exchange_share": statistics.median(one["exchange"] / one["step"] for one in ranks),
+    }  # fmt: skip
+
+
+@contextmanager
+def two_hosts(gbits: float) -> Iterator[list[str]]:
+    """Make two hosts with a link between them; yield the command that starts a rank on each."""
+    link = f"tbf rate {gbits}gbit burst 256kb latency 50ms"
+    with tempfile.TemporaryDirectory() as folder:
+        agent = Path(folder) / "agent"
+        agent.write_text(AGENT.format(*NAMESPACES, *ADDRESSES))
+        agent.chmod(0o755)
+        try:
+            for name in NAMESPACES:
+                ip(f"netns add {name}")
+            first, second = (f"eth0 netns {name}" for name in NAMESPACES)
+            ip(f"link add {first} type veth peer name {second}")
+            for name, address in zip(NAMESPACES, ADDRESSES, strict=True):
+                ip(f"-n {name} addr add {address}/24 dev eth0")
+                ip(f"-n {name} link set lo up")
+                ip(f"-n {name} link set eth0 up")
+                ip(f"netns exec {name} tc qdisc add dev eth0 root {link}")
+            hosts = ",".join(f"{address}:1" for address in ADDRESSES)
+            command = f"mpiexec --prtemca plm_ssh_agent {agent} --host {hosts} -n 2"
+            yield [
+                *f"ip netns exec {NAMESPACES[0]} env OMPI_MCA_pml=ob1".split(),
+                *["OMPI_MCA_btl=tcp,self", "OMPI_MCA_btl_tcp_if_include=10.77.0.0/24"],
+                *["unshare", "--uts", "bash", "-c"],
+                f'hostname {NAMESPACES[0]}; {command} "$@"', "mpiexec",
+            ]  # fmt: skip
+        finally:
+            for name in NAMESPACES:
+                ip(f"netns del {name}", check=False)
+
+
+def ip(arguments: str, check: bool = True) -> None:
+    subprocess.run(["ip", *arguments.split()], check=check)
+
+
+def over_a_link(name: str, gbits: float, seconds: float) -> dict[str, Any]:
+    """Return what the formula says of two hosts, and what is measured."""
+    shape = SHAPES[name]
+    alone = run([], name, 1, shape.batch, seconds)
+    exchange = 2 * BYTES * alone["parameters"] / 2 / (gbits * 1e9 / 8)  # of n = 2
+    half = alone["tokens_per_second"] * exchange
+    texts = 2 * max(1, round(half / shape.context))
+    with two_hosts(gbits) as command:
+        found = run(command, name, 1, texts, max(seconds, 6 * exchange))
+    return {
+        "shape": name, "gbits": gbits, "exchange_formula": exchange,
+        "exchange": found["exchange"], "tokens_at_half": half, "texts_a_rank": texts // 2,
+        "exchange_share": found["exchange"] / found["step"],
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", default="seed16,char,baby", help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each (default: 5)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of a turn (default: 5)")
+    parser.add_argument("--link", type=float, nargs="+", metavar="GBITS", help="such as 1 0.1")
+    parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        name, threads, texts, seconds = arguments.serve
+        serve(SHAPES[name], int(threads), int(texts), float(seconds))
+        return
+    for name in arguments.shapes.split(","):
+        for gbits in arguments.link or [None]:
+            if gbits is None:
+                found = threads_and_ranks(name, arguments.rounds, arguments.seconds)
+            else:
+                found = over_a_link(name, gbits, arguments.seconds)
+            print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
