@@ -8,6 +8,7 @@ import pytest
 
 from .mpi_runs import needs_mpi, run_alone, run_ranks
 
+pytestmark = [needs_mpi, pytest.mark.slow]
 SCRIPT = str(Path(__file__).with_name("trainer_ranks_script.py"))
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 
@@ -42,7 +43,6 @@ def alone(tmp_path_factory):
     return {one: trained(tmp_path_factory.mktemp(one), dtype=one) for one in TOLERANCE}
 
 
-@needs_mpi
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_ranks_learn_what_one_process_learns(tmp_path, alone, ranks, dtype):
@@ -54,13 +54,11 @@ def test_ranks_learn_what_one_process_learns(tmp_path, alone, ranks, dtype):
     assert found["held"].max() <= -(-total // ranks)
 
 
-@needs_mpi
 def test_the_same_ranks_give_the_same_bits(tmp_path):
     first, second = (trained(tmp_path, 3, "float32") for _ in range(2))
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
-@needs_mpi
 @pytest.mark.parametrize("momentum", [False, True])
 def test_a_training_goes_on_with_other_ranks(tmp_path, alone, momentum):
     own = {"folder": str(tmp_path / "model"), "momentum": momentum}

@@ -14,7 +14,7 @@ import rustgpt
 
 from ..mpi_runs import LIMIT, MPIEXEC, lines_with, needs_mpi, run_ranks, start_ranks
 
-pytestmark = needs_mpi
+pytestmark = [needs_mpi, pytest.mark.slow]
 SCRIPT = str(Path(__file__).with_name("ranks_script.py"))
 COMMAND = ("-m", "rustgpt")
 # With an evaluation every 20 steps, before which the model is saved.

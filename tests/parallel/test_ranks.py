@@ -15,6 +15,7 @@ SCRIPT = str(Path(__file__).with_name("ranks_script.py"))
 
 
 @needs_mpi
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "what"),
     [(2, "sums"), (4, "sums"), (3, "meetings"), (3, "errors"), (2, "others"), (2, "points")],
