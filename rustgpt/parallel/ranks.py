@@ -5,13 +5,10 @@ from __future__ import annotations
 import atexit
 import os
 import pickle
-import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -20,6 +17,7 @@ from rustgpt.backend import ops
 from rustgpt.errors import RustGPTError, TrainingError
 from rustgpt.layers.memory import Array, aligned
 from rustgpt.parallel.exchange import MEETINGS, SHORT_MEETINGS, Exchange
+from rustgpt.parallel.process import Process, share
 
 Result = TypeVar("Result")
 Requests = list[tuple[int, Any]]  # an MPI request, and the rank that it waits for
@@ -37,36 +35,6 @@ HEADER: Final = np.dtype(
      ("text", "S440")]
 )  # fmt: skip
 MEETING, DATA, LEAVING = 1, 2, 3  # tags
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process of a training.
-
-    Parameters
-    ----------
-    host, pid
-        Where it runs, and its number there.
-    node
-        Differs from that of a process whose number means nothing here.
-    cpus
-        The processors that it may use.
-    """
-
-    host: str
-    pid: int
-    node: str
-    cpus: tuple[int, ...]
-
-    @classmethod
-    def this(cls) -> Process:
-        """Return what there is to know of this one."""
-        node = platform.node()
-        for file in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
-            with suppress(OSError):
-                node += os.readlink(file) if "ns" in file else open(file).read()  # noqa: SIM115
-        usable = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-        return cls(platform.node(), os.getpid(), node, (*sorted(usable(0)),))
 
 
 class Ranks(Exchange):
@@ -118,12 +86,7 @@ class Ranks(Exchange):
         self._longest = max(self._longest, seconds)
 
     def threads(self, available: int) -> int:
-        here = self.processes[self.rank]
-        local = [one.cpus for one in self.processes if one.node == here.node]
-        share = sum(
-            (Fraction(1, sum(cpu in one for one in local)) for cpu in here.cpus), Fraction()
-        )
-        return max(1, min(available, int(share)))
+        return max(1, min(available, int(share(self.rank, self.processes))))
 
     def processors(self) -> tuple[int, int]:
         here = self.processes[self.rank]
@@ -179,8 +142,7 @@ class Ranks(Exchange):
             )
 
     def name(self, rank: int) -> str:
-        process = self.processes[rank]
-        return f"rank {rank} (process {process.pid} on {process.host})"
+        return f"rank {rank} ({self.processes[rank]})"
 
     # Waiting
 
@@ -203,20 +165,10 @@ class Ranks(Exchange):
                 continue
             looked = now
             missing = sorted({rank for rank, request in requests if not request.Test()})
-            gone = [rank for rank in missing if not self._lives(rank)]
+            here = self.processes[self.rank]
+            gone = [rank for rank in missing if self.processes[rank].is_gone(here)]
             if missing and (gone or now - began > patience):
                 self._give_up(requests, gone, missing, now - began)
-
-    def _lives(self, rank: int) -> bool:
-        """Whether a process runs, as far as can be seen from here."""
-        here, there = self.processes[self.rank], self.processes[rank]
-        if here.node == there.node:
-            with suppress(PermissionError):
-                try:
-                    os.kill(there.pid, 0)
-                except ProcessLookupError:
-                    return False
-        return True
 
     def _give_up(
         self, requests: Requests, gone: list[int], missing: list[int], waited: float

@@ -7,7 +7,8 @@ import pytest
 from rustgpt.errors import ConfigError
 from rustgpt.parallel import mpi
 from rustgpt.parallel.exchange import Exchange
-from rustgpt.parallel.ranks import Process, Ranks
+from rustgpt.parallel.process import Process
+from rustgpt.parallel.ranks import Ranks
 
 from ..mpi_runs import needs_mpi, run_ranks
 
