@@ -12,7 +12,19 @@ from types import ModuleType
 from typing import Final, NamedTuple, NoReturn
 
 from rustgpt import __version__
-from rustgpt.cli import bench, chat, data, export, generate, info, job, ranks, tokenizer, train
+from rustgpt.cli import (
+    bench,
+    chat,
+    data,
+    export,
+    generate,
+    info,
+    job,
+    ranks,
+    serve,
+    tokenizer,
+    train,
+)
 from rustgpt.cli.options import likely_flags
 from rustgpt.cli.terminal import complain, is_terminal, note, say
 from rustgpt.errors import ConfigError, RustGPTError
@@ -56,6 +68,12 @@ COMMANDS: Final = {
         "Continue a text.",
         "MODEL TEXT [options]",
         ("rustgpt generate my-model 'The sun rises' --temperature 0.8 --seed 1",),
+    ),
+    "serve": Command(
+        serve,
+        "Serve a model: an API as OpenAI's, and a page to talk to it.",
+        "[MODEL] [options]",
+        ("rustgpt serve my-model", "rustgpt serve my-model --port 9000 --slots 4"),
     ),
     "info": Command(
         info,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from rustgpt.config import ModelConfig
 from rustgpt.errors import ConfigError, DataError, check_integer
 from rustgpt.generation.chat import Chat
@@ -20,7 +18,7 @@ from rustgpt.layers.context import Context, offsets_of
 from rustgpt.layers.layer import Layer
 from rustgpt.layers.memory import Array, Indices
 from rustgpt.text.text_format import TextFormat
-from rustgpt.text.tokenizer import Tokenizer
+from rustgpt.text.tokenizer import Tokenizer, token_ids
 from rustgpt.weights_lock import WeightsLock
 
 
@@ -273,7 +271,19 @@ class TextGenerator:
         TokenizerError
             If it is not text.
         """
-        ids, S = np.array(self.prompt_ids(text), np.int32), self.max_seq_len
+        return self.embed_ids(self.prompt_ids(text))
+
+    def embed_ids(self, ids: Sequence[int] | Indices) -> Array:  # (T,) -> (C,)
+        """Return the vector of a text of these tokens; see `embed`.
+
+        Raises
+        ------
+        DataError
+            If there is no token.
+        TokenizerError
+            If an id is not in the vocabulary.
+        """
+        ids, S = token_ids(ids, self.tokenizer.vocab_size), self.max_seq_len
         if not len(ids):
             raise DataError("an empty text has no vector: give it one word or more")
         total: Any = 0

@@ -1,0 +1,1 @@
+"""Owns the server: a model behind HTTP, and a page to talk to it."""

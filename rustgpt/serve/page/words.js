@@ -1,0 +1,33 @@
+// Owns the words of the page, in the languages that it speaks.
+export const WORDS = {
+  en: {
+    skip: "To the question", chats: "Chats", newChat: "New chat", deleteChat: "Delete", settings: "Settings",
+    conversation: "Conversation", question: "Your question", hint: "Ask something (Enter sends, Shift+Enter: new line)",
+    send: "Send", stop: "Stop", system: "System message", noSystem: "This model was trained without: the server leaves it out.",
+    temperature: "Temperature (0: always the likeliest)", topP: "Top p", topK: "Top k (0: all)",
+    penalty: "Repetition penalty (1: none)", maxTokens: "Longest answer, in tokens", seed: "Seed (empty: random)",
+    probabilities: "Show how likely each token was", theme: "Colours", auto: "As the system", light: "Light", dark: "Dark",
+    language: "Language", key: "Key of the server", you: "You", assistant: "Assistant", edit: "Edit", retry: "Retry",
+    copy: "Copy", save: "Send", cancel: "Cancel", untitled: "Empty chat", forgotten: "The model does not see what is above any more.",
+    loading: "The model is being loaded …", writing: "The answer is being written …", done: "The answer is complete.",
+    stopped: "Stopped.", cut: "The answer was cut: it has reached its longest length.",
+    leftOut: "The system message was left out: the model was trained without.", offline: "The server does not answer: is it running?",
+    tooLong: "The question is too long for this model.", wantsKey: "The server wants a key: enter it in the settings.",
+    busy: "The server is busy. Try again in a moment.", full: "The browser's storage is full: delete old chats.", empty: "(no text)",
+  },
+  zh: {
+    skip: "跳到输入框", chats: "对话", newChat: "新对话", deleteChat: "删除", settings: "设置",
+    conversation: "对话内容", question: "你的问题", hint: "输入问题（回车发送，Shift+回车换行）",
+    send: "发送", stop: "停止", system: "系统消息", noSystem: "此模型训练时没有系统消息：服务器会将其省略。",
+    temperature: "温度（0：总取最可能的词）", topP: "Top p", topK: "Top k（0：全部）",
+    penalty: "重复惩罚（1：无）", maxTokens: "回答的最大长度（token）", seed: "随机种子（空：随机）",
+    probabilities: "显示每个 token 的概率", theme: "颜色", auto: "跟随系统", light: "浅色", dark: "深色",
+    language: "语言", key: "服务器密钥", you: "你", assistant: "助手", edit: "编辑", retry: "重试",
+    copy: "复制", save: "发送", cancel: "取消", untitled: "空对话", forgotten: "模型已看不到以上内容。",
+    loading: "正在加载模型……", writing: "正在写回答……", done: "回答完成。",
+    stopped: "已停止。", cut: "回答已达到最大长度，被截断。",
+    leftOut: "系统消息被省略：此模型训练时没有系统消息。", offline: "服务器没有响应：它在运行吗？",
+    tooLong: "问题对此模型来说太长。", wantsKey: "服务器需要密钥：请在设置中填写。",
+    busy: "服务器繁忙，请稍后再试。", full: "浏览器存储已满：请删除旧对话。", empty: "（无文本）",
+  },
+};
