@@ -25,11 +25,14 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 
 class SlowModel(LLM):
-    """A model whose tokens take a while."""
+    """A model whose tokens may take a while, or fail."""
 
     pause = 0.0
+    failure: Exception | None = None
 
     def _decode(self, rows: Any, cache: Any, slots: Any) -> Any:
+        if self.failure is not None:
+            raise self.failure
         if self.pause:
             time.sleep(self.pause)
         return super()._decode(rows, cache, slots)
