@@ -71,7 +71,7 @@ def test_prompts():
         [1.5],
         ["a", 1],
         5,
-        ["x"] + [5],
+        ["x", 5],
     ):
         with pytest.raises(ApiError):
             read_fields(TEXT, {"prompt": value})
