@@ -13,6 +13,7 @@ from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -90,6 +91,8 @@ class Guard:
             what = "nothing is at this address" if error.status_code == 404 else error.detail
             refused = ApiError(error.status_code, what, headers=error.headers)
             await exchange.answer(refused, scope, receive)
+        except ClientDisconnect:  # before all of the request was there
+            pass
         except Exception:
             self._log(f"{exchange.id} failed\n{traceback.format_exc().rstrip()}")
             await exchange.answer(internal(exchange.id), scope, receive)
