@@ -113,7 +113,8 @@ def speed(server: Server, args: argparse.Namespace) -> None:
         ratios.append(eight / one)
         print(
             f"1 client: {one:,.0f} tokens/s, first after {first * 1000:.0f} ms; 8 clients: "
-            f"{eight:,.0f} tokens/s, first after {max(firsts) * 1000:.0f} ms; ratio {ratios[-1]:.2f}"
+            f"{eight:,.0f} tokens/s, first after {max(firsts) * 1000:.0f} ms, "
+            f"ratio {ratios[-1]:.2f}"
         )
     print(f"median ratio: {statistics.median(ratios):.2f}")
 

@@ -1,4 +1,4 @@
-"""Owns what the processes of a training know of each other: where each runs, on which processors."""
+"""Owns what the processes of a training know of each other: where each runs, on what processors."""
 
 from __future__ import annotations
 
