@@ -8,8 +8,11 @@ from rustgpt.cli.options import add_model, path
 from rustgpt.cli.terminal import say
 
 # What each format is for.
-FORMATS = {"hf": "a folder of Hugging Face, which transformers opens as it is"}
-DTYPES = ("float32", "float16", "bfloat16")
+FORMATS = {
+    "hf": "a folder of Hugging Face, which transformers opens as it is",
+    "gguf": "a file, which llama.cpp opens as it is",
+}
+DTYPES = ("float32", "float16", "bfloat16", "q8_0")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     text = "where to write it"
     parser.add_argument("destination", type=path, metavar="DESTINATION", help=text)
-    text = f"the numbers on disk: {', '.join(DTYPES)} (default: those of the model)"
+    text = f"the numbers on disk: {', '.join(DTYPES)}, the last for gguf alone "
+    text += "(default: those of the model)"
     parser.add_argument("--dtype", choices=DTYPES, metavar="NAME", help=text)
     text = "replace a model of this format that is there; without, it is left alone"
     parser.add_argument("--overwrite", action="store_true", help=text)

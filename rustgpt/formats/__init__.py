@@ -31,7 +31,7 @@ __all__ = [
 RUSTGPT: Final = "rustgpt"
 HUGGING_FACE: Final = "hf"
 GGUF: Final = "gguf"
-WRITERS: Final = (HUGGING_FACE,)  # the formats that can be written beside our own
+WRITERS: Final = (HUGGING_FACE, GGUF)  # the formats that can be written beside our own
 DTYPES: Final = ("float32", "float16", "bfloat16", "float64")
 # Files that run code when they are read.
 PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -111,11 +111,12 @@ def export(
     model
         A model whose layers are as rustgpt builds them.
     path
-        The folder.
+        The folder, or the file of a GGUF.
     format
-        "hf", which the package transformers opens as it is.
+        "hf", which the package transformers opens as it is, or "gguf", which llama.cpp does.
     dtype
-        Of the numbers on disk: "float32", "float16", "bfloat16"; by default the model's own.
+        Of the numbers on disk: "float32", "float16", "bfloat16", or in a GGUF also "q8_0", bytes
+        with a scale for each 32 of them; by default the model's own.
     overwrite
         Whether a model of this format that is there is replaced.
 
@@ -129,19 +130,22 @@ def export(
     TokenizerError
         If the tokenizer cannot be expressed.
     """
-    from rustgpt.formats import hf_export
-
     if format not in WRITERS:
         raise ConfigError(f"the format must be one of {', '.join(WRITERS)}, got {format!r:.60}")
     dtype = model.config.dtype if dtype is None else dtype
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r:.60}")
-    where = named(path)
-    if (where / CONFIG).is_file() and _kind_of_folder(where) != format:
-        raise CheckpointError(f"{where} holds a model of another format: choose another folder")
+    if format == GGUF:
+        from rustgpt.formats.gguf_export import export as write
+    else:
+        from rustgpt.formats.hf_export import export as write
+
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r:.60}")
+        where = named(path)
+        if (where / CONFIG).is_file() and _kind_of_folder(where) != format:
+            raise CheckpointError(f"{where} holds a model of another format: choose another folder")
     check_standard(model.layers, model.config, model.tokenizer.vocab_size)
     with model.weights_lock.alone:  # a training changes them between two steps only
-        hf_export.export(path, model, dtype, overwrite)
+        write(path, model, dtype, overwrite)
 
 
 def _kind_of_folder(folder: Path) -> str:

@@ -115,9 +115,11 @@ class GgufFile:
         elif name == "BF16":  # the upper half of a float32
             found = (np.ascontiguousarray(part).view("<u2").astype("<u4") << 16).view("<f4")
         else:
-            quants, types = _package()
+            gguf = package()
             with np.errstate(all="ignore"):  # a damaged scale gives NaN, which is told
-                found = quants.dequantize(np.ascontiguousarray(part), types(kind))
+                found = gguf.quants.dequantize(
+                    np.ascontiguousarray(part), gguf.GGMLQuantizationType(kind)
+                )
         yield found[0] if dimensions == 1 else found
 
     def refuse(self, why: str) -> Any:
@@ -216,13 +218,15 @@ class GgufFile:
         return Stored(kind, shape, begin)
 
 
-def _package() -> tuple[Any, Any]:
-    """Return what knows the blocks of quantised numbers, and their types; it is an extra."""
+def package() -> Any:
+    """Return the package `gguf`; it is an extra."""
     try:
-        from gguf import GGMLQuantizationType, quants
-    except ImportError:
+        import gguf
+
+        gguf.quants  # noqa: B018  (a folder of this name may be in the way)
+    except (ImportError, AttributeError):
         raise CheckpointError(
-            "quantised numbers of GGUF need the package gguf: install it by pip install "
-            "'rustgpt[gguf]'"
+            "this needs the package gguf, which knows the quantised numbers of GGUF: install it by "
+            "pip install 'rustgpt[gguf]'"
         ) from None
-    return quants, GGMLQuantizationType
+    return gguf

@@ -25,6 +25,7 @@ DIGITS: Final = ("smollm", "starcoder", "refact", "command-r", "codeshell")
 LLAMA3: Final = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral")
 QWEN2: Final = ("qwen2", "deepseek-r1-qwen", "stablelm2")
 KNOWN_CUTS: Final = (*GPT2, *DIGITS, *LLAMA3, *QWEN2)
+LEVEL: Final = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 
 
 def read_tokenizer(file: GgufFile) -> ReadTokenizer:
@@ -50,7 +51,7 @@ def _read(file: GgufFile) -> ReadTokenizer:
             f"its tokenizer is of the kind {kind!r:.40}; only byte-level BPE, called 'gpt2', can "
             "be read"
         )
-    cut = _get(file, "pre", str, "gpt-2")
+    cut = _get(file, "pre", str, "default")
     if cut not in KNOWN_CUTS:
         raise TokenizerError(
             f"how its tokenizer cuts texts is called {cut!r:.40}, which is not known here; known "
@@ -104,15 +105,14 @@ def _content(file: GgufFile, tokens: list[str], types: Any, cut: str) -> dict[st
     ]  # fmt: skip
     for token in added:
         token["special"] = bool(token["special"])
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    before = _get(file, "add_space_prefix", bool, False)
+    _get(file, "add_space_prefix", bool, False)  # which llama.cpp heeds in other kinds alone
     return {
         "version": "1.0",
         "added_tokens": added,
         "normalizer": None,
-        "pre_tokenizer": _pre_tokenizer(cut, {**level, "add_prefix_space": before}),
+        "pre_tokenizer": pre_tokenizer(cut),
         "post_processor": None,
-        "decoder": {**level, "use_regex": True},
+        "decoder": {**LEVEL, "use_regex": True},
         "model": {
             "type": "BPE", "unk_token": None, "continuing_subword_prefix": None,
             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
@@ -123,18 +123,18 @@ def _content(file: GgufFile, tokens: list[str], types: Any, cut: str) -> dict[st
     }  # fmt: skip
 
 
-def _pre_tokenizer(cut: str, level: dict[str, Any]) -> dict[str, Any]:
-    """Return what cuts texts, in the form of the package `tokenizers`."""
+def pre_tokenizer(cut: str) -> dict[str, Any]:
+    """Return what cuts texts by a rule of `KNOWN_CUTS`, in the form of the package `tokenizers`."""
     if cut in GPT2:
-        return {**level, "use_regex": True}
+        return {**LEVEL, "use_regex": True}
     if cut in DIGITS:
         first: dict[str, Any] = {"type": "Digits", "individual_digits": True}
-        return {"type": "Sequence", "pretokenizers": [first, {**level, "use_regex": True}]}
+        return {"type": "Sequence", "pretokenizers": [first, {**LEVEL, "use_regex": True}]}
     pattern = LLAMA3_CUT if cut in LLAMA3 else QWEN2_CUT
     first = {
         "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False,
     }  # fmt: skip
-    return {"type": "Sequence", "pretokenizers": [first, {**level, "use_regex": False}]}
+    return {"type": "Sequence", "pretokenizers": [first, {**LEVEL, "use_regex": False}]}
 
 
 def _get(file: GgufFile, name: str, kind: type, default: Any) -> Any:

@@ -7,13 +7,9 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
-import numpy as np
-
-from rustgpt.config import ModelConfig
-from rustgpt.errors import CheckpointError
 from rustgpt.file_set import CONFIG
 from rustgpt.formats.folder import Parts, write_folder
-from rustgpt.formats.foreign import Array, Piece
+from rustgpt.formats.foreign import Array
 from rustgpt.formats.hf_config import written_config
 from rustgpt.formats.hf_layout import layout_of
 from rustgpt.formats.hf_tokenizer import (
@@ -27,8 +23,9 @@ from rustgpt.formats.hf_tokenizer import (
 )
 from rustgpt.formats.output_bias import without_bias
 from rustgpt.formats.safetensors_file import INDEX, SINGLE
-from rustgpt.formats.safetensors_write import Tensor, rows_of, safetensors
+from rustgpt.formats.safetensors_write import safetensors
 from rustgpt.formats.tokenizer_export import library_json
+from rustgpt.formats.written_tensors import tensors_of
 from rustgpt.generation.text_generator import TextGenerator
 from rustgpt.layers.gpt import named_parameters
 
@@ -38,9 +35,7 @@ KNOWN: Final = (
 )  # fmt: skip
 
 
-def export(
-    folder: str | os.PathLike[str], model: TextGenerator, dtype: str, overwrite: bool
-) -> None:
+def export(path: str | os.PathLike[str], model: TextGenerator, dtype: str, overwrite: bool) -> None:
     """Write a model with its tokenizer; see `rustgpt.formats.export`."""
     config, texts, V = model.config, model.text_format, model.tokenizer.vocab_size
     parameters: Mapping[str, Array] = named_parameters(model.layers)
@@ -55,50 +50,16 @@ def export(
     content, settings = library_json(
         texts.tokenizer, bos_id, config.max_seq_len, config.chat_template
     )
+    layout = layout_of(fields["model_type"], config, V)
     files: dict[str, Parts] = {
         CONFIG: _json(fields),
         GENERATION: _json(special),
         FILE: _json(content),
         SETTINGS: _json(settings),
-        SINGLE: safetensors(_tensors(fields["model_type"], config, V, parameters), dtype),
+        SINGLE: safetensors(tensors_of(layout, parameters), dtype),
     }
-    write_folder(folder, files, KNOWN, overwrite)
+    write_folder(path, files, KNOWN, overwrite)
 
 
 def _json(content: object) -> list[bytes]:
     return [json.dumps(content, ensure_ascii=False, indent=2).encode() + b"\n"]
-
-
-def _tensors(
-    kind: str, config: ModelConfig, vocab_size: int, parameters: Mapping[str, Array]
-) -> list[Tensor]:
-    """Return the tensors of a model, by their names in transformers."""
-    found = []
-    for name, pieces in layout_of(kind, config, vocab_size).items():
-        left = 0
-        for piece in pieces:
-            if name in parameters:
-                value = parameters[name][..., left : left + piece.width]
-            else:
-                value = _neutral(name, piece)
-            found.append(_tensor(piece, value))
-            left += piece.width
-    return found
-
-
-def _neutral(name: str, piece: Piece) -> Array:
-    """Return the values of a parameter that the model does without: they change nothing."""
-    if name.endswith("attention.projection_weight"):
-        return np.eye(*piece.shape, dtype=np.float32)
-    return np.zeros(piece.shape, np.float32)
-
-
-def _tensor(piece: Piece, value: Array) -> Tensor:
-    if piece.skipped:
-        value = np.concatenate([np.zeros((piece.skipped, piece.width), value.dtype), value])
-    value = value.T if piece.transposed else value
-    if value.shape != piece.shape:
-        raise CheckpointError(
-            f"the model was not written: {piece.name!r} must be {piece.shape}, but is {value.shape}"
-        )
-    return Tensor(piece.name, piece.shape, lambda: rows_of(value))

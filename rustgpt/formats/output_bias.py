@@ -42,7 +42,7 @@ def without_bias(
     w = found.get(f"{norm}.weight", np.zeros(1)).astype(np.float64)  # (C,)
     if not w.all() or f"{norm}.bias" not in found:
         raise CheckpointError(
-            "the bias of the output projection cannot be expressed in a model of Hugging Face: "
+            "the bias of the output projection cannot be expressed in a model of other programs: "
             "there is no layer norm before it that could take it up; train with --no-output-bias"
         )
     c = found[f"{norm}.bias"].astype(np.float64)  # (C,)

@@ -65,10 +65,10 @@ def safetensors(tensors: Sequence[Tensor], dtype: str) -> Iterator[bytes]:
     yield len(text).to_bytes(8, "little") + text
     for tensor in tensors:
         for rows in tensor.rows():
-            yield _rounded(rows, dtype, tensor.name).astype(kind, copy=False).tobytes()
+            yield rounded(rows, dtype, tensor.name).astype(kind, copy=False).tobytes()
 
 
-def _rounded(values: Array, dtype: str, name: str) -> Array:
+def rounded(values: Array, dtype: str, name: str) -> Array:
     """Return numbers in another type, each the nearest; those of bfloat16 by their bits."""
     if not np.isfinite(values).all():
         raise CheckpointError(f"the model was not written: {name!r} holds NaN or infinity")
