@@ -48,6 +48,7 @@ class LibraryTokenizer(PieceTokenizer):
         # Nothing is cut off, filled up or left to chance.
         model = {**content["model"], "dropout": None}
         content = {**content, "truncation": None, "padding": None, "model": model}
+        content["post_processor"] = None  # who asks for ids puts the start token before them
         self._library = guarded(the_library().Tokenizer.from_str, json.dumps(content))
         self._named_end = end or model.get(END_OF_TEXT)
         end = _end_token(self._library, content, self._named_end)
@@ -79,7 +80,7 @@ class LibraryTokenizer(PieceTokenizer):
 
     def _asked(self, texts: list[str]) -> list[list[int]]:
         """Return what the library makes of each text."""
-        made = self._library.encode_batch_fast(texts, add_special_tokens=False)
+        made = guarded(self._library.encode_batch_fast, texts, False, False)
         return [encoding.ids for encoding in made]
 
     def library_content(self) -> dict[str, Any]:
@@ -123,9 +124,12 @@ def check_bpe(content: dict[str, Any]) -> dict[str, Any]:
         raise TokenizerError(f"{READABLE}, but the model is {kind!r:.40}")
     if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
         raise TokenizerError('the "model" of the tokenizer lacks an object "vocab" or "merges"')
-    pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
+    pairs = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
     if not all(isinstance(m, list) and len(m) == 2 and {*map(type, m)} == {str} for m in pairs):
         raise TokenizerError('each of the "merges" of the tokenizer must be two pieces of text')
+    for pair in pairs:
+        if "".join(pair) not in model["vocab"]:  # on which the library may print an alarm
+            raise TokenizerError(f"the merge {pair!r:.60} of the tokenizer gives no token of it")
     return model
 
 
@@ -192,7 +196,7 @@ def _special_tokens(library: Any, content: dict[str, Any]) -> dict[int, str]:
     merges = content["model"]["merges"]
     merged = {m.replace(" ", "", 1) if isinstance(m, str) else "".join(m) for m in merges}
     for i, name in special.items():
-        if name in merged or i in library.encode(name, add_special_tokens=False).ids:
+        if name in merged or i in guarded(library.encode, name).ids:
             raise TokenizerError(
                 f"the special token {name!r:.60} of the tokenizer is also made of ordinary text; "
                 "it must be another"
