@@ -70,6 +70,7 @@ def test_epsilon_and_angles_are_those_of_the_configuration(small):
                    rope_factor=2.0)  # fmt: skip
     _, block, *_, norm, _ = build_layers(config, V)
     assert [block.norm1.epsilon, block.norm2.epsilon, norm.epsilon] == [1e-3] * 3
+    assert [block.spec.epsilon1, block.spec.epsilon2] == [1e-3] * 2
     assert block.attention.rotary == Rotary(2, 12, 50.0, "linear", 2.0, original=12)
 
 

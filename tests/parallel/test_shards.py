@@ -19,6 +19,10 @@ VARIANTS = {
         "norm": "pre", "activation": "gelu", "attention_bias": True, "tie_embeddings": True,
         "output_bias": False,
     },
+    "Llama": {
+        "norm": "pre", "norm_type": "rms_norm", "positions": "rotary", "activation": "swiglu",
+        "feed_forward_bias": False, "n_heads": 3, "n_kv_heads": 1, "output_bias": False,
+    },
     "tied, with a bias": {"tie_embeddings": True, "output_bias": True},
 }  # fmt: skip
 
