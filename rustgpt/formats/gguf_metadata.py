@@ -10,8 +10,8 @@ from rustgpt.errors import CheckpointError, TokenizerError
 from rustgpt.formats import gguf_tokenizer as reader
 from rustgpt.formats.chat_template_jinja import written
 from rustgpt.formats.gguf_tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED, pre_tokenizer
-from rustgpt.text.bpe_tokenizer import UNUSED as FILLED
 from rustgpt.text.bpe_tokenizer import BpeTokenizer
+from rustgpt.text.library import UNUSED as FILLED
 from rustgpt.text.text_format import TextFormat
 
 LLAMA: Final = {"norm_type": "rms_norm", "positions": "rotary", "activation": "swiglu"}
