@@ -1,4 +1,4 @@
-"""Owns damaged folders of Hugging Face: what is wrong in them gives two kinds of errors, no other.
+"""Owns damaged models of other programs: what is wrong in them gives two kinds of errors, no other.
 
 `python -m tests.formats.mutants --n 100000` damages each file so often; the tests do so with few.
 """
@@ -17,8 +17,9 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-from rustgpt import LLM
+from rustgpt import LLM, ModelConfig
 from rustgpt.errors import CheckpointError, TokenizerError
+from rustgpt.formats import export
 from rustgpt.formats.safetensors_file import INDEX, SINGLE
 from rustgpt.text.bpe_tokenizer import BpeTokenizer
 from rustgpt.text.library_json import beginning_json
@@ -33,6 +34,14 @@ VALUES: list[Any] = [
     [0], [1, 2], [[]], {"a": 1}, ["x"], "a" * 5000, [[[[[[]]]]]],
 ]  # fmt: skip
 BYTES = [b"\0", b"\xff", b"\x80", b'"', b"{", b"}", b"[", b"]", b":", b",", b"9", b"-", b"\\", b"e"]
+NUMBERS = [0, 1, 2, 3, 5, 8, 9, 12, 31, 255, 2**16, 2**31, 2**40, 2**63, 2**64 - 1]
+# Settings of models in Llama's form, and of Llama 3.1's positions.
+LLAMA: dict[str, Any] = {
+    "embedding_dim": 32, "hidden_dim": 64, "n_layers": 1, "n_heads": 4, "n_kv_heads": 2,
+    "norm": "pre", "norm_type": "rms_norm", "positions": "rotary", "activation": "swiglu",
+    "feed_forward_bias": False, "output_bias": False, "max_seq_len": 40,
+}  # fmt: skip
+LLAMA3 = {"rope_scaling": "llama3", "rope_factor": 8.0, "rope_original_max_seq_len": 8192}
 LARGEST_GROWTH = 300  # MB of memory, over all mutants
 
 
@@ -96,6 +105,8 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
     """Damage to a file of JSON, or to a safetensors file."""
     if rng.random() < 0.4:
         return damaged_bytes(data, rng)
+    if data[:4] == b"GGUF":
+        return _damaged_header(data, rng)
     if data[:1] == b"{":
         return json.dumps(damaged_json(json.loads(data), rng)).encode()
     if data[:8].endswith(b"\0\0"):
@@ -106,6 +117,22 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
         )
         return size.to_bytes(8, "little") + header + data[8 + length :]
     return damaged_bytes(data, rng)
+
+
+def _damaged_header(data: bytes, rng: random.Random) -> bytes:
+    """Damage to numbers and names in the first part of a GGUF file, which tells of the rest."""
+    found = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        if rng.random() < 0.5:
+            at, length = rng.randrange(4, 12_000), rng.choice((4, 8))
+        else:  # of an entry: behind its name
+            at, length = found.find(b".", rng.randrange(6000)), rng.choice((1, 4, 8))
+            at += rng.randrange(40)
+        number = rng.choice(
+            (0, 1, 2, 3, 5, 8, 9, 12, 31, 255, 2**16, 2**31, 2**40, 2**63, 2**64 - 1)
+        )
+        found[at : at + length] = number.to_bytes(8, "little")[:length]
+    return bytes(found)
 
 
 def folders(root: Path) -> dict[str, tuple[Path, list[str]]]:
@@ -139,7 +166,14 @@ def folders(root: Path) -> dict[str, tuple[Path, list[str]]]:
     places = {name: f"m-{i}.safetensors" for i in range(2) for name in names[i::2]}
     (shards / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
     llama = write(root / "llama", llama_config(), llama_tensors())
+    (root / "gguf").mkdir()
+    for dtype, changes in (("q8_0", {}), ("float16", LLAMA3)):
+        export(
+            LLM(ModelConfig(**LLAMA, **changes), bpe), root / f"gguf/{dtype}.gguf", "gguf", dtype
+        )
+    export(LLM.load(whole), root / "gguf" / "gpt2.gguf", "gguf", "float32")
     return {
+        "gguf": (root / "gguf", ["q8_0.gguf", "float16.gguf", "gpt2.gguf"]),
         "llama": (llama, ["config.json"]),
         "config": (char, ["config.json"]),
         "safetensors": (char, [SINGLE]),
@@ -159,7 +193,8 @@ def run(kind: str, n: int, seed: int, root: Path, tell: Callable[[str], None]) -
     """Damage a file n times; return how often each kind of end came."""
     folder, names = folders(root)[kind]
     rng = random.Random(f"{kind} {seed}")
-    LLM.load(folder)
+    for name in names:
+        _end(folder, name)
     sound = {name: (folder / name).read_bytes() for name in names}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ends: Counter[str] = Counter()
@@ -169,7 +204,7 @@ def run(kind: str, n: int, seed: int, root: Path, tell: Callable[[str], None]) -
         (folder / name).write_bytes(data)
         began = time.process_time()
         try:
-            ends[_end(folder)] += 1
+            ends[_end(folder, name)] += 1
         except BaseException:
             (root / "culprit").write_bytes(data)
             tell(f"{kind}: mutant {i} of {name} is in {root / 'culprit'}")
@@ -181,9 +216,9 @@ def run(kind: str, n: int, seed: int, root: Path, tell: Callable[[str], None]) -
     return ends
 
 
-def _end(folder: Path) -> str:
+def _end(folder: Path, name: str) -> str:
     try:
-        model = LLM.load(folder)
+        model = LLM.load(folder / name if name.endswith(".gguf") else folder)
     except (CheckpointError, TokenizerError) as error:
         message = str(error)
         assert message.isprintable(), ascii(message)

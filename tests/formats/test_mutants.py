@@ -9,7 +9,8 @@ from .mutants import run
 pytest.importorskip("tokenizers")
 
 KINDS = [
-    "llama", "config", "safetensors", "shards", "tokenizer", "characters", "settings", "vocabulary",
+    "gguf", "llama", "config", "safetensors", "shards", "tokenizer", "characters", "settings",
+    "vocabulary",
 ]  # fmt: skip
 
 
