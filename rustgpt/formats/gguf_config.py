@@ -130,14 +130,21 @@ def _llama3(data: Metadata, shared: dict[str, Any], theta: float) -> dict[str, A
     if shape != (head_dim // 2,):
         data.refuse(f"the tensor {FREQUENCIES!r} must be {(head_dim // 2,)}, but is {shape}")
     (divisors,) = data.file.rows(FREQUENCIES)
-    factor = float(divisors.max(initial=1))
-    if not np.isfinite(divisors).all() or not (divisors > 0).all() or not 1 <= factor <= 1e6:
+    if not np.isfinite(divisors).all() or not (divisors > 0).all():
         data.refuse(f"the tensor {FREQUENCIES!r} holds no scaling of frequencies")
-    found = Rotary(head_dim, 2, theta, "llama3", factor, LOW, HIGH, ORIGINAL)
-    expected: Array = Rotary(head_dim, 2, theta).frequencies() / divisors
-    if not np.allclose(found.frequencies(), expected, rtol=1e-4, atol=0):
+    original = data.get(int, "rope.scaling.original_context_length", ORIGINAL)
+    settings = LOW, HIGH, original
+    plain: Array = Rotary(head_dim, 2, theta).frequencies()
+    # Of the slowest pair 1 / divisor = (1 - kept) / factor + kept; see `Rotary`.
+    half = Rotary(head_dim, 2, theta, "llama3", 2.0, *settings).frequencies()[-1] / plain[-1]
+    kept = 2 * half - 1
+    factor = float((1 - kept) / (1 / divisors[-1] - kept)) if kept < 1 / divisors[-1] else 1.0
+    if not 1 <= factor <= 1e6:
+        data.refuse(f"the tensor {FREQUENCIES!r} holds no scaling of frequencies")
+    found = Rotary(head_dim, 2, theta, "llama3", factor, *settings).frequencies()
+    if not np.allclose(found, plain / divisors, rtol=1e-4, atol=0):
         data.refuse(f"the tensor {FREQUENCIES!r} is not that of Llama 3.1's scaling")
     return {
-        "rope_scaling": "llama3", "rope_factor": factor, "rope_low_freq_factor": LOW,
-        "rope_high_freq_factor": HIGH, "rope_original_max_seq_len": ORIGINAL,
+        "rope_scaling": "llama3", "rope_factor": round(factor, 4), "rope_low_freq_factor": LOW,
+        "rope_high_freq_factor": HIGH, "rope_original_max_seq_len": original,
     }  # fmt: skip

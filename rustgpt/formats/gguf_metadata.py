@@ -61,6 +61,9 @@ def describe(writer: Any, config: ModelConfig, vocab_size: int) -> None:
     if config.rope_scaling == "linear":
         writer.add_string("llama.rope.scaling.type", "linear")
         writer.add_rope_scaling_factor(config.rope_factor)
+    if config.rope_scaling == "llama3":  # the rest is in a tensor
+        original = config.rope_original_max_seq_len or config.max_seq_len
+        writer.add_rope_scaling_orig_ctx_len(original)
 
 
 def describe_texts(writer: Any, texts: TextFormat, end_ids: tuple[int, ...]) -> None:
