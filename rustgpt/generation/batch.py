@@ -13,7 +13,7 @@ from rustgpt.layers.cache import Cache
 # Continues texts in slots of a cache by tokens; returns the logits (B, V) of what follows each.
 Decode = Callable[[list[NDArray[np.int32]], Cache, list[int]], NDArray[Any]]
 
-CHUNK: Final = 512  # the most tokens of prompts that are read between two tokens of other texts
+CHUNK: Final = 512
 
 
 class Text:
@@ -61,12 +61,20 @@ class Batch:
         How many texts there is room for.
     version
         Tells the version of the weights: what others have made of a text is not used again.
+    chunk
+        The most tokens of prompts that are read between two tokens of other texts; by default 512.
     """
 
     def __init__(
-        self, decode: Decode, max_seq_len: int, slots: int, version: Callable[[], int]
+        self,
+        decode: Decode,
+        max_seq_len: int,
+        slots: int,
+        version: Callable[[], int],
+        chunk: int | None = None,
     ) -> None:
         self._decode = decode
+        self._chunk = CHUNK if chunk is None else chunk
         self._max_seq_len = max_seq_len
         self._version = version
         self._cache = Cache(max_seq_len, slots)
@@ -120,7 +128,7 @@ class Batch:
             return self._read_one(texts[0])
         if not texts:
             return []
-        room = CHUNK
+        room = self._chunk
         rows: list[NDArray[np.int32]] = []
         reading: list[Text] = []
         for text in texts:
@@ -145,7 +153,7 @@ class Batch:
             row[0] = text.ids[-1]
         else:
             fresh = self._fresh(text)
-            n = min(len(fresh), CHUNK)
+            n = min(len(fresh), self._chunk)
             is_last, row = n == len(fresh), np.array(fresh[:n], np.int32)
         logits = self._decode([row], self._cache, [text.slot])
         text.read += n

@@ -33,6 +33,8 @@ class Engine:
         An `LLM`. While it is trained, each token is made of the weights between two steps.
     slots
         How many texts are made at once; each takes the memory of a `Cache` slot.
+    chunk
+        The most tokens of prompts that are read between two tokens of other texts; by default 512.
 
     Examples
     --------
@@ -44,9 +46,11 @@ class Engine:
             ...
     """
 
-    def __init__(self, model: Model, slots: int = SLOTS) -> None:
+    def __init__(self, model: Model, slots: int = SLOTS, chunk: int | None = None) -> None:
         self._model = model
-        self._batch = Batch(model._decode, model.max_seq_len, slots, lambda: model.weights_version)
+        self._batch = Batch(
+            model._decode, model.max_seq_len, slots, lambda: model.weights_version, chunk
+        )
         self._slots = slots
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []

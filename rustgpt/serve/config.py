@@ -10,11 +10,14 @@ from typing import Final
 
 from rustgpt.config import ModelConfig
 from rustgpt.errors import ConfigError
+from rustgpt.generation.batch import CHUNK
 
 KEY_BYTES: Final = 32  # random ones
 KEY_CHARACTERS: Final = 43  # that many bytes in base64
 KEY_VARIABLE: Final = "RUSTGPT_API_KEY"
 MOST_SLOTS: Final = 16
+SHORTEST_CHUNK: Final = 16
+CHUNK_OPERATIONS: Final = 2**34
 MEMORY_SHARE: Final = 4  # a quarter of what is free, at most, is taken for texts
 
 
@@ -163,6 +166,14 @@ def slots_for(config: ModelConfig, free: int | None = None) -> int:
     if free is None:
         free = free_memory()
     return max(1, min(MOST_SLOTS, free // MEMORY_SHARE // max(1, each)))
+
+
+def chunk_for(n_parameters: int) -> int:
+    """Return how many tokens of a prompt are read at once while others wait for their next one.
+
+    They take about as long as 2 * N * n operations, which are to be some tenths of a second.
+    """
+    return max(SHORTEST_CHUNK, min(CHUNK, CHUNK_OPERATIONS // (2 * n_parameters)))
 
 
 def free_memory() -> int:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
 from rustgpt.llm import LLM
-from rustgpt.serve.config import ServeConfig, slots_for
+from rustgpt.serve.config import ServeConfig, chunk_for, slots_for
 from rustgpt.serve.errors import ApiError, invalid
 from rustgpt.serve.metrics import Metrics
 from rustgpt.serve.worker import RETRY_AFTER, Worker
@@ -49,7 +49,9 @@ class Service:
         """Load the model and begin to serve it."""
         model = await self.read(self._load)
         slots = self.config.slots or slots_for(model.config)
-        self._worker = Worker(model, slots, self.config.limits.queued)
+        self._worker = Worker(
+            model, slots, self.config.limits.queued, chunk_for(model.n_parameters)
+        )
         self.reads_system = self._reads_system(model)
         self._model = model
 

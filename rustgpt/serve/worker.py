@@ -107,14 +107,16 @@ class Worker:
         How many are made at once.
     queued
         How many more may wait.
+    chunk
+        The most tokens of prompts that are read between two tokens of other texts.
     """
 
-    def __init__(self, model: Model, slots: int, queued: int) -> None:
+    def __init__(self, model: Model, slots: int, queued: int, chunk: int | None = None) -> None:
         self.slots = slots
         self.queued = queued
         self.texts = 0  # that are made or wait; the event loop's
         self._loop = asyncio.get_running_loop()
-        self._engine = Engine(model, slots)
+        self._engine = Engine(model, slots, chunk)
         self._owners: dict[Request, tuple[Job, int]] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="rustgpt-engine", daemon=True)

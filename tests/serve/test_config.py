@@ -6,7 +6,7 @@ import pytest
 
 from rustgpt.config import ModelConfig
 from rustgpt.errors import ConfigError
-from rustgpt.serve.config import Limits, ServeConfig, read_key, slots_for
+from rustgpt.serve.config import Limits, ServeConfig, chunk_for, read_key, slots_for
 
 KEY = secrets.token_hex(32)
 
@@ -63,3 +63,7 @@ def test_as_many_texts_as_memory_allows():
     fewer = ModelConfig(embedding_dim=64, n_heads=4, n_kv_heads=2, n_layers=2, max_seq_len=100)
     assert slots_for(fewer, free=4 * 3 * each) == 6
     assert slots_for(config) >= 1
+
+
+def test_a_large_model_reads_prompts_in_smaller_parts():
+    assert [chunk_for(n) for n in (1, 10**6, 124_000_000, 10**12)] == [512, 512, 69, 16]
