@@ -150,7 +150,9 @@ def leave(server: Server, args: argparse.Namespace) -> None:
         connection.close()
 
     with ThreadPoolExecutor(16) as threads:
-        list(threads.map(once, [random_.random() * 0.1 for _ in range(args.count)]))
+        for _ in range(5):
+            list(threads.map(once, [random_.random() * 0.1 for _ in range(args.count // 5)]))
+            print(f"resident: {server.status('VmRSS'):,} KiB", flush=True)
     time.sleep(2)
     after = server.status("VmRSS"), server.status("Threads"), server.files()
     print("resident KiB, threads, files before and after:", before, after)
