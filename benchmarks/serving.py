@@ -87,13 +87,15 @@ class Server:
         print(f"failures in the log: {failed}")
 
 
-def stream(server: Server, tokens: int, seed: int = 0) -> tuple[float, float]:
+def stream(
+    server: Server, tokens: int, seed: int = 0, connection: http.client.HTTPConnection | None = None
+) -> tuple[float, float]:
     """Ask for so many tokens; return the seconds to the first one, and of all."""
     body = {
         "model": "small", "prompt": "\U00020000\U00020001", "max_tokens": tokens, "stream": True,
         "seed": seed, "temperature": 0, "logit_bias": {"0": -100},
     }  # fmt: skip
-    connection = server.connect()
+    connection = connection or server.connect()
     began = time.perf_counter()
     connection.request("POST", PATH, json.dumps(body), {"Content-Type": "application/json"})
     response = connection.getresponse()
@@ -164,14 +166,14 @@ def soak(server: Server, args: argparse.Namespace) -> None:
     end = time.monotonic() + args.seconds
 
     def work(seed: int) -> int:
-        done = 0
+        done, connection = 0, server.connect()
         while time.monotonic() < end:
-            stream(server, 32, seed)
+            stream(server, 32, seed, connection)
             done += 1
         return done
 
-    with ThreadPoolExecutor(60) as threads:
-        work_ = [threads.submit(work, i) for i in range(60)]
+    with ThreadPoolExecutor(64) as threads:
+        work_ = [threads.submit(work, i) for i in range(64)]
         while time.monotonic() < end:
             time.sleep(min(20, args.seconds / 10))
             print(f"resident: {server.status('VmRSS'):,} KiB", flush=True)
