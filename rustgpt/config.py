@@ -112,7 +112,8 @@ def _in_limits(setting: Field[Any], kind: Any, value: Any) -> Any:
     except OverflowError:  # more than a float can hold
         plain = math.nan
     if not lowest <= plain <= highest or (below and plain == highest):  # NaN fails too
-        limits = f"at least {_plain(lowest)}"
+        finite = "" if -math.inf < plain < math.inf else "finite and "
+        limits = f"{finite}at least {_plain(lowest)}"
         if highest < math.inf:
             limits = f"from {_plain(lowest)} to {'below ' * below}{_plain(highest)}"
         raise ConfigError(f"{setting.name} must be {limits}, got {value!r:.60}")

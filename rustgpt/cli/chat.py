@@ -74,24 +74,28 @@ def converse(chat: Chat) -> int:
     while True:
         try:
             prompt = read_prompt()
+            interrupted = False
+            if prompt is None or prompt.strip().lower() in ("exit", "/exit"):
+                return 0
+            reply(chat, prompt, commands)
         except KeyboardInterrupt:  # perhaps meant for an answer that had just ended
             if interrupted or not is_terminal(sys.stdin):
                 raise
             interrupted = True
             say()
             note("rustgpt: Ctrl-C once more, or exit, ends the chat")
-            continue
-        interrupted = False
-        if prompt is None or prompt.strip().lower() in ("exit", "/exit"):
-            return 0
-        if not prompt.strip():
-            continue
-        try:
-            question = commands.run(prompt) if prompt.startswith("/") else prompt
-            if question is not None:
-                answer(chat, question, commands)
-        except (DataError, ConfigError) as error:  # the next one may be better
-            complain(error)
+
+
+def reply(chat: Chat, prompt: str, commands: Commands) -> None:
+    """Do what was typed: answer a question, or carry out a command."""
+    if not prompt.strip():
+        return
+    try:
+        question = commands.run(prompt) if prompt.startswith("/") else prompt
+        if question is not None:
+            answer(chat, question, commands)
+    except (DataError, ConfigError) as error:  # the next one may be better
+        complain(error)
 
 
 def answer(chat: Chat, question: str, commands: Commands) -> None:
@@ -147,9 +151,20 @@ def read_prompt() -> str | None:
             return None
         except UnicodeDecodeError as error:
             return error.object.decode(error.encoding, "replace")
+        except KeyboardInterrupt:
+            if not _typed():
+                raise
+            say()
+            return ""  # what was typed is given up, as in a shell
     if asks:
         say(PROMPT, end="")
     line = sys.stdin.buffer.readline() if sys.stdin is not None else b""
     if asks and not line:
         say()
     return line.decode("utf-8", "replace") if line else None
+
+
+def _typed() -> str:
+    """Return what had been typed when Ctrl-C came, if that is known."""
+    editor = sys.modules.get("readline")
+    return editor.get_line_buffer() if editor else ""

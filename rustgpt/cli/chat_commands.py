@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 HELP: Final = """\
 /set                 show the settings
 /set NAME VALUE      change one, such as: /set temperature 0.8
-/system TEXT         what the model is told before all questions; none for nothing
+/system TEXT         what the model is told before all questions, or none
 /clear               forget what was said
 /retry               answer the last question again
-/stats               how long the last answer took, and how much of the context is used
-/probs               how sure the model was of each token, and what else it weighed
+/stats               the time of the last answer, and the use of the context
+/probs               how sure the model was of each token, and of what others
 /exit                end the chat, as 'exit' and the end of input do
-Ctrl-C ends an answer; twice where a question is awaited, the chat."""
+Ctrl-C ends an answer, or gives up what is typed; twice at an empty prompt, it
+ends the chat."""
 
 
 class Commands:
@@ -91,12 +92,13 @@ class Commands:
     def _stats(self, rest: str) -> None:
         last = self._answer()
         n, most = len(last.tokens), self._chat.max_seq_len
+        questions = len(self._chat.history) // 2
         pace = f"{n / self._seconds:,.0f} tokens/s" if self._seconds else "at once"
         say(
             f"the last answer: {n} tokens in {self._seconds:.2f} s ({pace}), "
             f"ended by {last.ended or 'Ctrl-C'}\n"
             f"its prompt: {last.prompt_length} tokens; the model sees {most} at once\n"
-            f"remembered: {len(self._chat.history) // 2} questions"
+            f"remembered: {questions} question{'s' * (questions != 1)}"
         )
 
     def _probs(self, rest: str) -> None:
@@ -122,7 +124,8 @@ def _row(token: ScoredToken, width: int) -> str:
 
 def _cells(text: str) -> int:
     """Return how many columns of a terminal a text takes: two for each wide character."""
-    return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text)
+    seen = (sign for sign in text if unicodedata.category(sign) not in ("Mn", "Me", "Cf"))
+    return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in seen)
 
 
 def _percent(logprob: float) -> str:

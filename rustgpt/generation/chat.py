@@ -143,6 +143,8 @@ class Chat:
     def _stop(self) -> None:
         if self._open is not None:
             self._open.stop()
+        for request in self._engine.requests:  # of a question that was interrupted as it began
+            self._engine.drop(request)
 
     def _prompt(self, question: str) -> list[int]:
         """Return the tokens of a question behind those that are remembered and fit before it."""

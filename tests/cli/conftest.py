@@ -116,6 +116,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "model")
 
 
+@pytest.fixture
+def endless(tmp_path: Path, model: str) -> str:
+    """The folder of a model that never ends what it writes."""
+    loaded = rustgpt.LLM.load(model)
+    loaded.named_parameters()["layers.2.bias"][loaded.tokenizer.end_id] = -1e3
+    loaded.save(tmp_path / "endless")
+    return str(tmp_path / "endless")
+
+
 def replaced(flags: tuple[str, ...], name: str, value: str) -> tuple[str, ...]:
     """Return flags of which one has another value."""
     place = flags.index(name) + 1

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-import rustgpt
-from rustgpt.cli import chat
+from rustgpt.cli import chat, chat_commands
+from rustgpt.generation.continuation import ScoredToken
 
 from .conftest import one_line, start
 
@@ -217,6 +217,7 @@ def test_every_command_is_explained(inside, model):
         assert f"/{name}" in done.out
     assert done.err == ""
     assert ANSWER not in done.out
+    assert max(map(len, done.out.splitlines())) < 80
 
 
 @pytest.mark.parametrize(
@@ -230,6 +231,7 @@ def test_every_command_is_explained(inside, model):
         ("/set n 3", "no setting 'n' of a chat"),
         ("/set temperature hot", "temperature: a number is needed, not 'hot'"),
         ("/set temperature -1", "temperature must be at least 0, got -1.0"),
+        ("/set temperature inf", "temperature must be finite and at least 0, got inf"),
         ("/set top_k", "top_k: a whole number is needed, not ''"),
     ],
 )
@@ -259,7 +261,7 @@ def test_a_chat_remembers_until_it_is_cleared(inside, model):
     lengths = [int(line.split()[2]) for line in told]
     assert lengths[0] == lengths[2] < lengths[1]
     remembered = [line for line in done.out.splitlines() if line.startswith("remembered")]
-    assert remembered == [f"remembered: {n} questions" for n in (1, 2, 1)]
+    assert remembered == [f"remembered: {n}" for n in ("1 question", "2 questions", "1 question")]
     alone = inside("chat", model, "--no-history", stdin=typed(*lines[:4]))
     assert alone.out.count(told[0]) == 2
 
@@ -274,7 +276,7 @@ def test_the_oldest_leave_and_it_says_so(inside, model):
 def test_retry_asks_again(inside, model):
     done = inside("chat", model, stdin=typed("Who are you?", "/retry", "/stats"))
     assert done.out.startswith(ANSWER * 2)
-    assert "remembered: 1 questions" in done.out
+    assert "remembered: 1 question\n" in done.out
     assert "at temperature 0 the answer is the same" in done.err
     flags = ("--temperature", "9", "--seed", "1")
     first, second = inside("chat", model, *flags, stdin=typed("Who?", "/retry")).out.splitlines()
@@ -293,6 +295,15 @@ def test_probs_show_each_token_and_what_else(inside, model):
         assert sum(shares) <= 100.2
 
 
+def test_probs_are_aligned_whatever_their_script():
+    texts = ["sun", "雨", "🙂", "e\u0301", "a\u200db", " ", "\x1b[2J"]
+    width = max(map(chat_commands._cells, texts))
+    rows = [chat_commands._row(ScoredToken(1, t, 0.0, ((t, 0.0), ("|", -1.0))), 8) for t in texts]
+    assert width <= 8
+    assert {chat_commands._cells(row[: row.index("|")]) for row in rows} == {18}
+    assert {chat_commands._cells(t) for t in texts[1:4:2]} == {2, 1}
+
+
 def test_a_system_message_is_read_first(inside, model):
     lines = ("Who are you?", "/stats", "/clear", "/system Be brief", "Who are you?", "/stats")
     done = inside("chat", model, stdin=typed(*lines, "/system none", "/system"))
@@ -304,12 +315,8 @@ def test_a_system_message_is_read_first(inside, model):
 
 
 @posix
-def test_ctrl_c_ends_the_answer_and_not_the_chat(tmp_path, model):
-    endless = rustgpt.LLM.load(model)
-    (bias,) = (v for k, v in endless.named_parameters().items() if k == "layers.2.bias")
-    bias[endless.tokenizer.end_id] = -1e3
-    endless.save(tmp_path / "endless")
-    with Terminal("chat", "endless", "--max-new-tokens", "1000000", cwd=tmp_path) as terminal:
+def test_ctrl_c_ends_the_answer_and_not_the_chat(tmp_path, endless):
+    with Terminal("chat", endless, "--max-new-tokens", "1000000", cwd=tmp_path) as terminal:
         terminal.read_until(b"Enter prompt: ")
         terminal.write(b"Who are you?\n")
         terminal.read_until(b"Model output: ")
@@ -325,13 +332,9 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(tmp_path, model):
 
 
 @posix
-def test_ctrl_c_is_heeded_while_nothing_is_shown(tmp_path, model):
-    endless = rustgpt.LLM.load(model)
-    (bias,) = (v for k, v in endless.named_parameters().items() if k == "layers.2.bias")
-    bias[endless.tokenizer.end_id] = -1e3
-    endless.save(tmp_path / "endless")
+def test_ctrl_c_is_heeded_while_nothing_is_shown(tmp_path, endless):
     flags = ["--num-beams", "2", "--max-new-tokens", "1000000"]  # which come at the end
-    with Terminal("chat", "endless", *flags, cwd=tmp_path) as terminal:
+    with Terminal("chat", endless, *flags, cwd=tmp_path) as terminal:
         terminal.read_until(b"Enter prompt: ")
         terminal.write(b"Who are you?\n")
         terminal.read_until(b"Model output: ")
@@ -358,3 +361,56 @@ def test_a_setting_has_the_limits_of_its_flag(inside, model):
     done = inside("chat", model, stdin=b"/set max_new_tokens 0\n/set stop a=b\n/set\nexit\n")
     assert "max_new_tokens must be a whole number from 1 to 1000000, got 0" in done.err
     assert "stop 'a=b'" in done.out
+
+
+def test_ctrl_c_anywhere_in_a_question_does_not_end_the_chat(monkeypatch, capsys):
+    """Also before the first token, and twice while one is made."""
+
+    class Busy:
+        def stream(self, question):
+            raise KeyboardInterrupt
+
+    lines = iter(["one", "two", "exit"])
+    monkeypatch.setattr(chat, "is_terminal", lambda _file: True)
+    monkeypatch.setattr(chat, "read_prompt", lambda: next(lines))
+    assert chat.converse(Busy()) == 0
+    assert capsys.readouterr().err.count("Ctrl-C once more") == 2
+
+
+@posix
+def test_ctrl_c_gives_up_what_is_typed(tmp_path, model):
+    with Terminal("chat", model, cwd=tmp_path) as terminal:
+        for _ in range(2):
+            terminal.read_until(b"Enter prompt: ")
+            time.sleep(0.2)  # until readline waits for keys
+            terminal.write(b"Who")
+            terminal.read_until(b"Who")
+            terminal.child.send_signal(signal.SIGINT)
+        terminal.read_until(b"Enter prompt: ")
+        assert b"once more" not in terminal.before
+        terminal.write(b"Who are you?\n")
+        terminal.read_until(b"Model output: A small model")
+        terminal.write(b"exit\n")
+        assert terminal.child.wait(30) == 0
+
+
+def test_a_line_of_a_megabyte(process, model):
+    for line in (b"x" * 10**6, b"How do mountains form " * 45_000):
+        done = process("chat", model, stdin=line + b"\nWho are you?\n")
+        assert (done.status, done.out) == (0, ANSWER)
+        assert done.err.startswith("rustgpt: error: the question has ")
+        assert len(done.err) < 200
+
+
+@posix
+def test_who_reads_the_first_line_alone_ends_it_quietly(tmp_path, model):
+    with start("chat", model, cwd=tmp_path) as child:
+        child.stdin.write(b"Who are you?\n")
+        child.stdin.flush()
+        assert child.stdout.readline().decode() == ANSWER
+        child.stdout.close()
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.write(b"Who are you?\n" * 3)
+            child.stdin.close()
+        assert child.stderr.read() == b""
+    assert child.returncode == 1

@@ -1,5 +1,7 @@
 import json
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,9 @@ import pytest
 import rustgpt
 from rustgpt.cli.terminal import clean
 
-from .conftest import one_line
+from .conftest import one_line, start
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX")
 
 
 def test_prompt_and_continuation(process, model):
@@ -208,3 +212,28 @@ def test_a_stream_of_json_has_a_line_for_each_token(inside, model):
     assert [line["token"] for line in lines] == sample["tokens"]
     assert "".join(line["text"] for line in lines) == sample["text"]
     assert end == {"ended": sample["ended"]}
+
+
+def long_stream(endless, tmp_path):
+    flags = ("--stream", "--max-new-tokens", "1000000")
+    return start("generate", endless, "Who", *flags, cwd=tmp_path)
+
+
+@posix
+def test_ctrl_c_ends_a_stream_and_what_was_printed_stays(tmp_path, endless):
+    with long_stream(endless, tmp_path) as child:
+        begun = child.stdout.read(40)
+        child.send_signal(signal.SIGINT)
+        rest, err = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert err == b""
+    assert (begun + rest).decode().startswith("Who ")
+
+
+@posix
+def test_a_stream_into_a_closed_pipe_ends_quietly(tmp_path, endless):
+    with long_stream(endless, tmp_path) as child:
+        assert child.stdout.read(5).startswith(b"Who ")
+        child.stdout.close()
+        assert child.stderr.read() == b""
+    assert child.returncode == 1
