@@ -52,8 +52,9 @@ class LLM(TextGenerator):
     ----------
     parameters
         (P,) flat buffer; every layer's parameters are views into it. To set it copies the values.
-        Change numbers where they lie only within `with model.weights_lock.writing():`, so that
-        nobody sees half of the change, and chats read anew what they have read before it.
+        Who asks for it may change numbers where they lie: open chats then read anew what they have
+        read before. If other threads use the model meanwhile, or the change is made later, through
+        an array that was kept or a layer, let it be within `with model.weights_lock.writing():`.
     threads : int
         How many threads at most make a token of a large model; 0, the default, is as many as help.
 
@@ -131,6 +132,7 @@ class LLM(TextGenerator):
 
     @property
     def parameters(self) -> Array:
+        self.weights_lock.give()
         return self._parameters
 
     @parameters.setter
@@ -140,7 +142,7 @@ class LLM(TextGenerator):
 
     def check_parameters(self) -> None:
         """Raise ConfigError if a layer has parameters that are not among the model's."""
-        for name, value in self.named_parameters().items():
+        for name, value in named_parameters(self.layers).items():
             if value.size and not np.may_share_memory(value, self._parameters):
                 raise ConfigError(
                     f"{name} is not among the model's parameters: make a model of these layers"
@@ -181,10 +183,11 @@ class LLM(TextGenerator):
     @property
     def n_parameters(self) -> int:
         """P, how many numbers the model learns."""
-        return self.parameters.size
+        return self._parameters.size
 
     def named_parameters(self) -> dict[str, Array]:
-        """Return the parameters by name: "layers.1.attention.qkv_weight"."""
+        """Return the parameters by name: "layers.1.attention.qkv_weight"; see `parameters`."""
+        self.weights_lock.give()
         return named_parameters(self.layers)
 
     def describe(self) -> str:
@@ -364,7 +367,7 @@ class LLM(TextGenerator):
         # The folder first: others shall not wait for the weights while this waits for it.
         with checkpoint.locked(folder) as held, self.weights_lock.alone:
             config = self.config.to_dict()
-            checkpoint.save(held, config, self.named_parameters(), tokenizer, more)
+            checkpoint.save(held, config, named_parameters(self.layers), tokenizer, more)
 
     @classmethod
     def load(

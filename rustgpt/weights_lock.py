@@ -37,12 +37,17 @@ class WeightsLock:
     def __init__(self) -> None:
         self.alone = threading.Lock()
         self._version = 0  # odd while somebody writes
+        self._given = 0  # how often they were given out, to be changed where they lie
         self._trained_by: Callable[[], object] = _nobody  # a weak reference
 
     @property
     def version(self) -> int:
-        """Another number whenever somebody has written."""
-        return self._version
+        """Another number whenever somebody has written, or was given the weights and may have."""
+        return self._version + self._given
+
+    def give(self) -> None:
+        """Note that somebody is given the weights, who may change them where they lie."""
+        self._given += 1
 
     def __reduce__(self) -> tuple[type[WeightsLock], tuple[()]]:
         return WeightsLock, ()

@@ -1,5 +1,7 @@
 """Tests of the chat: what the model reads for each question, and what is remembered."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -210,3 +212,37 @@ def test_an_answer_goes_on_by_single_tokens(learned):
     assert beams.step() == ""
     beams.stop()
     assert beams.step() is None
+
+
+@pytest.mark.parametrize("change", ["none", "parameters", "named", "set", "within"])
+def test_after_a_change_of_the_weights_all_is_read_anew(learned, monkeypatch, change):
+    model = copy.deepcopy(learned)
+    reads, chat, weights = Reads(model, monkeypatch), model.chat(), model.parameters
+    chat.send("What is red?")
+    reads.rows.clear()
+    if change == "parameters":
+        model.parameters[:] *= 0.5
+    elif change == "named":
+        model.named_parameters()["layers.0.tokens"][:] *= 0.5
+    elif change == "set":
+        model.parameters = model.parameters * 0.5
+    elif change == "within":  # through an array that was kept
+        with model.weights_lock.writing():
+            weights *= 0.5
+    chat.stream("What is red?").step()
+    ((begins_at, _),) = reads.texts(model)
+    assert (begins_at == 0) == (change != "none")
+
+
+def test_a_question_that_is_interrupted_as_it_begins_leaves_nothing(learned, monkeypatch):
+    chat = learned.chat()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rustgpt.generation.chat.Continuation", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            chat.stream("And green?")
+    assert chat.send("What is red?") == "The sun"
+    assert len(chat.history) == 2
