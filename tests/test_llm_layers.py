@@ -8,6 +8,9 @@ import pytest
 
 from rustgpt.config import TrainConfig
 from rustgpt.errors import CheckpointError, ConfigError
+from rustgpt.generation.engine import Engine
+from rustgpt.generation.sampling import log_softmax
+from rustgpt.generation.sampling_config import SamplingConfig
 from rustgpt.layers.cache import Cache
 from rustgpt.layers.context import Context
 from rustgpt.layers.gpt import build_layers
@@ -17,6 +20,7 @@ from rustgpt.layers.layer_norm import LayerNorm
 from rustgpt.layers.memory import Workspace
 from rustgpt.layers.transformer import TransformerBlock
 from rustgpt.llm import LLM
+from rustgpt.text.char_tokenizer import CharTokenizer
 from rustgpt.text.tokenizer import WordTokenizer
 from rustgpt.trainer import Trainer
 
@@ -379,3 +383,85 @@ def test_a_training_of_a_layer_that_keeps_a_gradient_ends_at_once(small, threads
         trainer.fit(SENTENCES, 1, 1e-2, "test")
     assert trainer.steps == 0
     np.testing.assert_array_equal(model.parameters, before)
+
+
+# Texts of models with layers of one's own
+
+
+class Shift(Scale):
+    """A layer in which each token sees the one before it."""
+
+    def forward(self, x, ctx):
+        before = np.zeros_like(x)
+        for rows, seen in ctx.history(self, "x", x):
+            new = before[rows]
+            new[1:] = seen[-len(new) : -1]
+            new[:1] = seen[-len(new) - 1] if len(seen) > len(new) else 0
+        return x + before * self.weight
+
+
+def with_both(config, size):
+    layers = with_scale(config, size)
+    layers.insert(1, Shift(config.embedding_dim, config.dtype))
+    return layers
+
+
+@pytest.fixture
+def odd(backend, small):
+    """A model with both kinds of layers, whose every letter has its odds."""
+    config, letters = small(seed=5), CharTokenizer("abcdefghijklmnopqrstuvwxyz ")
+    model = LLM(config, letters, with_both(config, letters.vocab_size))
+    model.parameters += np.random.default_rng(2).standard_normal(model.n_parameters)
+    model.layers[-1].bias[:257] = -1e3  # the end, and bytes
+    return model
+
+
+def greedy(model, ids, n):
+    """Continue a text by whole passes, without a cache."""
+    made = list(ids)
+    for _ in range(n):
+        made.append(int(model.logits(made)[-1].argmax()))
+    return made[len(ids) :]
+
+
+def test_texts_with_layers_of_ones_own_are_those_of_whole_passes(odd):
+    prompts = [odd.prompt_ids(text) for text in ("a", "the", "suns")]
+    expected = [greedy(odd, ids, 7) for ids in prompts]
+    assert [list(odd.stream_ids(ids, 7)) for ids in prompts] == expected
+    engine = Engine(odd, 2)  # of three, one waits
+    requests = [engine.add(ids, SamplingConfig(max_new_tokens=7)) for ids in prompts]
+    engine.finish()
+    assert [request.made for request in requests] == expected
+    text = odd.generate("the", 7)
+    assert text == odd.tokenizer.decode(expected[1], after=prompts[1])
+    assert "".join(odd.stream("the", 7)) == text
+    assert len(odd.generate("the", 40)) == 40  # beyond the context
+
+
+def test_beams_with_layers_of_ones_own_are_as_likely_as_whole_passes_say(odd):
+    ids = odd.prompt_ids("the")
+    for sample in odd.samples("the", num_beams=3, n=3, max_new_tokens=6, logprobs=0):
+        seen = list(ids)
+        for token in sample.tokens:
+            logprobs = log_softmax(odd.logits(seen)[-1])
+            assert token.logprob == pytest.approx(logprobs[token.id], abs=1e-4)
+            seen.append(token.id)
+    likeliest = odd.samples("the", num_beams=3, max_new_tokens=6, logprobs=0)[0]
+    total = sum(token.logprob for token in likeliest.tokens)
+    alone = odd.samples("the", max_new_tokens=6, logprobs=0)[0]
+    assert total >= sum(token.logprob for token in alone.tokens) - 1e-3
+
+
+def test_a_chat_with_layers_of_ones_own_goes_on_in_its_cache(backend, small):
+    dialogues = ["User: Red? Assistant: The sun </s> User: Green? Assistant: Grass </s>"]
+    config = small(max_seq_len=40)
+    tokenizer = WordTokenizer.train(dialogues)
+    model = LLM(config, tokenizer, with_both(config, tokenizer.vocab_size))
+    model.parameters += np.random.default_rng(3).standard_normal(model.n_parameters)
+    chat, settings = model.chat(5), {"max_new_tokens": 5}
+    for question in ("Red?", "Green?", "Red?"):
+        before = chat.history
+        answer = chat.send(question)
+        fresh = model.chat(**settings)
+        fresh._turns = list(zip(before[::2], before[1::2], strict=True))
+        assert fresh.send(question) == answer

@@ -1,5 +1,6 @@
 """Tests of one model in several threads, and of what generation does to the process."""
 
+import contextlib
 import copy
 import itertools
 import os
@@ -140,13 +141,10 @@ def test_interleaved_streams_are_apart(model):
     assert found == expected
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_generation_beside_a_training_sees_the_weights_between_two_steps(
-    model, monkeypatch, threads
-):
-    """And the training comes out as it does alone."""
-    original, ids, longer = Adam.update, [1, 5, 9], np.arange(16)
-    monkeypatch.setattr("rustgpt.parallel.data_parallel.TOKENS_AT_LEAST", 1)
+@pytest.fixture
+def slow_update(monkeypatch):
+    """Change the weights in two parts, with time between them in which others may look."""
+    original = Adam.update
 
     def in_two_parts(self, gradients, rate, factor, part):
         middle = (part.start + part.stop) // 2
@@ -155,35 +153,84 @@ def test_generation_beside_a_training_sees_the_weights_between_two_steps(
         original(self, gradients, rate, factor, slice(middle, part.stop))
 
     monkeypatch.setattr(Adam, "update", in_two_parts)
-    alone = copy.deepcopy(model)
-    states = [alone.logits(ids).tobytes()]
-    Trainer(alone, config_of(threads=threads), on_step=lambda _: states.append(
-        alone.logits(ids).tobytes())
-    ).fit(TEXTS, 20, 1e-2, "test")  # fmt: skip
-    seen, failed, end = set(), [], threading.Event()
+    monkeypatch.setattr("rustgpt.parallel.data_parallel.TOKENS_AT_LEAST", 1)
 
-    def use():
+
+@contextlib.contextmanager
+def beside(*work):
+    """Let each job be done again and again, in a thread of its own; none may fail."""
+    failed, end = [], threading.Event()
+
+    def repeat(job):
         try:
             while not end.is_set():
-                seen.add(model.logits(ids).tobytes())
-                model.generate("the", 3)
-                model.loss(longer, longer, offsets_of([7, 9]))
+                job()
         except BaseException as error:
             failed.append(error)
 
-    users = [threading.Thread(target=use) for _ in range(2)]
+    users = [threading.Thread(target=repeat, args=[job]) for job in work]
     for user in users:
         user.start()
     try:
-        Trainer(model, config_of(threads=threads)).fit(TEXTS, 20, 1e-2, "test")
+        yield
     finally:
         end.set()
         for user in users:
             user.join()
     assert not failed
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_generation_beside_a_training_sees_the_weights_between_two_steps(
+    model, slow_update, threads
+):
+    """And the training comes out as it does alone."""
+    ids, longer = [1, 5, 9], np.arange(16)
+    alone = copy.deepcopy(model)
+    states = [alone.logits(ids).tobytes()]
+    Trainer(alone, config_of(threads=threads), on_step=lambda _: states.append(
+        alone.logits(ids).tobytes())
+    ).fit(TEXTS, 20, 1e-2, "test")  # fmt: skip
+    seen = set()
+
+    def use():
+        seen.add(model.logits(ids).tobytes())
+        model.generate("the", 3)
+        model.loss(longer, longer, offsets_of([7, 9]))
+
+    with beside(use, use):
+        Trainer(model, config_of(threads=threads)).fit(TEXTS, 20, 1e-2, "test")
     assert len(seen) > 3
     assert seen <= set(states)
     np.testing.assert_array_equal(model.parameters, alone.parameters)
+
+
+def test_texts_beside_a_training(small, slow_update):
+    """Each token is of the weights between two steps; an open chat then reads all anew."""
+    tokenizer = WordTokenizer.train(TEXTS)
+    model = LLM(small(max_seq_len=24, seed=3), tokenizer)
+    alone, ids = copy.deepcopy(model), [1, 2, 3]
+
+    def scores(of):
+        return of.decode(ids, Cache(24)).tobytes()
+
+    states = [scores(alone)]
+    trainer = Trainer(alone, config_of(), on_step=lambda _: states.append(scores(alone)))
+    trainer.fit(TEXTS, 40, 1e-2, "test")
+    seen, chat = set(), model.chat(4)
+    with beside(
+        lambda: seen.add(scores(model)),
+        lambda: chat.send("the sun"),
+        lambda: tokenizer.decode(model.stream_ids(ids, 30)),
+        lambda: model.samples("water", num_beams=3, n=2, max_new_tokens=4),
+        lambda: model.samples("a cat", n=3, temperature=1.0, logprobs=2, max_new_tokens=30),
+    ):
+        Trainer(model, config_of()).fit(TEXTS, 40, 1e-2, "test")
+    assert len(seen) > 2
+    assert seen <= set(states)
+    np.testing.assert_array_equal(model.parameters, alone.parameters)
+    chat.remembers = False
+    assert chat.send("the sun") == alone.chat(4).send("the sun")
 
 
 class Visited(Layer):

@@ -113,7 +113,9 @@ NUMBERS = [0.0, -0.0, 1.0, -1.0, 3.3e38, -3.3e38, 1e-45, 50.0, -np.inf]
 
 
 def any_settings(rng, size):
-    """Return settings at random, at and near their limits."""
+    """Return settings at random, at and near their limits; now and then the plain ones."""
+    if rng.random() < 0.1:
+        return SamplingConfig()
 
     def one(*values):
         return values[rng.integers(len(values))]

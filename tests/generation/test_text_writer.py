@@ -96,7 +96,8 @@ def test_streamed_text_is_the_whole_text(name):
         if i % 2 == 0 and not prompt:
             assert whole == text
         stop = rng.choice([*WORDS[:4], "。", "🙂", "s. ", "下得"], rng.integers(0, 3)).tolist()
-        writer = TextWriter(tokenizer.stream(after=prompt), stop)
+        strip = bool(rng.integers(2))
+        writer = TextWriter(tokenizer.stream(after=prompt), stop, strip)
         pieces = []
         for token in ids:
             pieces.append(writer.push(token))
@@ -104,7 +105,8 @@ def test_streamed_text_is_the_whole_text(name):
                 break
         pieces.append(writer.finish())
         ends = [(whole.index(s) + len(s), whole.index(s)) for s in stop if s in whole]
-        assert "".join(pieces) == (whole[: min(ends)[1]] if ends else whole)
+        expected = whole[: min(ends)[1]] if ends else whole
+        assert "".join(pieces) == (expected.strip() if strip else expected)
         assert writer.stopped == bool(ends)
         if i % 2 == 0:
             assert "�" not in "".join(pieces)
