@@ -3,8 +3,8 @@
 Every round gives each system a turn of each kind, and reads the memory. To make a token reads all
 weights once, for as many texts as are made together: so the rate at which rustgpt reads weights and
 caches stands beside that at which as many threads read memory and do nothing else. PyTorch with a
-cache and transformers' `generate` come in where they are installed, with GPT-2's form of the same
-sizes, each in a process of its own that waits while another has its turn.
+cache (GPT-2's form alone) and transformers' `generate` come in where they are installed, with the
+same sizes, each in a process of its own that waits while another has its turn.
 """
 
 import argparse
@@ -43,10 +43,18 @@ class Shape:
     def config(self) -> rustgpt.ModelConfig:
         return rustgpt.ModelConfig(**self.sizes)
 
+    def others(self) -> tuple[str, ...]:
+        """Return which other systems have the model."""
+        return ("transformers",) if self.config().positions == "rotary" else OTHERS
+
 
 GPT2 = {
     "norm": "pre", "activation": "gelu", "attention_bias": True, "output_bias": False,
     "tie_embeddings": True,
+}  # fmt: skip
+LLAMA = {
+    "norm": "pre", "norm_type": "rms_norm", "activation": "swiglu", "feed_forward_bias": False,
+    "positions": "rotary", "output_bias": False, "tie_embeddings": True,
 }  # fmt: skip
 SHAPES = {
     "rustgpt": Shape(
@@ -56,6 +64,11 @@ SHAPES = {
     "gpt2": Shape(
         {"embedding_dim": 768, "hidden_dim": 3072, "n_heads": 12, "n_layers": 12,
          "max_seq_len": 1024, **GPT2}, 50257, 64, 8,
+        {"1 text": 1, "8 texts": 8, "prompt": 0}, long=512,
+    ),
+    "smollm2": Shape(
+        {"embedding_dim": 576, "hidden_dim": 1536, "n_heads": 9, "n_kv_heads": 3, "n_layers": 30,
+         "max_seq_len": 2048, "rope_theta": 100000.0, **LLAMA}, 49152, 64, 8,
         {"1 text": 1, "8 texts": 8, "prompt": 0}, long=512,
     ),
 }  # fmt: skip
@@ -88,9 +101,11 @@ class Rustgpt:
         """Return what is read for one token of each of B texts: weights, keys and values."""
         config, shape = self.shape.config(), self.shape
         C = config.embedding_dim
-        tables = config.max_seq_len * C + (0 if config.tie_embeddings else shape.vocab_size * C)
+        kv_dim = C // config.n_heads * config.n_kv_heads
+        places = config.max_seq_len if config.positions == "learned" else 0
+        tables = (places + (0 if config.tie_embeddings else shape.vocab_size)) * C
         seen = shape.prompt + shape.new / 2
-        return 4.0 * (self.model.n_parameters - tables + B * seen * 2 * C * config.n_layers)
+        return 4.0 * (self.model.n_parameters - tables + B * seen * 2 * kv_dim * config.n_layers)
 
     def stream(self) -> float:
         """Return the tokens of a stream in a second."""
@@ -167,13 +182,22 @@ def transformers_maker(shape: Shape) -> Any:
 
     transformers.logging.set_verbosity_error()
     config = shape.config()
-    model = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
+    if config.positions == "rotary":
+        form = transformers.LlamaConfig(
+            vocab_size=shape.vocab_size, max_position_embeddings=config.max_seq_len,
+            hidden_size=config.embedding_dim, intermediate_size=config.hidden_dim,
+            num_hidden_layers=config.n_layers, num_attention_heads=config.n_heads,
+            num_key_value_heads=config.n_kv_heads, tie_word_embeddings=config.tie_embeddings,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            bos_token_id=None, eos_token_id=None,
+        )  # fmt: skip
+    else:
+        form = transformers.GPT2Config(
             vocab_size=shape.vocab_size, n_positions=config.max_seq_len,
             n_embd=config.embedding_dim, n_inner=config.hidden_dim, n_layer=config.n_layers,
             n_head=config.n_heads, bos_token_id=None, eos_token_id=None,
-        )
-    ).eval()  # fmt: skip
+        )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(form).eval()
 
     def seconds(ids: Any, n: int) -> float:
         began = time.perf_counter()
@@ -202,7 +226,7 @@ def compare(name: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]
     rows = [(kind, n) for kind in shape.kinds for n in map(int, arguments.threads.split(","))]
     others = [
         system for system in arguments.systems.split(",")
-        if system in OTHERS and importlib.util.find_spec(system)
+        if system in shape.others() and importlib.util.find_spec(system)
     ]  # fmt: skip
     for kind, n in rows:
         running = {system: Other(system, name, kind, n) for system in others}
