@@ -238,10 +238,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="*", help="only these")
     args = parser.parse_args()
-    root = Path(tempfile.mkdtemp())
-    for kind in args.kinds or folders(root):
+    for kind in args.kinds or folders(Path(tempfile.mkdtemp())):
         began = time.perf_counter()
-        ends = run(kind, args.n, args.seed, root, print)
+        ends = run(kind, args.n, args.seed, Path(tempfile.mkdtemp()), print)
         print(f"{kind:<12} {dict(ends)} {time.perf_counter() - began:,.0f} s", flush=True)
 
 
