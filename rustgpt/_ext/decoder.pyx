@@ -200,8 +200,8 @@ def decoder_forward(
             table.shape[0] < longest or table.shape[1] != C // d.blocks[b].H
         ):
             raise ValueError(
-                f"table must be ({d.S}, {C // d.blocks[b].H}), got {table.shape[0]}, "
-                f"{table.shape[1]}"
+                f"table must have shape ({d.S}, {C // d.blocks[b].H}), got ({table.shape[0]}, "
+                f"{table.shape[1]})"
             )
     cdef floating* logits0 = check_matrix[floating]("logits", logits, B, d.V)
     w = scratch_of(d, &s, N, longest)

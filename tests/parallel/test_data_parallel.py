@@ -216,10 +216,10 @@ def test_a_thread_may_be_late_at_any_kernel(
     limits(piece=5, each=5)
     original = getattr(ops, kernel)
 
-    def slow(*given):
+    def slow(*given, **more):
         if is_main() is not late:
             time.sleep(0.02)
-        return original(*given)
+        return original(*given, **more)
 
     monkeypatch.setitem(vars(ops), kernel, slow)
     loss, found = differentiate(model, rows, threads=2)

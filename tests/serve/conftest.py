@@ -156,7 +156,7 @@ def eventually(check: Callable[[], Any], seconds: float = 20) -> None:
         time.sleep(0.005)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # others look for threads that are left
 def served() -> Iterator[Served]:
     """A small model that is served as by default."""
     one = Served(small_model()).wait()
