@@ -212,10 +212,12 @@ def test_angles_must_be_those_of_the_positions(compiled, arguments):
     assert "table must be given where positions are rotary" in refusal(compiled, given, table=None)
     assert "and else be None" in refusal(compiled, plain, table=table)
     # The longest text has as many rows as the angles, and the context is one longer.
-    assert f"table must be (6, {D}), got 4, {D}" in refusal(compiled, given, table=table[:4])
+    assert f"table must have shape (6, {D}), got (4, {D})" in refusal(
+        compiled, given, table=table[:4]
+    )
     for width in (D - 2, D - 1, D + 1):
         wrong = np.zeros((rows, width), np.float32)
-        assert f"table must be (6, {D}), got {rows}, {width}" in refusal(
+        assert f"table must have shape (6, {D}), got ({rows}, {width})" in refusal(
             compiled, given, table=wrong
         )
 
