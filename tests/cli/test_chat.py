@@ -377,23 +377,6 @@ def test_ctrl_c_anywhere_in_a_question_does_not_end_the_chat(monkeypatch, capsys
     assert capsys.readouterr().err.count("Ctrl-C once more") == 2
 
 
-@posix
-def test_ctrl_c_gives_up_what_is_typed(tmp_path, model):
-    with Terminal("chat", model, cwd=tmp_path) as terminal:
-        for _ in range(2):
-            terminal.read_until(b"Enter prompt: ")
-            time.sleep(0.2)  # until readline waits for keys
-            terminal.write(b"Who")
-            terminal.read_until(b"Who")
-            terminal.child.send_signal(signal.SIGINT)
-        terminal.read_until(b"Enter prompt: ")
-        assert b"once more" not in terminal.before
-        terminal.write(b"Who are you?\n")
-        terminal.read_until(b"Model output: A small model")
-        terminal.write(b"exit\n")
-        assert terminal.child.wait(30) == 0
-
-
 def test_a_line_of_a_megabyte(process, model):
     for line in (b"x" * 10**6, b"How do mountains form " * 45_000):
         done = process("chat", model, stdin=line + b"\nWho are you?\n")
