@@ -278,7 +278,7 @@ cdef int decode(
         normalise(&d.norm, p, normal, rows.B, C, normal, scratch + w.mean, scratch + w.rstd)
     own = columns_of(s, d.V)
     few_rows(d.tied, rows.B, C, normal, C, p + d.output_weight, C if d.tied else d.V,
-             own.first, own.stop, False, at(p, d.output_bias), logits, d.V)  # (B, V)
+             own.first, own.stop, at(p, d.output_bias), logits, d.V)  # (B, V)
     return 0
 
 
@@ -290,7 +290,7 @@ cdef int block_few(
 
     There its output is then, or with the norms after in `normal`.
     """
-    cdef Py_ssize_t C = b.C, F = b.F, G = b.G, W = b.W, N = rows.N, i, row
+    cdef Py_ssize_t C = b.C, F = b.F, G = b.G, W = b.W, N = rows.N, row
     cdef Heads heads_of = heads_of_shard(b, s)
     cdef Columns own = columns_of(s, C), inner = columns_of(s, F)
     cdef floating* stream = scratch + w.stream  # (N, C)
@@ -302,8 +302,7 @@ cdef int block_few(
         normalise_few(&b.norm1, p, w, N, C, scratch)
     # sum1 = x + attention(inner): this thread's heads of queries, keys and values
     if s.n == 1:
-        few_rows(False, N, C, normal, C, p + b.qkv_weight, W, 0, W, False, at(p, b.qkv_bias), qkv,
-                 W)
+        few_rows(False, N, C, normal, C, p + b.qkv_weight, W, 0, W, at(p, b.qkv_bias), qkv, W)
     else:
         project_few(b, &heads_of, N, normal, p, qkv)
     attend_few(b, rows, &heads_of, table, qkv, kv, scratch + w.scores, heads)
@@ -311,27 +310,26 @@ cdef int block_few(
     if not b.pre_norm:
         copy_columns(normal, stream, N, C, own)
     if b.projection_weight >= 0:
-        few_rows(False, N, C, heads, C, p + b.projection_weight, C, own.first, own.stop, True,
-                 at(p, b.projection_bias), stream, C)
-    else:
-        for row in range(N):
-            for i in range(own.first, own.stop):
-                stream[row * C + i] += heads[row * C + i]
+        few_rows(False, N, C, heads, C, p + b.projection_weight, C, own.first, own.stop,
+                 at(p, b.projection_bias), normal, C)
+        heads = normal
+    add_columns(heads, stream, N, C, own)
     meet(s, LOOKS)
     # sum2 = h + feed_forward(normal), where h is sum1, or normal if the norms come after
     normalise_few(&b.norm2 if b.pre_norm else &b.norm1, p, w, N, C, scratch)
-    few_rows(False, N, C, normal, C, p + b.weight1, G, inner.first, inner.stop, False,
-             at(p, b.bias1), hidden, G)
+    few_rows(False, N, C, normal, C, p + b.weight1, G, inner.first, inner.stop, at(p, b.bias1),
+             hidden, G)
     if b.activation == SWIGLU:
-        few_rows(False, N, C, normal, C, p + b.weight1, G, F + inner.first, F + inner.stop, False,
+        few_rows(False, N, C, normal, C, p + b.weight1, G, F + inner.first, F + inner.stop,
                  at(p, b.bias1), hidden, G)
     for row in range(N):
         activate(b, hidden + row * G + inner.first, inner.stop - inner.first)
     meet(s, LOOKS)
     if not b.pre_norm:
         copy_columns(normal, stream, N, C, own)
-    few_rows(False, N, F, hidden, G, p + b.weight2, C, own.first, own.stop, True, at(p, b.bias2),
-             stream, C)
+    few_rows(False, N, F, hidden, G, p + b.weight2, C, own.first, own.stop, at(p, b.bias2), normal,
+             C)
+    add_columns(normal, stream, N, C, own)
     meet(s, LOOKS)
     if not b.pre_norm:
         normalise_few(&b.norm2, p, w, N, C, scratch)
@@ -358,12 +356,12 @@ cdef void project_few(
 ) noexcept nogil:
     """qkv = normal @ qkv_weight + qkv_bias, a thread's heads."""
     cdef Py_ssize_t C = b.C, W = b.W, D = C // b.H, part, start
-    few_rows(False, N, C, normal, C, p + b.qkv_weight, W, own.first * D, own.stop * D, False,
+    few_rows(False, N, C, normal, C, p + b.qkv_weight, W, own.first * D, own.stop * D,
              at(p, b.qkv_bias), qkv, W)
     for part in range(2):
         start = C + part * b.K * D
         few_rows(False, N, C, normal, C, p + b.qkv_weight, W, start + own.first_kv * D,
-                 start + own.stop_kv * D, False, at(p, b.qkv_bias), qkv, W)
+                 start + own.stop_kv * D, at(p, b.qkv_bias), qkv, W)
 
 
 cdef inline void activate(const Spec* b, floating* hidden, Py_ssize_t n) noexcept nogil:
@@ -392,6 +390,16 @@ cdef void copy_columns(
     for row in range(N):
         memcpy(out + row * C + own.first, x + row * C + own.first,
                (own.stop - own.first) * sizeof(floating))
+
+
+cdef void add_columns(
+    const floating* x, floating* out, Py_ssize_t N, Py_ssize_t C, Columns own
+) noexcept nogil:
+    """out += x. A sum that began with `out` would be rounded as finely as that is large."""
+    cdef Py_ssize_t row, i
+    for row in range(N):
+        for i in range(own.first, own.stop):
+            out[row * C + i] += x[row * C + i]
 
 
 cdef void attend_few(

@@ -86,11 +86,11 @@ static RUSTGPT_INLINE void few_tile_##NAME(                                     
         for (int v = 0; v < vectors; v++)                                                     \
             *(vector_##NAME*)(out + i * ldo + v * LANES_##NAME) = s[i][v];                    \
 }                                                                                             \
-/* out (rows, columns) = (out if add) + bias + x @ w.T: each column is a row of w. A vector   \
+/* out (rows, columns) = bias + x @ w.T: each column is a row of w. A vector                  \
    holds sums of every LANES-th number, which are added by halves. */                         \
 static RUSTGPT_INLINE void few_dots_##NAME(                                                   \
     const int rows, const int columns, const T* x, Py_ssize_t ldx, const T* w,                \
-    Py_ssize_t ldw, Py_ssize_t k, int add, const T* bias, T* out, Py_ssize_t ldo) {           \
+    Py_ssize_t ldw, Py_ssize_t k, const T* bias, T* out, Py_ssize_t ldo) {                    \
     vector_##NAME s[RUSTGPT_FEW][RUSTGPT_FEW_VECTORS];                                        \
     T sums[RUSTGPT_FEW * RUSTGPT_FEW_VECTORS][LANES_##NAME];                                  \
     const T* ahead = w + columns * ldw;                                                       \
@@ -115,7 +115,6 @@ static RUSTGPT_INLINE void few_dots_##NAME(                                     
         for (int v = 0; v < columns; v++) {                                                   \
             T sum = few_sum_##NAME(sums[i * columns + v]);                                    \
             for (Py_ssize_t r = l; r < k; r++) sum += x[i * ldx + r] * w[v * ldw + r];        \
-            if (add) sum += out[i * ldo + v];                                                 \
             if (bias) sum += bias[v];                                                         \
             out[i * ldo + v] = sum;                                                           \
         }                                                                                     \
@@ -138,12 +137,12 @@ static void few_tile_##NAME(                                                    
 }                                                                                             \
 static void few_dots_##NAME(                                                                  \
     const int rows, const int columns, const T* x, Py_ssize_t ldx, const T* w,                \
-    Py_ssize_t ldw, Py_ssize_t k, int add, const T* bias, T* out, Py_ssize_t ldo) {           \
+    Py_ssize_t ldw, Py_ssize_t k, const T* bias, T* out, Py_ssize_t ldo) {                    \
     for (int i = 0; i < rows; i++)                                                            \
         for (int v = 0; v < columns; v++) {                                                   \
             T sum = 0;                                                                        \
             for (Py_ssize_t r = 0; r < k; r++) sum += x[i * ldx + r] * w[v * ldw + r];        \
-            out[i * ldo + v] = sum + (add ? out[i * ldo + v] : 0) + (bias ? bias[v] : 0);     \
+            out[i * ldo + v] = sum + (bias ? bias[v] : 0);                                    \
         }                                                                                     \
 }
 #endif
@@ -162,10 +161,10 @@ static void few_dots_##NAME(                                                    
     break;
 #define RUSTGPT_FEW_DOTS(NAME, ROWS, NEAR, FAR, DEPTH, COLUMNS) case ROWS:                    \
     for (; j + COLUMNS <= stop; j += COLUMNS)                                                 \
-        few_dots_##NAME(ROWS, COLUMNS, x, ldx, w + j * ldw, ldw, k, add,                      \
-                        bias ? bias + j : bias, out + j, ldo);                                \
+        few_dots_##NAME(ROWS, COLUMNS, x, ldx, w + j * ldw, ldw, k, bias ? bias + j : bias,   \
+                        out + j, ldo);                                                        \
     for (; j < stop; j++)                                                                     \
-        few_dots_##NAME(ROWS, 1, x, ldx, w + j * ldw, ldw, k, add, bias ? bias + j : bias,    \
+        few_dots_##NAME(ROWS, 1, x, ldx, w + j * ldw, ldw, k, bias ? bias + j : bias,         \
                         out + j, ldo);                                                        \
     break;
 
@@ -196,7 +195,7 @@ static void few_columns_##NAME(                                                 
 }                                                                                             \
 static void few_rows_##NAME(                                                                  \
     int transposed, Py_ssize_t n, Py_ssize_t k, const T* x, Py_ssize_t ldx, const T* w,       \
-    Py_ssize_t ldw, Py_ssize_t first, Py_ssize_t stop, int add, const T* bias, T* out,        \
+    Py_ssize_t ldw, Py_ssize_t first, Py_ssize_t stop, const T* bias, T* out,                 \
     Py_ssize_t ldo) {                                                                         \
     Py_ssize_t left = (n + RUSTGPT_FEW - 1) / RUSTGPT_FEW;                                    \
     int far = (stop - first) * k > RUSTGPT_FEW_FAR;                                           \
@@ -213,7 +212,7 @@ static void few_rows_##NAME(                                                    
             Py_ssize_t j = first;                                                             \
             if (!transposed)                                                                  \
                 few_columns_##NAME(far, rows, rows_of_x, ldx, w + l * ldw, ldw, depth,        \
-                                   first, stop, &ahead, add || l > 0, some, rows_of_out, ldo);\
+                                   first, stop, &ahead, l > 0, some, rows_of_out, ldo);       \
             else {                                                                            \
                 const T* x = rows_of_x;                                                       \
                 T* out = rows_of_out;                                                         \
