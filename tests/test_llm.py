@@ -182,29 +182,50 @@ def test_loss_and_gradients_are_torchs(backend, build, variant):
 def torch_logits(torch, p, config, ids):
     """Return the logits of a text, by PyTorch, from the parameters by name."""
     functional = torch.nn.functional
-    C, H = config.embedding_dim, config.n_heads
+    T, C, H, K = len(ids), config.embedding_dim, config.n_heads, config.n_kv_heads
+    D = C // H
 
     def norm(x, name):
+        if config.norm_type == "rms_norm":
+            return functional.rms_norm(x, (C,), p[name + ".weight"], 1e-5)
         return functional.layer_norm(x, (C,), p[name + ".weight"], p[name + ".bias"], 1e-5)
+
+    def turn(x):  # (heads, T, D), each pair of a head as a complex number
+        frequencies = config.rope_theta ** (-torch.arange(0, D, 2).double() / D)
+        angles = torch.outer(torch.arange(T).double(), frequencies)
+        pairs = torch.complex(x[..., : D // 2], x[..., D // 2 :])
+        turned = pairs * torch.polar(torch.ones_like(angles), angles)
+        return torch.cat([turned.real, turned.imag], -1)
 
     def attention(x, name):
         qkv = x @ p[name + ".qkv_weight"] + p.get(name + ".qkv_bias", 0)
-        q, k, v = (part.reshape(len(x), H, C // H).transpose(0, 1) for part in qkv.split(C, 1))
-        heads = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        heads = heads.transpose(0, 1).reshape(len(x), C)
+        q, k, v = (
+            part.reshape(T, -1, D).transpose(0, 1) for part in qkv.split([C, K * D, K * D], 1)
+        )
+        if config.positions == "rotary":
+            q, k = turn(q), turn(k)
+        heads = functional.scaled_dot_product_attention(
+            q, k.repeat_interleave(H // K, 0), v.repeat_interleave(H // K, 0), is_causal=True
+        )
+        heads = heads.transpose(0, 1).reshape(T, C)
         if not config.attention_projection:
             return heads
         return heads @ p[name + ".projection_weight"] + p.get(name + ".projection_bias", 0)
 
     def feed_forward(x, name):
-        hidden = x @ p[name + ".weight1"] + p[name + ".bias1"]
+        hidden = x @ p[name + ".weight1"] + p.get(name + ".bias1", 0)
         if config.activation == "relu":
             hidden = functional.relu(hidden)
+        elif config.activation == "swiglu":
+            gate, up = hidden.chunk(2, 1)
+            hidden = functional.silu(gate) * up
         else:
             hidden = functional.gelu(hidden, approximate="tanh")
-        return hidden @ p[name + ".weight2"] + p[name + ".bias2"]
+        return hidden @ p[name + ".weight2"] + p.get(name + ".bias2", 0)
 
-    x = p["layers.0.tokens"][ids] + p["layers.0.places"][: len(ids)]
+    x = p["layers.0.tokens"][ids]
+    if config.positions == "learned":
+        x = x + p["layers.0.places"][:T]
     last = config.n_layers + 1
     for i in range(1, last):
         block = f"layers.{i}"
