@@ -4,28 +4,36 @@
 #include "tiles.h"
 
 /* The most rows of a tile. For each number of rows: the vectors of a tile of a weight that is near,
-   as many as there are registers for; the vectors and the depth of a tile of one that is far, which
-   is read in order of its rows; and the columns of a tile of a transposed weight. */
+   as many as there are registers for; the vectors of a tile of one that is far, which is read in
+   order of its rows; and the columns of a tile of a transposed weight. */
 #if RUSTGPT_VECTOR == 64
 #define RUSTGPT_FEW 8
 #define RUSTGPT_FEW_TILES(CASE, NAME)                                                         \
-    CASE(NAME, 1, 8, 1, 8, 1) CASE(NAME, 2, 8, 1, 8, 1) CASE(NAME, 3, 6, 2, 8, 3)             \
-    CASE(NAME, 4, 4, 2, 8, 3) CASE(NAME, 5, 4, 2, 16, 3) CASE(NAME, 6, 4, 2, 16, 3)           \
-    CASE(NAME, 7, 3, 2, 16, 3) CASE(NAME, 8, 3, 2, 16, 3)
+    CASE(NAME, 1, 8, 1, 1) CASE(NAME, 2, 8, 1, 1) CASE(NAME, 3, 6, 2, 3)                      \
+    CASE(NAME, 4, 4, 2, 3) CASE(NAME, 5, 4, 2, 3) CASE(NAME, 6, 4, 2, 3)                      \
+    CASE(NAME, 7, 3, 2, 3) CASE(NAME, 8, 3, 2, 3)
 #else
 #define RUSTGPT_FEW 4
 #define RUSTGPT_FEW_TILES(CASE, NAME)                                                         \
-    CASE(NAME, 1, 8, 2, 8, 2) CASE(NAME, 2, 4, 2, 8, 2) CASE(NAME, 3, 2, 2, 8, 2)             \
-    CASE(NAME, 4, 2, 2, 8, 2)
+    CASE(NAME, 1, 8, 2, 2) CASE(NAME, 2, 4, 2, 2) CASE(NAME, 3, 2, 2, 2)                      \
+    CASE(NAME, 4, 2, 2, 2)
 #endif
 #define RUSTGPT_FEW_VECTORS 8
 /* The depth, rows of the weight that pass by while a tile's sums stay in registers: fewer are read
-   more in order, more are fewer sums to memory and back. */
-#define RUSTGPT_FEW_DEPTH 32
-#define RUSTGPT_DEPTH_OF(rows, far)                                                           \
-    ((far) ? ((rows) < 5 ? 8 : 16) : ((rows) < 5 ? 16 : RUSTGPT_FEW_DEPTH))
+   more in order, more are fewer sums to memory and back. It is the same for all products, as the
+   order of their sums is; a sum of short sums is rounded less than one long sum. */
+#define RUSTGPT_FEW_DEPTH 16
 /* A weight of more numbers is far, in no near cache: what comes next of it is asked for ahead. */
 #define RUSTGPT_FEW_FAR 262144
+/* A zero that the compiler does not know of: the addition to a known one it leaves out, and then it
+   may fuse the first two products either way round, in one tile so and in another so. */
+#if defined(__x86_64__)
+#define RUSTGPT_UNKNOWN(x) __asm__("" : "+v"(x))
+#elif defined(__aarch64__)
+#define RUSTGPT_UNKNOWN(x) __asm__("" : "+w"(x))
+#else
+#define RUSTGPT_UNKNOWN(x) __asm__("" : "+m"(x))
+#endif
 /* Once for each line that a vector begins. */
 #define RUSTGPT_ASK(V, p) do {                                                                \
     if ((V) % (64 / RUSTGPT_VECTOR) == 0) RUSTGPT_PREFETCH(p);                                \
@@ -49,24 +57,18 @@ static RUSTGPT_INLINE T few_sum_##NAME(T* x) {                                  
     if (RUSTGPT_VECTOR >= 32) *(quarter_##NAME*)x += *(quarter_##NAME*)(x + L);               \
     return L == 4 ? (x[0] + x[2 % L]) + (x[1] + x[3 % L]) : x[0] + x[1];                      \
 }                                                                                             \
-/* out (rows, vectors) = (out if add) + bias + x @ w, summed in the order of w's rows. */     \
+/* out (rows, vectors) = x @ w + bias + (out if add), summed in that order. */                \
 static RUSTGPT_INLINE void few_tile_##NAME(                                                   \
     const int far, const int rows, const int vectors, const T* x, Py_ssize_t ldx,             \
     const T* w, Py_ssize_t ldw, Py_ssize_t depth, lines_##NAME* ahead, int add,               \
     const T* bias, T* out, Py_ssize_t ldo) {                                                  \
     vector_##NAME s[RUSTGPT_FEW][RUSTGPT_FEW_VECTORS];                                        \
     const T* at = ahead->at;                                                                  \
-    if (add)                                                                                  \
-        for (int i = 0; i < rows; i++)                                                        \
-            for (int v = 0; v < vectors; v++)                                                 \
-                s[i][v] = *(const vector_##NAME*)(out + i * ldo + v * LANES_##NAME);          \
-    else                                                                                      \
-        for (int i = 0; i < rows; i++)                                                        \
-            for (int v = 0; v < vectors; v++) s[i][v] = (vector_##NAME){0};                   \
-    if (bias)                                                                                 \
-        for (int i = 0; i < rows; i++)                                                        \
-            for (int v = 0; v < vectors; v++)                                                 \
-                s[i][v] += *(const vector_##NAME*)(bias + v * LANES_##NAME);                  \
+    for (int i = 0; i < rows; i++)                                                            \
+        for (int v = 0; v < vectors; v++) {                                                   \
+            s[i][v] = (vector_##NAME){0};                                                     \
+            RUSTGPT_UNKNOWN(s[i][v]);                                                         \
+        }                                                                                     \
     for (Py_ssize_t l = 0; l < depth; l++) {                                                  \
         vector_##NAME row[RUSTGPT_FEW_VECTORS];                                               \
         for (int v = 0; v < vectors; v++) {                                                   \
@@ -82,6 +84,14 @@ static RUSTGPT_INLINE void few_tile_##NAME(                                     
         ahead->end += ahead->ld;                                                              \
     }                                                                                         \
     if (far) ahead->at = at;                                                                  \
+    if (bias)                                                                                 \
+        for (int i = 0; i < rows; i++)                                                        \
+            for (int v = 0; v < vectors; v++)                                                 \
+                s[i][v] += *(const vector_##NAME*)(bias + v * LANES_##NAME);                  \
+    if (add)                                                                                  \
+        for (int i = 0; i < rows; i++)                                                        \
+            for (int v = 0; v < vectors; v++)                                                 \
+                s[i][v] += *(const vector_##NAME*)(out + i * ldo + v * LANES_##NAME);         \
     for (int i = 0; i < rows; i++)                                                            \
         for (int v = 0; v < vectors; v++)                                                     \
             *(vector_##NAME*)(out + i * ldo + v * LANES_##NAME) = s[i][v];                    \
@@ -96,7 +106,10 @@ static RUSTGPT_INLINE void few_dots_##NAME(                                     
     const T* ahead = w + columns * ldw;                                                       \
     Py_ssize_t l = 0;                                                                         \
     for (int i = 0; i < rows; i++)                                                            \
-        for (int v = 0; v < columns; v++) s[i][v] = (vector_##NAME){0};                       \
+        for (int v = 0; v < columns; v++) {                                                   \
+            s[i][v] = (vector_##NAME){0};                                                     \
+            RUSTGPT_UNKNOWN(s[i][v]);                                                         \
+        }                                                                                     \
     for (; l + LANES_##NAME <= k; l += LANES_##NAME) {                                        \
         vector_##NAME row[RUSTGPT_FEW_VECTORS];                                               \
         for (int v = 0; v < columns; v++) {                                                   \
@@ -127,12 +140,12 @@ static void few_tile_##NAME(                                                    
     const T* bias, T* out, Py_ssize_t ldo) {                                                  \
     (void)far, (void)ahead;                                                                   \
     for (int i = 0; i < rows; i++) {                                                          \
-        T* row = out + i * ldo;                                                               \
-        for (int j = 0; j < vectors * LANES_##NAME; j++)                                      \
-            row[j] = (add ? row[j] : 0) + (bias ? bias[j] : 0);                               \
+        T *row = out + i * ldo, sums[RUSTGPT_FEW_VECTORS * LANES_##NAME] = {0};               \
         for (Py_ssize_t l = 0; l < depth; l++)                                                \
             for (int j = 0; j < vectors * LANES_##NAME; j++)                                  \
-                row[j] += x[i * ldx + l] * w[l * ldw + j];                                    \
+                sums[j] += x[i * ldx + l] * w[l * ldw + j];                                   \
+        for (int j = 0; j < vectors * LANES_##NAME; j++)                                      \
+            row[j] = sums[j] + (bias ? bias[j] : 0) + (add ? row[j] : 0);                     \
     }                                                                                         \
 }                                                                                             \
 static void few_dots_##NAME(                                                                  \
@@ -148,9 +161,10 @@ static void few_dots_##NAME(                                                    
 #endif
 
 /* As many whole tiles as there are columns for from j on, and then single vectors or columns. */
-#define RUSTGPT_FEW_TILE(NAME, ROWS, NEAR, FAR, DEPTH, COLUMNS) case ROWS:                    \
-    for (; far && depth == DEPTH && j + FAR * LANES_##NAME <= stop; j += FAR * LANES_##NAME)  \
-        few_tile_##NAME(1, ROWS, FAR, x, ldx, w + j, ldw, DEPTH, &next, add,                  \
+#define RUSTGPT_FEW_TILE(NAME, ROWS, NEAR, FAR, COLUMNS) case ROWS:                           \
+    for (; far && depth == RUSTGPT_FEW_DEPTH && j + FAR * LANES_##NAME <= stop;               \
+         j += FAR * LANES_##NAME)                                                             \
+        few_tile_##NAME(1, ROWS, FAR, x, ldx, w + j, ldw, RUSTGPT_FEW_DEPTH, &next, add,      \
                         bias ? bias + j : bias, out + j, ldo);                                \
     for (; j + NEAR * LANES_##NAME <= stop; j += NEAR * LANES_##NAME)                         \
         few_tile_##NAME(0, ROWS, NEAR, x, ldx, w + j, ldw, depth, &next, add,                 \
@@ -159,7 +173,7 @@ static void few_dots_##NAME(                                                    
         few_tile_##NAME(0, ROWS, 1, x, ldx, w + j, ldw, depth, &next, add,                    \
                         bias ? bias + j : bias, out + j, ldo);                                \
     break;
-#define RUSTGPT_FEW_DOTS(NAME, ROWS, NEAR, FAR, DEPTH, COLUMNS) case ROWS:                    \
+#define RUSTGPT_FEW_DOTS(NAME, ROWS, NEAR, FAR, COLUMNS) case ROWS:                           \
     for (; j + COLUMNS <= stop; j += COLUMNS)                                                 \
         few_dots_##NAME(ROWS, COLUMNS, x, ldx, w + j * ldw, ldw, k, bias ? bias + j : bias,   \
                         out + j, ldo);                                                        \
@@ -199,10 +213,11 @@ static void few_rows_##NAME(                                                    
     Py_ssize_t ldo) {                                                                         \
     Py_ssize_t left = (n + RUSTGPT_FEW - 1) / RUSTGPT_FEW;                                    \
     int far = (stop - first) * k > RUSTGPT_FEW_FAR;                                           \
-    Py_ssize_t step = RUSTGPT_DEPTH_OF(n, far), l = 0;                                        \
+    Py_ssize_t l = 0;                                                                         \
     if (first >= stop) return;                                                                \
     do {                                                                                      \
-        Py_ssize_t depth = transposed || k - l < step ? k - l : step, m = n;                  \
+        Py_ssize_t depth = k - l, m = n;                                                      \
+        if (!transposed && depth > RUSTGPT_FEW_DEPTH) depth = RUSTGPT_FEW_DEPTH;              \
         const T *rows_of_x = x + l, *some = l == 0 ? bias : NULL;                             \
         T* rows_of_out = out;                                                                 \
         const T* next = w + (l + depth) * ldw;                                                \

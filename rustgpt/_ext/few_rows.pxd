@@ -2,9 +2,9 @@
 
 A weight is read from memory once, in order, and the memory is asked for what comes next: for one
 row that is all of the cost, for eight it still is most of it. Whatever the number of rows, each
-number of the result is summed in the same order: row by row of the weight, or, if the weight is
-transposed, by every 16th number (as many as a register holds) and then over these. So a row's
-result has the same bits alone and among others.
+number of the result is summed in the same order: over 16 rows of the weight each, and these sums
+one after the other; or, if the weight is transposed, over every 16th number (as many as a register
+holds), and then these sums. So a row's result has the same bits alone and among others.
 """
 cdef extern from "few_rows.h" nogil:
     # out (n, c) = bias + x (n, k) @ w (k, c), or @ w.T of a transposed w (c, k), of the columns c

@@ -101,20 +101,38 @@ def test_blocks_may_differ(compiled, arguments, agrees, dtype, norms):
     agrees(compiled, "decoder_forward", given)
 
 
-def test_small_terms_are_added_to_a_large_row_together(compiled, arguments, dtype):
+@pytest.fixture
+def sums(compiled, arguments):
+    """sums(dtype, stream, F, weight): a row of equal numbers, to which equal terms are added.
+
+    The terms are 8 times 1 by the attention and F times `weight` by the feed-forward
+    layer; every logit is the sum.
+    """
+
+    def run_sums(dtype, stream, F, weight):
+        options = {"norm": "pre", "attention_bias": True, "last_norm": False, "bias": False}
+        given = arguments("decoder_forward", dtype, lengths=(1,), H=2, D=4, F=F, L=1, **options)
+        model, parameters = given["spec"], given["parameters"]
+        parameters[:] = 0
+        parts = model.unpacked(parameters)
+        block = model.blocks[0].unpacked(parameters[model.firsts[0] :][: model.blocks[0].size])
+        parts["tokens"][:], parts["output.weight"][:] = stream, 1 / 8
+        block["attention.qkv_bias"][:], block["attention.projection_weight"][:] = 1, 1
+        block["norm2.bias"][:], block["feed_forward.weight1"][:] = 1, 1 / 8
+        block["feed_forward.weight2"][:] = weight
+        return run(compiled, given | {"starts": given["starts"] * 0})[0]
+
+    return run_sums
+
+
+def test_small_terms_are_added_to_a_large_row_together(sums, dtype):
     """One by one they would be lost to rounding: beside 2^24, float32 does not see a 1."""
-    options = {"norm": "pre", "attention_bias": True, "last_norm": False, "bias": False}
-    given = arguments("decoder_forward", dtype, lengths=(1,), H=2, D=4, F=1000, L=1, **options)
-    model = given["spec"]
-    given["parameters"][:] = 0
-    parts = model.unpacked(given["parameters"])
-    block = model.blocks[0].unpacked(given["parameters"][model.firsts[0] :][: model.blocks[0].size])
-    parts["tokens"][:], parts["output.weight"][:] = 2**24, 1 / 8
-    block["attention.qkv_bias"][:], block["attention.projection_weight"][:] = 1, 1
-    block["norm2.bias"][:], block["feed_forward.weight1"][:] = 1, 1 / 8
-    block["feed_forward.weight2"][:] = 1
-    logits, _ = run(compiled, given | {"starts": given["starts"] * 0})
-    np.testing.assert_array_equal(logits, 2**24 + 8 + 1000)
+    np.testing.assert_array_equal(sums(dtype, 2**24, 1000, 1), 2**24 + 8 + 1000)
+
+
+def test_many_terms_are_added_in_short_sums(sums):
+    """One sum of 20,000 terms would be wrong by 2e-4 of itself."""
+    np.testing.assert_allclose(sums("float32", 0, 20_000, 0.1), 8 + 2000, rtol=3e-5)
 
 
 # Several threads
