@@ -1,5 +1,6 @@
 """Tests of the model: its parameters, its loss and its gradients."""
 
+import dataclasses
 import itertools
 import math
 from functools import partial
@@ -10,7 +11,7 @@ import pytest
 from rustgpt.config import ModelConfig
 from rustgpt.errors import ConfigError, DataError
 from rustgpt.layers.context import Context
-from rustgpt.layers.gpt import build_layers
+from rustgpt.layers.gpt import build_layers, describe
 from rustgpt.layers.gradients import Gradients
 from rustgpt.llm import LLM
 from rustgpt.text.char_tokenizer import ByteTokenizer
@@ -93,12 +94,22 @@ def test_layers_must_begin_and_end_as_a_model(small, tokenizer_of):
 
 
 def test_describe_gives_each_layer_a_line_with_its_count(build):
-    lines = build().describe().splitlines()
-    assert len(lines) == 1 + 2 * 5 + 1 + 1
+    lines = build(n_layers=3).describe().splitlines()
+    assert len(lines) == 1 + 5 + 1 + 1
+    assert lines[1].startswith("TransformerBlock(post-norm) x 3 ")
     counts = [int(line.split()[-1].replace(",", "")) for line in lines]
     assert counts[0] == V * 6 + 12 * 6
     assert counts[1] == sum(counts[2:6])
-    assert counts[-1] == counts[0] + counts[1] + counts[6] + counts[11]
+    assert counts[-1] == counts[0] + 3 * counts[1] + counts[6]
+
+
+def test_describe_gives_layers_that_differ_one_after_the_other(build):
+    model = build(n_layers=3)
+    blocks = build_layers(model.config, V)
+    blocks[2] = build_layers(dataclasses.replace(model.config, hidden_dim=4), V)[2]
+    lines = describe(blocks).splitlines()
+    assert len(lines) == 1 + 3 * 5 + 1 + 1
+    assert [line.split(" ")[0] for line in lines[1::5][:3]] == ["TransformerBlock(post-norm)"] * 3
 
 
 # The loss

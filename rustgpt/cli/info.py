@@ -108,7 +108,8 @@ def _model(folder: str) -> tuple[dict[str, Any], str]:
         "config": config,
         "tensors": {name: list(value.shape) for name, value in model.named_parameters().items()},
     }
-    settings = "\n".join(f"{name:<20} {value}" for name, value in config.items())
+    width = max(map(len, config))
+    settings = "\n".join(f"{name:<{width}} {value}" for name, value in config.items())
     size = f"Vocabulary: {model.tokenizer.vocab_size:,} tokens"
     held = f"{cache_bytes(model) / 1e6:,.1f} MB for each text that is made or chat that is open"
     session = f"Memory: {model.parameters.nbytes / 1e6:,.1f} MB of parameters, and up to {held}"

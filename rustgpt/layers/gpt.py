@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 
@@ -68,13 +69,20 @@ def check_standard(layers: Sequence[Layer], config: ModelConfig, vocab_size: int
 
 
 def describe(layers: Sequence[Layer]) -> str:
-    """Return layers with their sizes, for people."""
-    rows = [
-        (f"{'  ' * path.count('.')}{layer.describe()}", layer.n_parameters)
-        for i, whole in enumerate(layers)
-        for path, layer in whole.walk(f"{i}")
-    ]
+    """Return layers with their sizes, for people; equal ones that follow each other once."""
+    rows: list[tuple[str, int]] = []
+    for (first, *parts), same in groupby(_rows(layer) for layer in layers):
+        n = len(list(same))
+        rows += [(f"{first[0]} x {n}" if n > 1 else first[0], first[1]), *parts]
     parameters = {id(v): v.size for layer in layers for v in layer.parameters().values()}
     width = max(len(text) for text, _ in rows)
     lines = [f"{text:<{width}} {count:>12,}" for text, count in rows]
     return "\n".join([*lines, f"{'Parameters':<{width}} {sum(parameters.values()):>12,}"])
+
+
+def _rows(layer: Layer) -> list[tuple[str, int]]:
+    """Return a layer and its parts: what each is, and its number of parameters."""
+    return [
+        (f"{'  ' * path.count('.')}{part.describe()}", part.n_parameters)
+        for path, part in layer.walk("0")
+    ]
