@@ -25,9 +25,6 @@ VARIANTS += [
     {"activation": "swiglu", "norm": "pre"},
 ]
 LENGTHS = [(1,), (3, 0, 1), (17, 5), (65, 3), (130,)]
-# A last digit of a float32 may decide where it is rounded to, which is a digit of a bfloat16; where
-# heads share keys, of all of them.
-BFLOAT16 = 600.0
 
 
 def there_and_back(kernels, given, dout, before=None, **options):
@@ -111,16 +108,21 @@ def test_no_rows_are_no_error(kernels, arguments, dtype, lengths):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("lengths", [(1,), (3, 0, 1), (17, 5)])
+@pytest.mark.parametrize("lengths", [(1,), (2, 0, 1), (17, 5)])
 def test_all_linear_products_can_round_to_bfloat16(
     bfloat16, reference, arguments, rng, close, variant, lengths
 ):
-    given = arguments("block_forward", "float32", lengths=lengths, H=2, D=4, F=31, **variant)
+    """Of sizes at which no number is so near the middle between two bfloat16 that either is right.
+
+    With others, a last digit of a float32 may decide which, and move the outputs a thousand times
+    as much.
+    """
+    given = arguments("block_forward", "float32", lengths=lengths, H=2, D=4, F=30, **variant)
     dout = rng.standard_normal(given["x"].shape).astype(np.float32)
     found = there_and_back(bfloat16, given, dout, bfloat16=True)
     expected = there_and_back(reference, widened(given), dout.astype(float), bfloat16=True)
     for mine, theirs in zip(found, expected, strict=True):
-        close(mine, theirs, BFLOAT16)
+        close(mine, theirs)
 
 
 # With a cache
@@ -185,7 +187,7 @@ def test_rows_in_several_calls_come_out_as_all_at_once(
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_texts_that_go_on_can_round_to_bfloat16(bfloat16, arguments, agrees, variant):
     given = arguments("block_forward, cache, nothing saved", "float32", **variant)
-    agrees(bfloat16, "block_forward", given | {"bfloat16": True}, BFLOAT16)
+    agrees(bfloat16, "block_forward", given | {"bfloat16": True})
 
 
 def test_no_new_rows_change_nothing(kernels, arguments, dtype):
