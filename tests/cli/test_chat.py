@@ -135,29 +135,47 @@ class Terminal:
         os.close(self.master)
 
     def read_until(self, text: bytes) -> None:
-        end = time.monotonic() + 30
+        assert self.has_read(text, 30), self.seen
+
+    def has_read(self, text: bytes, seconds: float) -> bool:
+        end = time.monotonic() + seconds
         while text not in self.seen:
-            assert time.monotonic() < end, self.seen
+            if time.monotonic() > end:
+                return False
             if select.select([self.master], [], [], 0.1)[0]:
                 self.seen += os.read(self.master, 65536)
         self.before, _, self.seen = self.seen.partition(text)
+        return True
+
+    def interrupt_until(self, text: bytes) -> None:
+        """Press Ctrl-C until a text comes: readline looks for it only once it waits for keys."""
+        for _ in range(10):
+            time.sleep(0.2)
+            self.child.send_signal(signal.SIGINT)
+            if self.has_read(text, 3):
+                return
+        raise AssertionError(self.seen)
 
     def write(self, text: bytes) -> None:
         os.write(self.master, text)
+
+    def ask(self, question: bytes) -> None:
+        self.read_until(b"Enter prompt: ")
+        self.write(question + b"\n")
+
+    def leave(self) -> None:
+        self.ask(b"/exit")
+        assert self.child.wait(30) == 0
 
 
 @posix
 def test_a_terminal(tmp_path, model):
     with Terminal("chat", model, cwd=tmp_path) as terminal:
-        terminal.read_until(b"Enter prompt: ")
-        terminal.write(b"Who are you?\n")
+        terminal.ask(b"Who are you?")
         terminal.read_until(b"Model output: A small model")
-        terminal.read_until(b"Enter prompt: ")
-        terminal.write(b"\xffWho?\n")  # in the C locale readline takes the first byte for a key
+        terminal.ask(b"\xffWho?")  # in the C locale readline takes the first byte for a key
         terminal.read_until(b"Model output: ")
-        terminal.read_until(b"Enter prompt: ")
-        terminal.write(b"exit\n")
-        assert terminal.child.wait(30) == 0
+        terminal.leave()
 
 
 @posix
@@ -172,16 +190,11 @@ def test_ctrl_d_on_a_terminal(tmp_path, model):
 def test_ctrl_c_on_a_terminal(tmp_path, model):
     with Terminal("chat", model, cwd=tmp_path) as terminal:
         terminal.read_until(b"Enter prompt: ")
-        time.sleep(0.2)  # readline looks for signals only once it waits for keys
-        terminal.child.send_signal(signal.SIGINT)
-        terminal.read_until(b"Ctrl-C once more")
-        terminal.read_until(b"Enter prompt: ")
-        terminal.write(b"Who are you?\n")
+        terminal.interrupt_until(b"Ctrl-C once more")
+        terminal.ask(b"Who are you?")
         terminal.read_until(b"Model output: A small model")
         terminal.read_until(b"Enter prompt: ")
-        time.sleep(0.2)
-        terminal.child.send_signal(signal.SIGINT)
-        terminal.read_until(b"Ctrl-C once more")
+        terminal.interrupt_until(b"Ctrl-C once more")
         terminal.read_until(b"Enter prompt: ")
         time.sleep(0.2)
         terminal.child.send_signal(signal.SIGINT)
@@ -199,9 +212,7 @@ def test_the_whole_job_on_a_terminal_shows_a_bar(tmp_path, small):
         terminal.read_until(b"pre-training |")
         terminal.read_until(b"2/2")
         terminal.read_until(b"instruction tuning |")
-        terminal.read_until(b"Enter prompt: ")
-        terminal.write(b"exit\n")
-        assert terminal.child.wait(30) == 0
+        terminal.leave()
 
 
 # What is typed instead of a question
@@ -317,41 +328,33 @@ def test_a_system_message_is_read_first(inside, model):
 @posix
 def test_ctrl_c_ends_the_answer_and_not_the_chat(tmp_path, endless):
     with Terminal("chat", endless, "--max-new-tokens", "1000000", cwd=tmp_path) as terminal:
-        terminal.read_until(b"Enter prompt: ")
-        terminal.write(b"Who are you?\n")
+        terminal.ask(b"Who are you?")
         terminal.read_until(b"Model output: ")
         time.sleep(0.3)
         terminal.child.send_signal(signal.SIGINT)
         terminal.read_until(b" ...\r\n")
-        terminal.read_until(b"Enter prompt: ")
-        terminal.write(b"/stats\n")
+        terminal.ask(b"/stats")
         terminal.read_until(b"ended by Ctrl-C")
-        terminal.read_until(b"Enter prompt: ")
-        terminal.write(b"/exit\n")
-        assert terminal.child.wait(30) == 0
+        terminal.leave()
 
 
 @posix
 def test_ctrl_c_is_heeded_while_nothing_is_shown(tmp_path, endless):
     flags = ["--num-beams", "2", "--max-new-tokens", "1000000"]  # which come at the end
     with Terminal("chat", endless, *flags, cwd=tmp_path) as terminal:
-        terminal.read_until(b"Enter prompt: ")
-        terminal.write(b"Who are you?\n")
+        terminal.ask(b"Who are you?")
         terminal.read_until(b"Model output: ")
         time.sleep(0.3)
         terminal.child.send_signal(signal.SIGINT)
         terminal.read_until(b" ...\r\n")
-        terminal.read_until(b"Enter prompt: ")
-        terminal.write(b"/exit\n")
-        assert terminal.child.wait(30) == 0
+        terminal.leave()
 
 
 @posix
 def test_colours_are_for_terminals_that_have_them(tmp_path, model):
     for term, expected in (("xterm", True), ("dumb", False)):
         with Terminal("chat", model, cwd=tmp_path, env={"TERM": term, "NO_COLOR": ""}) as terminal:
-            terminal.read_until(b"Enter prompt: ")
-            terminal.write(b"Who are you?\n")
+            terminal.ask(b"Who are you?")
             terminal.read_until(b"put: ")
             shown = terminal.before
             assert (b"\x1b[36mModel out" in shown) == expected
@@ -375,6 +378,20 @@ def test_ctrl_c_anywhere_in_a_question_does_not_end_the_chat(monkeypatch, capsys
     monkeypatch.setattr(chat, "read_prompt", lambda: next(lines))
     assert chat.converse(Busy()) == 0
     assert capsys.readouterr().err.count("Ctrl-C once more") == 2
+
+
+@posix
+def test_ctrl_c_gives_up_what_is_typed(tmp_path, model):
+    with Terminal("chat", model, cwd=tmp_path) as terminal:
+        terminal.read_until(b"Enter prompt: ")
+        for _ in range(2):  # which would end the chat, were nothing typed
+            terminal.write(b"How do")
+            terminal.read_until(b"How do")  # on the screen, so readline has it
+            terminal.interrupt_until(b"Enter prompt: ")
+            assert terminal.before.strip() == b""  # neither answered nor warned of
+        terminal.write(b"Who are you?\n")
+        terminal.read_until(b"Model output: A small model")
+        terminal.leave()
 
 
 def test_a_line_of_a_megabyte(process, model):
