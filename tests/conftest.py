@@ -130,6 +130,12 @@ def small() -> Callable[..., ModelConfig]:
     return make
 
 
+@pytest.fixture
+def no_batch_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the few tokens of a test's texts be divided among several threads."""
+    monkeypatch.setattr("rustgpt.parallel.data_parallel.TOKENS_AT_LEAST", 1)
+
+
 # A model without the word tokenizer
 
 

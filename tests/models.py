@@ -1,4 +1,4 @@
-"""Owns what the tests of the model share: its variants, a batch, and one step's gradients."""
+"""Owns what the tests of the model share: its variants, a batch, one step's gradients, a layer."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,6 +30,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
 IDS = np.array([0, 6, 3, 3, 5, 1, 2, 0], np.int32)
 TARGETS = np.array([6, 3, -1, 4, 0, 2, 0, -1], np.int32)
 OFFSETS = np.array([0, 4, 4, 5, 8], np.int32)
+
+
+class Scale(Layer):
+    """A layer of a user's own: out = x * weight."""
+
+    def __init__(self, dim: int = 3, dtype: Any = np.float64) -> None:
+        super().__init__(dtype)
+        self.dim = dim
+        self.parameter("weight", np.linspace(0.5, 2.0, dim))
+
+    def forward(self, x: Any, ctx: Context) -> Any:
+        ctx.save(self, x)
+        return x * self.weight
+
+    def backward(self, dout: Any, ctx: Context) -> Any:
+        (x,) = ctx.saved(self)
+        ctx.gradients.add(self.weight, (dout * x).sum(axis=0))
+        return dout * self.weight
 
 
 def make_model(

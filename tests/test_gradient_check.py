@@ -15,25 +15,9 @@ from rustgpt.layers.layer_norm import LayerNorm
 from rustgpt.layers.self_attention import SelfAttention
 from rustgpt.layers.transformer import TransformerBlock
 
+from .models import Scale
+
 PASSES = ["two passes at once", "with a cache"]
-
-
-class Scale(Layer):
-    """A layer of a user's own: out = x * weight."""
-
-    def __init__(self, dim, dtype=np.float64):
-        super().__init__(dtype)
-        self.dim = dim
-        self.parameter("weight", np.linspace(0.5, 2.0, dim))
-
-    def forward(self, x, ctx):
-        ctx.save(self, x)
-        return x * self.weight
-
-    def backward(self, dout, ctx):
-        (x,) = ctx.saved(self)
-        ctx.gradients.add(self.weight, (dout * x).sum(axis=0))
-        return dout * self.weight
 
 
 class RunningMean(Layer):

@@ -24,7 +24,7 @@ from rustgpt.text.char_tokenizer import CharTokenizer
 from rustgpt.text.tokenizer import WordTokenizer
 from rustgpt.trainer import Trainer
 
-from .models import IDS, OFFSETS, TARGETS, V, by_name, differentiate, make_model
+from .models import IDS, OFFSETS, TARGETS, Scale, V, by_name, differentiate, make_model
 
 TEXT = [1, 5, 0, 3, 2, 6, 4, 1, 1]
 SENTENCES = ["The sun rises in the east </s>", "Water is wet </s>", "Bees carry pollen </s>"]
@@ -34,23 +34,6 @@ SENTENCES = ["The sun rises in the east </s>", "Water is wet </s>", "Bees carry 
 def build(small, tokenizer_of):
     """build(variant, dtype, layers): a small model whose parameters all matter."""
     return partial(make_model, small, tokenizer_of(V))
-
-
-class Scale(Layer):
-    """A layer of a user's own."""
-
-    def __init__(self, dim, dtype):
-        super().__init__(dtype)
-        self.parameter("weight", np.linspace(0.5, 2.0, dim))
-
-    def forward(self, x, ctx):
-        ctx.save(self, x)
-        return x * self.weight
-
-    def backward(self, dout, ctx):
-        (x,) = ctx.saved(self)
-        ctx.gradients.add(self.weight, (dout * x).sum(axis=0))
-        return dout * self.weight
 
 
 def with_scale(config, size=V):

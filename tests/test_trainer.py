@@ -19,6 +19,7 @@ from rustgpt.llm import LLM
 from rustgpt.text.tokenizer import WordTokenizer
 from rustgpt.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("no_batch_is_too_small")
 TEXTS = ["the sun rises.", "water is wet.", "a cat naps.", "ants dig.", "no.", "rain falls."]
 # Mean losses of the epochs of one training: `fit(model_of("float64"), 8)` with the kernels in plain
 # NumPy, rounded to nine digits behind the point. `plain_losses`, which has nothing of the training
@@ -38,12 +39,6 @@ def model_of(letters, small):
         return LLM(small(dtype=dtype, **settings | changes), letters)
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def no_batch_is_too_small(monkeypatch):
-    """Let the few tokens of these texts be divided among several threads."""
-    monkeypatch.setattr("rustgpt.parallel.data_parallel.TOKENS_AT_LEAST", 1)
 
 
 def config_of(**changes):

@@ -21,15 +21,10 @@ from rustgpt.llm import LLM
 from rustgpt.trainer import Trainer
 from rustgpt.training_state import TrainingState
 
+pytestmark = pytest.mark.usefixtures("no_batch_is_too_small")
 TEXTS = ["the sun rises.", "water is wet.", "a cat naps.", "ants dig.", "no.", "rain falls."]
 TIMES = {"tokens_per_second": 0.0, "seconds_left": 0.0}
 STEPS = 13  # 3 epochs of 3 steps, then 2 of 2
-
-
-@pytest.fixture(autouse=True)
-def no_batch_is_too_small(monkeypatch):
-    """Let the few tokens of these texts be divided among several threads."""
-    monkeypatch.setattr("rustgpt.parallel.data_parallel.TOKENS_AT_LEAST", 1)
 
 
 @pytest.fixture

@@ -14,13 +14,9 @@ from rustgpt.trainer import Trainer
 from rustgpt.training_state import TrainingState, perplexity
 from rustgpt.validation import Validation, counted_bytes
 
+pytestmark = pytest.mark.usefixtures("no_batch_is_too_small")
 TEXTS = ["the sun rises.", "water is wet.", "a cat naps.", "ants dig.", "no.", "rain falls."]
 OTHERS = ["the rain is wet.", "cats rise."]
-
-
-@pytest.fixture(autouse=True)
-def no_batch_is_too_small(monkeypatch):
-    monkeypatch.setattr("rustgpt.parallel.data_parallel.TOKENS_AT_LEAST", 1)
 
 
 @pytest.fixture

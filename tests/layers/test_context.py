@@ -16,6 +16,8 @@ from rustgpt.layers.self_attention import SelfAttention
 from rustgpt.layers.transformer import TransformerBlock
 from rustgpt.reference.arrays import Shard
 
+from ..models import Scale
+
 
 def offsets_of(*lengths):
     return np.cumsum([0, *lengths], dtype=np.int32)
@@ -23,25 +25,6 @@ def offsets_of(*lengths):
 
 def slots(*numbers):
     return np.array(numbers, np.int32)
-
-
-class Scale(Layer):
-    """out = x * weight"""
-
-    dim = 3
-
-    def __init__(self):
-        super().__init__(np.float64)
-        self.parameter("weight", np.array([0.5, 1.5, -2.0]))
-
-    def forward(self, x, ctx):
-        ctx.save(self, x)
-        return x * self.weight
-
-    def backward(self, dout, ctx):
-        (x,) = ctx.saved(self)
-        ctx.gradients.add(self.weight, (dout * x).sum(axis=0))
-        return dout * self.weight
 
 
 class DecayingSum(Scale):

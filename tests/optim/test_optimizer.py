@@ -40,9 +40,8 @@ class Momentum:
 
 
 @pytest.fixture
-def model_of(letters, small, monkeypatch):
+def model_of(letters, small, no_batch_is_too_small):
     """model_of(): an untrained model in float64, of which several threads take small steps."""
-    monkeypatch.setattr("rustgpt.parallel.data_parallel.TOKENS_AT_LEAST", 1)
     return lambda: LLM(small(max_seq_len=16, dtype="float64", seed=3), letters)
 
 
