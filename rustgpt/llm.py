@@ -1,13 +1,12 @@
-"""Owns the model: its layers in one flat parameter buffer, forward and backward through them."""
+"""Owns the model: forward and backward through its layers, its tokenizer, and both on disk."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import os
-import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 
@@ -20,22 +19,20 @@ from rustgpt.layers.cache import Cache
 from rustgpt.layers.context import Context, offsets_of
 from rustgpt.layers.decoder import Decoder
 from rustgpt.layers.embeddings import Embeddings
-from rustgpt.layers.gpt import build_layers, describe, named_parameters
-from rustgpt.layers.layer import Layer, copy_into
-from rustgpt.layers.memory import Array, Indices, Workspace, aligned
+from rustgpt.layers.gpt import build_layers, named_parameters
+from rustgpt.layers.layer import Layer
+from rustgpt.layers.memory import Array, Indices, Workspace
 from rustgpt.layers.output_projection import OutputProjection
+from rustgpt.network import Network
 from rustgpt.parallel.decoding import decoding_threads
 from rustgpt.text.dataset import Dataset
 from rustgpt.text.tokenizer import AUTO, Tokenizer, token_ids
 from rustgpt.vocab_extension import extended_layers, extended_tokenizer
-from rustgpt.weights_lock import WeightsLock
 
-Result = TypeVar("Result")
 MOST_THREADS: Final = 1024
-IDLE: Final = 8  # workspaces that are kept for the next calls
 
 
-class LLM(TextGenerator):
+class LLM(Network, TextGenerator):
     """A GPT: layers, and the tokenizer whose tokens they read and write.
 
     Parameters
@@ -71,42 +68,26 @@ class LLM(TextGenerator):
     """
 
     _threads = 0
+    _memory = (*Network._memory, "_decoder")
 
     def __init__(
         self, config: ModelConfig, tokenizer: Tokenizer, layers: Sequence[Layer] | None = None
     ) -> None:
-        self.config = config
         self.tokenizer = tokenizer
-        self.layers = list(layers or build_layers(config, tokenizer.vocab_size))
         for token in (config.bos_token_id, *config.end_token_ids):
             if token >= tokenizer.vocab_size:
                 raise ConfigError(
                     f"bos_token_id and end_token_ids must be tokens below {tokenizer.vocab_size}, "
                     f"the size of the vocabulary, got {token}"
                 )
-        if not isinstance(self.layers[0], Embeddings) or not isinstance(
-            self.layers[-1], OutputProjection
-        ):
+        layers = list(layers or build_layers(config, tokenizer.vocab_size))
+        if not isinstance(layers[0], Embeddings) or not isinstance(layers[-1], OutputProjection):
             raise ConfigError("the first layer must be Embeddings and the last OutputProjection")
-        for i, layer in enumerate(self.layers):
-            if layer._owner is not None and layer._owner() is not None:
-                raise ConfigError(
-                    f"layer {i} is part of another model, which would lose its parameters: pass a "
-                    "copy of it (copy.deepcopy)"
-                )
-        self._take_over()
+        super().__init__(config, layers)
 
     def _take_over(self) -> None:
-        """Move the layers' parameters into one flat buffer of this model."""
-        sizes = {id(v): v.size for layer in self.layers for v in layer.parameters().values()}
-        self._parameters = aligned(sum(sizes.values()), np.dtype(self.config.dtype))
-        self.weights_lock = WeightsLock()
-        self._idle: list[Workspace] = []  # of calls that have ended
+        super()._take_over()
         self._decoder: Decoder | None = None  # of the layers as they were when it was made
-        taken, seen = 0, set[int]()
-        for i, layer in enumerate(self.layers):
-            taken += layer.bind(self._parameters[taken:], f"layers.{i}", seen)
-            vars(layer)["_owner"] = weakref.ref(self)
         if self._output.tied:
             self._output.tie(self._embeddings.tokens)
 
@@ -131,68 +112,12 @@ class LLM(TextGenerator):
         self._threads = int(n)
 
     @property
-    def parameters(self) -> Array:
-        self.weights_lock.give()
-        return self._parameters
-
-    @parameters.setter
-    def parameters(self, values: Array) -> None:
-        with self.weights_lock.writing():
-            copy_into(self._parameters, values, "parameters")
-
-    def check_parameters(self) -> None:
-        """Raise ConfigError if a layer has parameters that are not among the model's."""
-        for name, value in named_parameters(self.layers).items():
-            if value.size and not np.may_share_memory(value, self._parameters):
-                raise ConfigError(
-                    f"{name} is not among the model's parameters: make a model of these layers"
-                )
-
-    # Copies
-
-    def __copy__(self) -> LLM:
-        return copy.deepcopy(self)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> LLM:
-        twin = object.__new__(type(self))
-        memo[id(self)] = twin
-        with self.weights_lock.alone:
-            twin.__setstate__(copy.deepcopy(self._state(), memo))
-        return twin
-
-    def __getstate__(self) -> dict[str, Any]:
-        with self.weights_lock.alone:
-            # Copied here and now. A layer may know its model, which is written but once.
-            return {**self._state(), "layers": copy.deepcopy(self.layers, {id(self): self})}
-
-    def _state(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in _MEMORY}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._take_over()
-
-    @property
     def _embeddings(self) -> Embeddings:
         return self.layers[0]  # type: ignore[return-value]
 
     @property
     def _output(self) -> OutputProjection:
         return self.layers[-1]  # type: ignore[return-value]
-
-    @property
-    def n_parameters(self) -> int:
-        """P, how many numbers the model learns."""
-        return self._parameters.size
-
-    def named_parameters(self) -> dict[str, Array]:
-        """Return the parameters by name: "layers.1.attention.qkv_weight"; see `parameters`."""
-        self.weights_lock.give()
-        return named_parameters(self.layers)
-
-    def describe(self) -> str:
-        """Return the layers with their sizes, for people."""
-        return describe(self.layers)
 
     def extend_vocab(self, texts: Iterable[str]) -> LLM:
         """Return a copy of the model that has a token for each word of some texts.
@@ -208,18 +133,6 @@ class LLM(TextGenerator):
         return type(self)(self.config, tokenizer, layers)
 
     # Through the layers
-
-    def _read(self, work: Callable[[Workspace], Result]) -> Result:
-        """Return work(memory) of weights between two steps; it may be called more than once."""
-        try:
-            workspace = self._idle.pop()
-        except IndexError:
-            workspace = Workspace(self.config.dtype)
-        try:
-            return self.weights_lock.read(lambda: work(workspace))
-        finally:
-            if len(self._idle) < IDLE:
-                self._idle.append(workspace)
 
     def logits(self, ids: Sequence[int] | Indices) -> Array:  # (T,) -> (T, V)
         """Return the scores of every token to follow each of the text's tokens.
@@ -420,7 +333,3 @@ class LLM(TextGenerator):
             model = cls(config, words, layers)
         saved.read_into(model.named_parameters())
         return model
-
-
-# Attributes of a model that a copy of it has anew.
-_MEMORY: Final = ("_parameters", "weights_lock", "_idle", "_decoder")
