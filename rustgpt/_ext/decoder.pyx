@@ -9,10 +9,10 @@ block; all rows together read P numbers, and 2 K D for each row of each text, in
 
 Everything that is done to a row is done in the same order alone and among others, so that its
 logits have the same bits. Several threads may call for the same rows: each makes some of the heads
-(those that share keys and values together),
-and some of the columns of every other product. They meet four times in a block.
+(those that share keys and values together), and some of the columns of every other product. They
+meet four times in a block.
 """
-from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.mem cimport PyMem_Free
 from cython cimport floating
 from libc.math cimport sqrt
 from libc.string cimport memcpy
@@ -23,17 +23,16 @@ from rustgpt._ext.checks cimport (
     check_aligned, check_indices, check_ints, check_matrix, check_offsets, check_scratch,
     check_size, check_total, check_vector,
 )
+from rustgpt._ext.decoder_spec cimport Decoder, Scratch, read_decoder, scratch_of
 from rustgpt._ext.few_rows cimport few_rows
 from rustgpt._ext.rotary cimport turn_row
 from rustgpt._ext.rows cimport combine, dots, row_gelu, row_swiglu
 from rustgpt._ext.shard cimport Shard, edge_of, meet, shard_of
-from rustgpt._ext.spec cimport GELU, SWIGLU, Norm, Spec, parameter, read_spec, whole, whole_lines
+from rustgpt._ext.spec cimport GELU, SWIGLU, Norm, Spec
 from rustgpt._ext.steps cimport at, normalise
 
 
 cdef enum:
-    # Numbers of a `DecoderSpec`.
-    NUMBERS = 12
     # Keys that all heads pass before the next ones, so that memory is read in order.
     KEYS = 16
     # Threads look so often, for some 0.1 ms in all, whether the others are there before they sleep.
@@ -41,19 +40,6 @@ cdef enum:
 
 
 cdef str SIZE = "decoder_scratch_size(spec, N, longest, threads)"
-
-
-cdef struct Decoder:
-    Py_ssize_t V, S, C, size  # S rows of positions
-    bint tied
-    bint rotary         # whether a block's positions are
-    Py_ssize_t tokens, places, output_weight, output_bias  # the second and last -1 if there is none
-    Norm norm           # the last one; its weight is -1 if there is none
-    Py_ssize_t L, H, K  # blocks; the most heads of a block, and those of keys and values
-    Py_ssize_t W, G     # the most columns of queries, keys and values, and of the hidden layer
-    Py_ssize_t kv_dim   # columns of keys, and as many of values, of every block
-    Spec* blocks        # (L,)
-    Py_ssize_t* firsts  # (L,) where a block's parameters begin
 
 
 cdef class _Checked:
@@ -67,75 +53,14 @@ cdef class _Checked:
 
 cdef _Checked checked_of(object spec):
     cdef object known = getattr(spec, "checked", None)
-    if type(known) is not _Checked:
-        known = _Checked()
-        read_decoder(spec, known)
-        if hasattr(spec, "checked"):
-            spec.__dict__["checked"] = known
-    return known
-
-
-cdef int read_decoder(object spec, _Checked checked) except -1:
-    """Fill in what a `DecoderSpec` says, after a check: where it is wrong, kernels would crash."""
-    cdef const double[::1] n
-    cdef Decoder* d = &checked.decoder
-    cdef Py_ssize_t i, C, P
-    cdef Spec block
-    try:
-        n, blocks, firsts = spec.numbers, tuple(spec.blocks), tuple(map(int, spec.firsts))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise TypeError(f"spec must be a rustgpt.reference.spec.DecoderSpec: {error}") from None
-    if n.shape[0] != NUMBERS or len(blocks) != len(firsts):
-        raise ValueError(f"spec must have {NUMBERS} numbers, and a place for each block")
-    d.V, d.S, d.C, d.size, d.tied = whole(n[0]), whole(n[1]), whole(n[2]), whole(n[3]), n[4] != 0
-    C, P = d.C, d.size
-    if min(d.V, d.S, C, P) < 0 or max(d.V, d.S, 3 * C) >= 2**31:
-        raise ValueError(f"spec must have sizes from 0 to 2**31, got {d.V}, {d.S}, {C}")
-    d.tokens = parameter("tokens", n[6], d.V, C, P)
-    d.places = parameter("places", n[7], d.S, C, P, False)
-    d.norm.epsilon, d.norm.weight = n[5], parameter("norm.weight", n[8], 1, C, P, False)
-    d.norm.bias = parameter("norm.bias", n[9], 1, C, P, False)
-    d.norm.rms = d.norm.bias < 0
-    d.output_weight = parameter("output.weight", n[10], d.V, C, P)
-    d.output_bias = parameter("output.bias", n[11], 1, d.V, P, False)
-    if not n[5] >= 0:
-        raise ValueError(f"spec must have an epsilon from 0 on, got {n[5]}")
-    d.L, d.H, d.K, d.W, d.G, d.kv_dim, d.rotary = len(blocks), 1, 1, 0, 0, C, False
-    d.blocks = <Spec*> PyMem_Malloc(d.L * sizeof(Spec))
-    d.firsts = <Py_ssize_t*> PyMem_Malloc(d.L * sizeof(Py_ssize_t))
-    if d.blocks == NULL or d.firsts == NULL:
-        raise MemoryError
-    for i in range(d.L):
-        block = read_spec(blocks[i])
-        if block.C != C:
-            raise ValueError(f"spec must have blocks of {C} columns, but block {i} has {block.C}")
-        d.blocks[i], d.firsts[i] = block, parameter(f"block {i}", firsts[i], 1, block.size, P)
-        d.H, d.W, d.G = max(d.H, block.H), max(d.W, block.W), max(d.G, block.G)
-        d.K, d.rotary = max(d.K, block.K), d.rotary or block.rotary
-        if i > 0 and (block.W - C) // 2 != d.kv_dim:
-            raise ValueError("spec must have blocks with equally many columns of keys and values")
-        d.kv_dim = (block.W - C) // 2
-    return 0
-
-
-cdef struct Scratch:
-    # Where each array begins. All threads see the first ones; the last are for each of them.
-    Py_ssize_t stream, heads, qkv, hidden, scores, normal, mean, rstd, size
-
-
-cdef Scratch scratch_of(const Decoder* d, const Shard* s, Py_ssize_t N, Py_ssize_t longest):
-    cdef Scratch w
-    cdef Py_ssize_t C = d.C, own = whole_lines(N * C) + 2 * whole_lines(N)
-    w.stream = 0                                        # (N, C): the residual sums
-    w.heads = w.stream + whole_lines(N * C)             # (N, C)
-    w.qkv = w.heads + whole_lines(N * C)                # (N, W)
-    w.hidden = w.qkv + whole_lines(N * d.W)             # (N, G)
-    w.scores = w.hidden + whole_lines(N * d.G)          # (H, longest)
-    w.normal = w.scores + whole_lines(d.H * longest) + s.index * own  # (N, C)
-    w.mean = w.normal + whole_lines(N * C)              # (N,)
-    w.rstd = w.mean + whole_lines(N)                    # (N,)
-    w.size = w.normal + (s.n - s.index) * own
-    return w
+    cdef _Checked checked
+    if type(known) is _Checked:
+        return known
+    checked = _Checked()
+    read_decoder(spec, &checked.decoder)
+    if hasattr(spec, "checked"):
+        spec.__dict__["checked"] = checked
+    return checked
 
 
 def decoder_scratch_size(object spec, Py_ssize_t N, Py_ssize_t longest, Py_ssize_t threads=1):
@@ -195,14 +120,8 @@ def decoder_forward(
             raise ValueError("shard must be None where blocks differ in their heads")
     if d.rotary != (table is not None):
         raise ValueError("table must be given where positions are rotary, and else be None")
-    for b in range(d.L if table is not None else 0):
-        if d.blocks[b].rotary and (
-            table.shape[0] < longest or table.shape[1] != C // d.blocks[b].H
-        ):
-            raise ValueError(
-                f"table must have shape ({d.S}, {C // d.blocks[b].H}), got ({table.shape[0]}, "
-                f"{table.shape[1]})"
-            )
+    if table is not None:
+        check_table(d, longest, table.shape[0], table.shape[1])
     cdef floating* logits0 = check_matrix[floating]("logits", logits, B, d.V)
     w = scratch_of(d, &s, N, longest)
     cdef floating* scratch0 = check_scratch(SIZE, scratch, w.size)
@@ -219,6 +138,18 @@ def decoder_forward(
         table0 = check_matrix("table", table, table.shape[0], table.shape[1])
     with nogil:
         decode(d, &s, &w, &rows, p, table0, kv0, scratch0, logits0)
+
+
+cdef int check_table(
+    const Decoder* d, Py_ssize_t longest, Py_ssize_t rows, Py_ssize_t columns
+) except -1:
+    """Raise ValueError unless a table of angles is as every block needs it."""
+    cdef Py_ssize_t b, D
+    for b in range(d.L):
+        D = d.C // d.blocks[b].H
+        if d.blocks[b].rotary and (rows < longest or columns != D):
+            raise ValueError(f"table must have shape ({d.S}, {D}), got ({rows}, {columns})")
+    return 0
 
 
 cdef struct Rows:
