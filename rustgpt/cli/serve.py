@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +12,7 @@ from rustgpt.cli.terminal import note
 from rustgpt.errors import RustGPTError
 
 MOST_SLOTS: Final = 256
+MOST_THREADS: Final = 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +44,8 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--name", default="", metavar="NAME", help=text)
     text = "texts that are made at once (default: as memory allows, up to 16)"
     add_number(group, "--slots", (1, MOST_SLOTS), text, 0)
+    text = "that make a token of a large model together; 0 for as many as help (default: 0)"
+    add_number(group, "--threads", (0, MOST_THREADS), text, 0)
     text = "of requests that name none (default: 1.0, as at OpenAI)"
     add_number(group, "--temperature", (0, 2), text, 1.0, number)
     text = "use system messages, or leave them out and say so (default: as the model was trained)"
@@ -74,6 +76,11 @@ def run(args: argparse.Namespace) -> int:
         temperature=args.temperature,
         system_messages=args.system_messages,
     )
-    load = functools.partial(LLM.load, args.model, chat_template=args.template)
+
+    def load() -> LLM:
+        model = LLM.load(args.model, chat_template=args.template)
+        model.threads = int(args.threads)
+        return model
+
     name = Path(args.model).resolve().name or "model"
     return ModelServer(name, load, config, lambda text: note(f"rustgpt: {text}")).run()

@@ -116,6 +116,25 @@ def test_wrong_settings(process, model, tmp_path):
     one_line(process("serve", model, "--allow-origin", "*"), 2, "origin")
 
 
+def test_the_number_of_threads_reaches_the_model(inside, model, monkeypatch):
+    from rustgpt.serve import server
+
+    served = []
+
+    class Server:
+        def __init__(self, name, load, config, say):
+            served.append(load().threads)
+
+        def run(self):
+            return 0
+
+    monkeypatch.setattr(server, "ModelServer", Server)
+    assert inside("serve", model, "--threads", "3").status == 0
+    assert inside("serve", model).status == 0
+    assert served == [3, 0]
+    one_line(inside("serve", model, "--threads", "-1"), 2, "--threads")
+
+
 @posix
 def test_a_key_from_the_environment(serving):
     one = serving(env={"RUSTGPT_API_KEY": KEY})
