@@ -48,8 +48,9 @@ class Chain(Node):
             return [rest]
         if self._first < last:
             if self._left is None:
-                self._left = Chain()
-                self._left.parts, self._left._first = self.parts, self._first + 1
+                left = Chain()
+                left.parts, left._first = self.parts, self._first + 1
+                self._left = left  # as a whole: other threads may read it
             rest = (self._left, rest)
         return [(self.parts[self._first], rest)]
 

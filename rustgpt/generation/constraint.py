@@ -97,6 +97,10 @@ class Constraint:
         """Return scores with -inf for the tokens that may not follow."""
         return np.where(self._allowed.tokens(self._state, self._stream), scores, -np.inf)
 
+    def prepare(self) -> None:
+        """Find out beforehand which tokens may come next."""
+        self._allowed.tokens(self._state, self._stream)
+
     def after(self, token_id: int) -> Constraint:
         """Return where the answer is after one more token, which may follow."""
         state = self._state.after(self._allowed.content(token_id, self._stream))
@@ -106,10 +110,13 @@ class Constraint:
         return Constraint(self._allowed, state, stream)
 
 
-def constraint_of(
-    config: SamplingConfig, tokenizer: Tokenizer, prompt: Sequence[int], end_ids: tuple[int, ...]
-) -> Constraint | None:
-    """Return what an answer to a prompt is held to, if anything. It may begin with a space.
+def constraints_of(
+    config: SamplingConfig,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    end_ids: tuple[int, ...],
+) -> list[Constraint] | None:
+    """Return what the answers to prompts are held to, if anything. They may begin with a space.
 
     Raises
     ------
@@ -122,8 +129,8 @@ def constraint_of(
         grammar = grammar_of(config.json_schema)
     else:
         return None
-    stream: Any = tokenizer.stream(after=prompt)
-    if not all(hasattr(stream, name) for name in ("state", "appended", "copy")):
+    streams: list[Any] = [tokenizer.stream(after=prompt) for prompt in prompts]
+    if not all(hasattr(streams[0], name) for name in ("state", "appended", "copy")):
         raise ConfigError(
             "choices and json_schema need a tokenizer of rustgpt's, not a "
             f"{type(tokenizer).__name__}"
@@ -132,4 +139,5 @@ def constraint_of(
     if not begun.first and not begun.may_end:
         raise ConfigError("no answer can follow this json_schema: it has no end")
     state = State.of(Chain(Either(NOTHING, literal(" ")), grammar))
-    return Constraint(Allowed(tokenizer, end_ids), state, stream)
+    allowed = Allowed(tokenizer, end_ids)
+    return [Constraint(allowed, state, stream) for stream in streams]

@@ -12,7 +12,7 @@ from rustgpt.backend import single_threaded_blas
 from rustgpt.errors import ConfigError
 from rustgpt.generation.batch import Batch
 from rustgpt.generation.beam_search import BeamRequest
-from rustgpt.generation.constraint import constraint_of
+from rustgpt.generation.constraint import Constraint, constraints_of
 from rustgpt.generation.request import Model, Request, Token
 from rustgpt.generation.sampling_config import SamplingConfig
 from rustgpt.generation.text_writer import TextWriter
@@ -62,6 +62,25 @@ class Engine:
         """What is running, and what waits."""
         return [*self._running, *self._waiting]
 
+    def constraints(
+        self, prompts: Sequence[Sequence[int]], config: SamplingConfig
+    ) -> list[Constraint] | None:
+        """Return what the answers to prompts are held to, for `add`; None for nothing.
+
+        Any thread may call it, while another uses the engine: a large schema takes its time.
+
+        Raises
+        ------
+        ConfigError
+            If no answer follows the settings, or if they need another tokenizer.
+        """
+        tokenizer, end_ids = self._model.tokenizer, self._model.end_ids
+        return constraints_of(config, tokenizer, [*map(self._prompt, prompts)], end_ids)
+
+    def _prompt(self, ids: Sequence[int]) -> list[int]:
+        tokenizer = self._model.tokenizer
+        return token_ids(ids, tokenizer.vocab_size).tolist() or [tokenizer.end_id]
+
     def add(
         self,
         ids: Sequence[int],
@@ -71,6 +90,7 @@ class Engine:
         strip: bool = False,
         sample: int = 0,
         like: Request | None = None,
+        constraint: Constraint | None = None,
     ) -> Request:
         """Take a request; its first token comes with one of the next steps.
 
@@ -90,6 +110,8 @@ class Engine:
             Which of several texts of the same prompt and seed this is.
         like
             A request of the same prompt, which is read once for both.
+        constraint
+            What the answer is held to by these settings, if `constraints` has made it before.
 
         Raises
         ------
@@ -100,12 +122,13 @@ class Engine:
         """
         config = config or SamplingConfig()
         tokenizer = self._model.tokenizer
-        prompt = token_ids(ids, tokenizer.vocab_size).tolist() or [tokenizer.end_id]
+        prompt = self._prompt(ids)
         if config.num_beams > self._slots:
             raise ConfigError(
                 f"{config.num_beams} beams need as many slots, but the engine has {self._slots}"
             )
-        constraint = constraint_of(config, tokenizer, prompt, self._model.end_ids)
+        if constraint is None and (held := self.constraints([prompt], config)):
+            constraint = held[0]
         strip = strip or constraint is not None  # for the space that it may begin with
         begin = tuple(prompt)
 

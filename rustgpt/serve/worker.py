@@ -9,10 +9,12 @@ import math
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
 from rustgpt.backend import single_threaded_blas
 from rustgpt.errors import RustGPTError
+from rustgpt.generation.constraint import Constraint
 from rustgpt.generation.engine import Engine
 from rustgpt.generation.request import Model, Request, Token
 from rustgpt.generation.sampling_config import SamplingConfig
@@ -51,6 +53,7 @@ class Job:
         self.prompts = prompts
         self.config = config
         self.strip = strip
+        self.constraints: list[Constraint] | None = None  # of each prompt's answers
         self.texts = len(prompts) * config.n
         self.requests: list[Request] = []  # the worker's
         self.is_closed = False
@@ -119,6 +122,7 @@ class Worker:
         self._engine = Engine(model, slots, chunk)
         self._owners: dict[Request, tuple[Job, int]] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._builder = ThreadPoolExecutor(1, "rustgpt-grammar")
         self._thread = threading.Thread(target=self._run, name="rustgpt-engine", daemon=True)
         self._thread.start()
 
@@ -150,9 +154,12 @@ class Worker:
                 headers={"Retry-After": RETRY_AFTER},
             )
         self.texts += job.texts
-        self._inbox.put(functools.partial(self._add, job))
         late = self._loop.call_later(min(seconds, LONGEST), job.expire)
         try:
+            if config.is_held:
+                build = functools.partial(self._constraints, prompts, config)
+                job.constraints = await self._loop.run_in_executor(self._builder, build)
+            self._inbox.put(functools.partial(self._add, job))
             await job.accepted
             yield job
         finally:
@@ -162,11 +169,22 @@ class Worker:
             self._inbox.put(functools.partial(self._drop, job))
 
     def stop(self) -> None:
-        """End the thread between two tokens."""
+        """End the threads; the engine's between two tokens."""
+        self._builder.shutdown(cancel_futures=True)
         self._inbox.put(None)
         self._thread.join()
 
-    # The thread's side
+    # The side of the thread that prepares what answers are held to
+
+    def _constraints(
+        self, prompts: Sequence[list[int]], config: SamplingConfig
+    ) -> list[Constraint] | None:
+        found = self._engine.constraints(prompts, config)
+        for constraint in found or ():
+            constraint.prepare()
+        return found
+
+    # The engine's thread's side
 
     def _run(self) -> None:
         with single_threaded_blas():
@@ -192,9 +210,10 @@ class Worker:
         try:
             for number, ids in enumerate(job.prompts):
                 first: Request | None = None
+                held = job.constraints[number] if job.constraints else None
                 for sample in range(job.config.n):
                     request = self._engine.add(
-                        ids, job.config, strip=job.strip, sample=sample, like=first
+                        ids, job.config, strip=job.strip, sample=sample, like=first, constraint=held
                     )
                     first = first or request
                     job.requests.append(request)

@@ -8,7 +8,7 @@ import pytest
 
 from rustgpt.errors import ConfigError
 from rustgpt.generation.byte_grammar import State
-from rustgpt.generation.constraint import constraint_of
+from rustgpt.generation.constraint import constraints_of
 from rustgpt.generation.json_schema import grammar_of
 from rustgpt.generation.sampling_config import SamplingConfig
 from rustgpt.text.bpe_tokenizer import BpeTokenizer
@@ -132,7 +132,7 @@ def test_characters_may_be_escaped():
 )
 def test_a_schema_that_is_none_or_not_supported(schema, words):
     with pytest.raises(ConfigError, match=words):
-        constraint_of(SamplingConfig(json_schema=schema), ByteTokenizer(), [], (0,))
+        constraints_of(SamplingConfig(json_schema=schema), ByteTokenizer(), [[]], (0,))
 
 
 def test_a_literal_may_be_long():
@@ -150,7 +150,7 @@ def test_a_schema_may_not_be_nested_without_end():
     for _ in range(20_000):
         schema = {"items": schema}
     with pytest.raises(ConfigError, match="json_schema"):
-        constraint_of(SamplingConfig(json_schema=schema), ByteTokenizer(), [], (0,))
+        constraints_of(SamplingConfig(json_schema=schema), ByteTokenizer(), [[]], (0,))
 
 
 LEARNED = ['The sun "rises" {in} the [east]. 雨下得很大。 User: don\'t 1.5 true, 🙂 é red']
@@ -165,7 +165,7 @@ TOKENIZERS = {
 def answered(config, tokenizer, prompt, rng, likely='"}]0 '):
     """Return a text whose tokens are drawn from those that may follow."""
     ids = tokenizer.encode(prompt)
-    constraint, made = constraint_of(config, tokenizer, ids, (tokenizer.end_id,)), []
+    [constraint], made = constraints_of(config, tokenizer, [ids], (tokenizer.end_id,)), []
     ends = [tokenizer.encode(sign)[-1] for sign in likely]
     while len(made) < 3000:
         scores = rng.standard_normal(tokenizer.vocab_size)
@@ -220,7 +220,7 @@ def test_a_tokenizer_of_ones_own_is_told():
             return self
 
     with pytest.raises(ConfigError, match="need a tokenizer of rustgpt's, not a Own"):
-        constraint_of(SamplingConfig(choices=["a"]), Own(), [], (0,))
+        constraints_of(SamplingConfig(choices=["a"]), Own(), [[]], (0,))
 
 
 @pytest.mark.parametrize(

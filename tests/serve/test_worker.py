@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from rustgpt.generation import constraint
 from rustgpt.generation.batch import CHUNK
 
 from .conftest import CHAT, JSON, eventually, small_model
@@ -138,6 +139,58 @@ def test_a_common_beginning_is_read_once(serve):
     one.text(prompt + "zyx", max_tokens=1)
     assert read[0] > 160
     assert read[1] <= 3
+
+
+NULL = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "null"}}}
+
+
+@pytest.fixture
+def slow_schemas(monkeypatch):
+    """Let schemas be read only from when the event is set; the list has what was begun."""
+    begun, may_go, real = [], threading.Event(), constraint.grammar_of
+
+    def slow(schema):
+        begun.append(schema)
+        assert may_go.wait(20)
+        return real(schema)
+
+    monkeypatch.setattr(constraint, "grammar_of", slow)
+    yield begun, may_go
+    may_go.set()
+
+
+def test_a_large_schema_keeps_nobody_waiting(serve, slow_schemas):
+    begun, may_go = slow_schemas
+    one = serve()
+    with ThreadPoolExecutor(3) as threads:
+        held = [threads.submit(one.chat, response_format=NULL, n=2) for _ in range(3)]
+        eventually(lambda: begun)
+        for _ in range(3):
+            events = one.chat(stream=True).events
+            assert events[-1]["choices"][0]["finish_reason"] == "length"
+            assert one.ask("POST", "/tokenize", {"prompt": "abc"}).status == 200
+        assert len(begun) == 1  # the others wait for it
+        assert not any(answer.done() for answer in held)
+        may_go.set()
+        for answer in held:
+            texts = [choice["message"]["content"] for choice in answer.result().json["choices"]]
+            assert texts == ["null", "null"]
+    assert len(begun) == 3  # once for all texts of a request
+
+
+def test_who_leaves_while_the_schema_is_read_frees_the_place(serve, slow_schemas):
+    begun, may_go = slow_schemas
+    one = serve()
+    body = {"model": "small", "messages": [{"role": "user", "content": "a"}]}
+    for _ in range(2):  # one whose schema is being read, and one that waits
+        connection = one.connect()
+        connection.request("POST", CHAT, json.dumps({**body, "response_format": NULL}), JSON)
+        eventually(lambda: one.server.service.worker.texts == 1)
+        connection.close()
+        eventually(lambda: one.server.service.worker.texts == 0)
+    may_go.set()
+    assert one.chat(response_format=NULL).status == 200
+    assert len(begun) == 2  # the one that waited was not begun
 
 
 def test_an_answer_that_takes_too_long_is_cut(serve):
