@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from rustgpt.errors import ConfigError
+
+MOST_STACKS: Final = 250_000  # that are looked at for one token: some seconds
+
 # What is still to come, the next part first; () if nothing is.
 Stack = tuple["Node", "Stack"] | tuple[()]
 
@@ -109,6 +113,16 @@ def literal(text: str | bytes) -> Chain:
     return Chain(*(_BYTES[byte] for byte in content))
 
 
+class _Known(dict[frozenset[Stack], "State"]):
+    """The states of a grammar: how many stacks they have, and how many more they may have."""
+
+    stacks = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = MOST_STACKS
+
+
 class State:
     """Where a text is in a grammar.
 
@@ -122,7 +136,7 @@ class State:
 
     __slots__ = ("_known", "_next", "_stacks", "first", "may_end")
 
-    def __init__(self, stacks: frozenset[Stack], known: dict[frozenset[Stack], State]) -> None:
+    def __init__(self, stacks: frozenset[Stack], known: _Known) -> None:
         self._stacks = stacks
         self._known = known
         self._next: dict[int, State | None] = {}
@@ -133,7 +147,20 @@ class State:
     @classmethod
     def of(cls, grammar: Node) -> State:
         """Return where a text begins."""
-        return _state([(grammar, ())], {})
+        return _state([(grammar, ())], _Known())
+
+    def begin_token(self) -> bool:
+        """Allow as much as for each token; return whether those before take too much memory.
+
+        Then no state before this one should be used any more.
+        """
+        known = self._known
+        is_much = known.stacks > MOST_STACKS
+        if is_much:
+            known.clear()
+            known.stacks = 0
+        known.most = known.stacks + MOST_STACKS
+        return is_much
 
     def after(self, content: bytes) -> State | None:
         """Return where the text is after some more bytes; None if they may not follow."""
@@ -156,7 +183,7 @@ class State:
         return _state(rests, self._known) if rests else None
 
 
-def _state(stacks: Sequence[Stack], known: dict[frozenset[Stack], State]) -> State:
+def _state(stacks: Sequence[Stack], known: _Known) -> State:
     """Return the state of stacks, of which each is expanded until a byte is next."""
     todo, seen, found = list(stacks), set[Stack](), set[Stack]()
     while todo:
@@ -168,6 +195,9 @@ def _state(stacks: Sequence[Stack], known: dict[frozenset[Stack], State]) -> Sta
             found.add(stack)
         else:
             todo += stack[0].expand(stack[1])
+    known.stacks += len(seen)
+    if known.stacks > known.most:
+        raise ConfigError("the grammar of the answer leaves too much open at once")
     key = frozenset(found)
     state = known.get(key)
     if state is None:

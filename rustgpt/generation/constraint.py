@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from rustgpt.generation.byte_grammar import NOTHING, Chain, Either, Node, State,
 from rustgpt.generation.json_schema import grammar_of
 from rustgpt.generation.sampling_config import SamplingConfig
 from rustgpt.text.tokenizer import Tokenizer
+
+MASK_BYTES: Final = 2**25  # of what is remembered of an answer's states
 
 Groups = dict[int, list[tuple[int, bytes]]]  # tokens with their bytes, by the first of these
 
@@ -32,6 +34,8 @@ class Allowed:
         key = (state, stream.state)
         found = self._known.get(key)
         if found is None:
+            if state.begin_token() or len(self._known) * self._size > MASK_BYTES:
+                self._known.clear()
             found = self._known[key] = self._found(state, stream)
         return found
 

@@ -111,10 +111,14 @@ class Made(Response):
                     chunks += self._answer.chunks(index, part)
                     unfinished -= {index} if part.ended else set()
                 await self._send_chunks(send, chunks)
-        except EngineFailure:
-            await _send_events(send, [internal(scope["request_id"]).content()])
+        except RustGPTError as error:
+            is_ours = isinstance(error, EngineFailure)
+            told = internal(scope["request_id"]) if is_ours else invalid(None, str(error))
+            await _send_events(send, [told.content()])
             await _send(send, b"", more=False)
-            raise
+            if is_ours:
+                raise
+            return
         for index in sorted(unfinished):
             await self._send_chunks(send, self._answer.chunks(index, Part(ended="length")))
         if self._tells_usage:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
 from rustgpt.backend import single_threaded_blas
-from rustgpt.errors import RustGPTError
+from rustgpt.errors import ConfigError, RustGPTError
 from rustgpt.generation.constraint import Constraint
 from rustgpt.generation.engine import Engine
 from rustgpt.generation.request import Model, Request, Token
@@ -253,7 +253,8 @@ class Worker:
         }
         for job in gone or {job for job, _ in self._owners.values()}:
             self._drop(job)
-            self._tell(job.fail, EngineFailure(error))
+            is_told = isinstance(error, ConfigError)  # of what was asked for
+            self._tell(job.fail, error if is_told else EngineFailure(error))
 
     def _deliver(self, tokens: Sequence[Token]) -> None:
         made: dict[Job, list[Made]] = {}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rustgpt.errors import ConfigError
+from rustgpt.generation import byte_grammar, constraint
 from rustgpt.generation.byte_grammar import State
 from rustgpt.generation.constraint import constraints_of
 from rustgpt.generation.json_schema import grammar_of
@@ -143,6 +144,33 @@ def test_a_literal_may_be_long():
     many = {"enum": [f"word {i}" for i in range(1_000)]}
     assert follows(many, '"word 999"')
     assert not follows(many, '"word 1000"')
+
+
+# 900 lengths of a text at once, of each of which every character may come next.
+LENGTHS = {"anyOf": [{"type": "string", "maxLength": i} for i in range(900)]}
+
+
+def test_a_schema_may_not_leave_too_much_open():
+    tokenizer = BpeTokenizer.train(["ab" * 32 + " " + "cd" * 32] * 9, 300)
+    config = SamplingConfig(json_schema=LENGTHS)
+    [held] = constraints_of(config, tokenizer, [[]], (tokenizer.end_id,))
+    held = held.after(tokenizer.encode('"')[-1])
+    with pytest.raises(ConfigError, match="leaves too much open at once"):
+        held.prepare()
+
+
+def test_what_is_remembered_of_a_long_answer_is_bounded(monkeypatch):
+    monkeypatch.setattr(byte_grammar, "MOST_STACKS", 5000)
+    monkeypatch.setattr(constraint, "MASK_BYTES", 257 * 20)
+    tokenizer = ByteTokenizer()
+    config = SamplingConfig(json_schema={"type": "string", "maxLength": 400})
+    [held] = constraints_of(config, tokenizer, [[]], (tokenizer.end_id,))
+    for token in tokenizer.encode('"' + "a" * 399):
+        assert held.masked(np.zeros(tokenizer.vocab_size))[token] == 0
+        held = held.after(token)
+        assert len(held._allowed._known) <= 22
+        assert held._state._known.stacks <= 2 * 5000
+    assert len(held._state._known) < 500
 
 
 def test_a_schema_may_not_be_nested_without_end():

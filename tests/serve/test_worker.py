@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from rustgpt.generation import constraint
+from rustgpt.generation import byte_grammar, constraint
 from rustgpt.generation.batch import CHUNK
 
 from .conftest import CHAT, JSON, eventually, small_model
@@ -176,6 +176,26 @@ def test_a_large_schema_keeps_nobody_waiting(serve, slow_schemas):
             texts = [choice["message"]["content"] for choice in answer.result().json["choices"]]
             assert texts == ["null", "null"]
     assert len(begun) == 3  # once for all texts of a request
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_schema_that_leaves_too_much_open(serve, monkeypatch, stream):
+    """It is refused, at once or in the midst of the text, and is nobody else's concern."""
+    one = serve()
+    monkeypatch.setattr(byte_grammar, "MOST_STACKS", 500)
+    lengths = {"anyOf": [{"type": "string", "maxLength": i} for i in range(200)]}
+    later = {"type": "object", "properties": {"a": lengths}, "required": ["a"]}
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(one.chat, max_tokens=40)
+        for schema in (lengths, later):
+            answer = one.text(json_schema=schema, stream=stream, max_tokens=20)
+            begun = stream and schema is later
+            assert answer.status == (200 if begun else 400)
+            text = answer.body.decode().split("\n\n")[-2] if begun else answer.body.decode()
+            error = json.loads(text.removeprefix("data: "))["error"]
+            assert "leaves too much open" in error["message"]
+            assert error["type"] == "invalid_request_error"
+        assert other.result().status == 200
 
 
 def test_who_leaves_while_the_schema_is_read_frees_the_place(serve, slow_schemas):
