@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 from rustgpt.config import ModelConfig
 from rustgpt.errors import ConfigError, DataError, check_integer
@@ -11,7 +11,7 @@ from rustgpt.generation.chat import Chat
 from rustgpt.generation.continuation import Continuation, Sample, ScoredToken, scored
 from rustgpt.generation.engine import SLOTS, Engine
 from rustgpt.generation.request import Token
-from rustgpt.generation.sampling import likeliest, log_softmax
+from rustgpt.generation.sampling import Likely, likeliest, log_softmax
 from rustgpt.generation.sampling_config import UNSET, SamplingConfig
 from rustgpt.layers.cache import Cache
 from rustgpt.layers.context import Context, offsets_of
@@ -20,6 +20,8 @@ from rustgpt.layers.memory import Array, Indices
 from rustgpt.text.text_format import TextFormat
 from rustgpt.text.tokenizer import Tokenizer, token_ids
 from rustgpt.weights_lock import WeightsLock
+
+ROWS: Final = 64  # of which there are logits at once, where all of a text's are needed
 
 
 class TextGenerator:
@@ -239,25 +241,49 @@ class TextGenerator:
         TokenizerError
             If it is not text.
         """
+        ids, skipped = self.prompt_ids(text), len(self.text_format.bos)
+        found = zip(ids, self.logprobs_ids(ids, top), strict=True)
+        return [scored(self.tokenizer, token, *told) for token, told in found][skipped:]
+
+    def logprobs_ids(
+        self, ids: Sequence[int] | Indices, top: int = 0
+    ) -> list[tuple[float | None, Likely]]:
+        """Return the log-probability of each token, and the likeliest in its place.
+
+        Of the first one nothing is known. See `logprobs`.
+
+        Raises
+        ------
+        TokenizerError
+            If an id is not in the vocabulary.
+        """
         check_integer("top", top)
-        ids, S = self.prompt_ids(text), self.max_seq_len
-        skipped = len(self.text_format.bos)
-        found: list[ScoredToken] = []
-        if not skipped and ids:
-            found.append(scored(self.tokenizer, ids[0], None))
-        begin, known = 0, 1  # of the window; of the tokens of which all is told
-        while known < len(ids):
+        ids, S = token_ids(ids, self.tokenizer.vocab_size), self.max_seq_len
+        found: list[tuple[float | None, Likely]] = [(None, ())] if len(ids) else []
+        begin = 0
+        while (known := len(found)) < len(ids):
             window = ids[begin : begin + S]
-            logits = self.logits(window)  # (T, V)
-            for i in range(known - begin, len(window)):
-                found.append(self._scored(window[i], logits[i - 1], top))
-            known = begin + len(window)
-            begin = known - max(1, S // 2)
+            found += self.weights_lock.read(self._told_of(window, known - begin, top))
+            begin = len(found) - max(1, S // 2)
         return found
 
-    def _scored(self, token: int, logits: Array, n: int) -> ScoredToken:
-        logprobs = log_softmax(logits)
-        return scored(self.tokenizer, token, float(logprobs[token]), likeliest(logprobs, n))
+    def _told_of(
+        self, ids: Indices, first: int, top: int
+    ) -> Callable[[], list[tuple[float, Likely]]]:
+        """Tell of a text's tokens from one on; the logits are there of some rows at a time."""
+
+        def work() -> list[tuple[float, Likely]]:
+            dtype, found = self.config.dtype, []
+            x = Context(offsets_of(len(ids)), dtype).forward(self.layers[:-1], ids)  # (T, C)
+            for i in range(first - 1, len(ids) - 1, ROWS):
+                some = x[i : min(i + ROWS, len(ids) - 1)]  # (N, C)
+                logits = Context(offsets_of(len(some)), dtype).forward(self.layers[-1:], some)
+                for token, row in zip(ids[i + 1 :].tolist(), logits, strict=False):
+                    logprobs = log_softmax(row)
+                    found.append((float(logprobs[token]), likeliest(logprobs, top)))
+            return found
+
+        return work
 
     def embed(self, text: str) -> Array:  # -> (C,)
         """Return a vector of a text: the mean of what the last block makes of its tokens.

@@ -5,17 +5,36 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from rustgpt.generation.continuation import shown
 from rustgpt.generation.request import Token
+from rustgpt.generation.sampling import Likely
 from rustgpt.serve.worker import Made
 from rustgpt.text.tokenizer import Tokenizer
 
 REASONS: Final = {"end": "stop", "stop": "stop", "length": "length"}
 _BYTES: Final = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
+
+
+class Read(NamedTuple):
+    """A token of a prompt; nothing is known of how likely a first one was."""
+
+    id: int
+    text: str
+    logprob: float | None
+    likeliest: Likely
+
+
+def read_tokens(
+    tokenizer: Tokenizer, ids: Sequence[int], told: Iterable[tuple[float | None, Likely]], skip: int
+) -> list[Read]:
+    """Return the tokens of a prompt but some first ones, with what is told of each."""
+    stream = tokenizer.stream(after=ids[:skip])
+    found = list(zip(ids, told, strict=True))[skip:]
+    return [Read(token, stream.push(token), *about) for token, about in found]
 
 
 @dataclass
@@ -25,7 +44,9 @@ class Part:
     text: str = ""
     tokens: list[Token] = field(default_factory=list)
     ended: str | None = None
-    length: int = 0  # of the text so far, in characters
+    length: int = 0  # of the text before, in characters
+    echoed: int = 0  # characters of the prompt, with which the text begins
+    read: list[Read] = field(default_factory=list)  # the prompt's tokens, if they are told of
 
     def take(self, token: Token) -> None:
         """Take one more token."""
@@ -158,22 +179,28 @@ class TextAnswer(Answer):
     def _logprobs(self, part: Part) -> Any:
         if not self._tells:
             return None
-        texts = [shown(self._tokenizer, token.id) for token in part.tokens]
-        offsets = []
-        at = part.length
-        for token in part.tokens:
-            offsets.append(at)
-            at += len(token.text)
-        likely = [
-            {shown(self._tokenizer, other): finite(value) for other, value in token.likeliest}
-            for token in part.tokens
-        ]
+        tokens: list[Read | Token] = [*part.read, *part.tokens]
+        end = part.length + part.echoed
         return {
-            "tokens": texts,
-            "token_logprobs": [finite(token.logprob) for token in part.tokens],
-            "top_logprobs": likely,
-            "text_offset": offsets,
+            "tokens": [shown(self._tokenizer, token.id) for token in tokens],
+            "token_logprobs": [
+                None if token.logprob is None else finite(token.logprob) for token in tokens
+            ],
+            "top_logprobs": [self._likely(token) for token in tokens],
+            "text_offset": [*_offsets(part.read, 0, end), *_offsets(part.tokens, end)],
         }
+
+    def _likely(self, token: Read | Token) -> dict[str, float] | None:
+        if token.logprob is None:
+            return None
+        return {shown(self._tokenizer, other): finite(value) for other, value in token.likeliest}
+
+
+def _offsets(tokens: Iterable[Read | Token], at: int, end: int | None = None) -> Iterator[int]:
+    """Yield where each token's text begins; not behind the end."""
+    for token in tokens:
+        yield at if end is None else min(at, end)
+        at += len(token.text)
 
 
 def finite(logprob: float | None) -> float:

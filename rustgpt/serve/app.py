@@ -6,6 +6,7 @@ import asyncio
 import base64
 import struct
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any, Final
 
@@ -18,9 +19,9 @@ from rustgpt.errors import ConfigError, DataError, TokenizerError
 from rustgpt.generation.continuation import shown
 from rustgpt.generation.sampling_config import SamplingConfig
 from rustgpt.serve import metrics, requests
-from rustgpt.serve.answers import Answer, TextAnswer
-from rustgpt.serve.delivery import Gone, Made, body_of, until_gone
-from rustgpt.serve.errors import ApiError, invalid, json_response
+from rustgpt.serve.answers import Answer, Part, TextAnswer, read_tokens
+from rustgpt.serve.delivery import Gone, Made, body_of, too_long, until_gone
+from rustgpt.serve.errors import invalid, json_response
 from rustgpt.serve.fields import Field, read_fields, read_json
 from rustgpt.serve.openapi import description
 from rustgpt.serve.security import NOTICE, Guard, log_line
@@ -105,28 +106,47 @@ class Api:
         """POST /v1/completions"""
         values = await self._read(request, self._completion, ("model",))
         service = self._service
-        if values.get("echo") and values.get("logprobs") is not None:
-            raise invalid("echo", "echo cannot be combined with logprobs here")
 
-        def prepare() -> tuple[list[list[int]], list[str], SamplingConfig]:
-            given = values.get("prompt", [""])
+        given = values.get("prompt", [""])
+
+        def prepare() -> tuple[list[list[int]], SamplingConfig]:
             prompts = [service.prompt(prompt) for prompt in given]
             for ids in prompts:
                 service.check_length(ids, "prompt")
-            longest = max(map(len, prompts))
-            decode = service.model.tokenizer.decode
-            texts = [one if isinstance(one, str) else decode(one) for one in given]
-            return prompts, texts, self._sampling(values, longest)
+            return prompts, self._sampling(values, max(map(len, prompts)))
 
-        prompts, texts, config = await self._prepared(prepare)
+        prompts, config = await self._prepared(prepare)
         answer = TextAnswer(
             service.name,
             service.model.tokenizer,
             sum(map(len, prompts)),
             config.logprobs is not None,
         )
-        echoed = [text for text in texts for _ in range(config.n)] if values.get("echo") else []
-        return Made(self._service, prompts, config, answer, values, {}, echoed=echoed)
+
+        async def echo() -> list[Part]:
+            parts = await self._echoed(given, prompts, config.logprobs)
+            return [replace(part, tokens=[]) for part in parts for _ in range(config.n)]
+
+        wanted = echo if values.get("echo") else None
+        return Made(service, prompts, config, answer, values, {}, echo=wanted)
+
+    async def _echoed(
+        self, given: list[str | list[int]], prompts: list[list[int]], top: int | None
+    ) -> list[Part]:
+        """Return what texts begin with that begin with their prompts."""
+        service = self._service
+        tokenizer, bos = service.model.tokenizer, len(service.model.text_format.bos)
+        told = None if top is None else await service.told(prompts, top)
+
+        def work() -> list[Part]:
+            texts = [one if isinstance(one, str) else tokenizer.decode(one) for one in given]
+            parts = [Part(text, echoed=len(text)) for text in texts]
+            for part, one, ids, about in zip(parts, given, prompts, told or (), strict=False):
+                skip = bos if isinstance(one, str) else 0  # what the server has put before it
+                part.read = read_tokens(tokenizer, ids, about, skip)
+            return parts
+
+        return await service.read(work)
 
     def _sampling(self, values: Mapping[str, Any], prompt_length: int) -> SamplingConfig:
         model, temperature = self._service.model, self._service.config.temperature
@@ -165,7 +185,7 @@ class Api:
                 work = self._service.embed(values["input"])
                 found = await until_gone(request.receive, work)
         except TimeoutError:
-            raise ApiError(503, f"this took longer than {seconds:g} s", "timeout") from None
+            raise too_long(seconds) from None
         except (TokenizerError, DataError) as error:
             raise invalid("input", str(error)) from None
         if found is None:

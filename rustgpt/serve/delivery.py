@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -33,7 +33,7 @@ class Made(Response):
         values: Mapping[str, Any],
         headers: Mapping[str, str],
         strip: bool = False,
-        echoed: list[str] | None = None,
+        echo: Callable[[], Awaitable[list[Part]]] | None = None,
     ) -> None:
         self._service = service
         self._prompts = prompts
@@ -43,7 +43,7 @@ class Made(Response):
         self._tells_usage = values.get("stream_options", {}).get("include_usage", False)
         self._more_headers = dict(headers)
         self._strip = strip
-        self._echoed = echoed or []
+        self._echo = echo
         self._began = time.monotonic()
         if "stream_options" in values and not self._streams:
             raise invalid("stream_options", "stream_options needs stream to be true")
@@ -54,14 +54,15 @@ class Made(Response):
     async def _answered(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = self._service
         seconds = service.config.limits.generation_seconds
+        echoed = await self._echoed(seconds)
         work = service.worker.job(self._prompts, self._config, self._strip, seconds)
         try:
             async with work as job:
                 service.metrics.prompt_tokens += sum(map(len, self._prompts))
                 if self._streams:
-                    await self._stream(job, scope, send)
+                    await self._stream(job, echoed, scope, send)
                     return
-                parts = {i: Part(text) for i, text in enumerate(self._echoed)}
+                parts = dict(enumerate(echoed))
                 async for new in self._news(job):
                     for index, part in new.items():
                         _join(parts.setdefault(index, Part()), part)
@@ -70,11 +71,21 @@ class Made(Response):
         except RustGPTError as error:  # the settings do not go with the model
             raise invalid(None, str(error)) from None
         if not any(part.tokens or part.ended for part in parts.values()):
-            raise ApiError(503, f"this took longer than {seconds:g} s", "timeout")
+            raise too_long(seconds)
         for index in range(job.texts):  # of what has come too late to begin
             parts.setdefault(index, Part())
         content = self._answer.whole(parts)
         await json_response(content, headers=self._more_headers)(scope, receive, send)
+
+    async def _echoed(self, seconds: float) -> list[Part]:
+        """Return what the texts begin with, if it is the prompt."""
+        if self._echo is None:
+            return []
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._echo()
+        except TimeoutError:
+            raise too_long(seconds) from None
 
     async def _news(self, job: Job) -> AsyncIterator[dict[int, Part]]:
         """Yield what is new of each text until all have ended, or the time has."""
@@ -90,7 +101,7 @@ class Made(Response):
                 metrics.made_tokens += sum(len(part.tokens) for part in new.values())
                 yield new
 
-    async def _stream(self, job: Job, scope: Scope, send: Send) -> None:
+    async def _stream(self, job: Job, echoed: list[Part], scope: Scope, send: Send) -> None:
         """Send server-sent events."""
         kind = [(b"content-type", b"text/event-stream; charset=utf-8")]
         kind += [(name.encode(), value.encode()) for name, value in self._more_headers.items()]
@@ -98,9 +109,9 @@ class Made(Response):
         await send({"type": "http.response.start", "status": 200, "headers": kind})
         lengths = dict.fromkeys(range(job.texts), 0)
         await self._send_chunks(send, self._answer.begin(job.texts))
-        for index, text in enumerate(self._echoed):
-            await self._send_chunks(send, self._answer.chunks(index, Part(text)))
-            lengths[index] = len(text)
+        for index, part in enumerate(echoed):
+            await self._send_chunks(send, self._answer.chunks(index, part))
+            lengths[index] = part.echoed
         unfinished = {*range(job.texts)}
         try:
             async for new in self._news(job):
@@ -144,6 +155,11 @@ def _join(part: Part, new: Part) -> None:
     part.text += new.text
     part.tokens += new.tokens
     part.ended = new.ended
+
+
+def too_long(seconds: float) -> ApiError:
+    """Return the error of what was not made in time."""
+    return ApiError(503, f"this took longer than {seconds:g} s", "timeout")
 
 
 class Gone(Response):

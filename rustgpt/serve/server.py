@@ -184,69 +184,72 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def protocol_for(limits: Limits) -> type[H11Protocol]:
-    """Return uvicorn's protocol of a connection, with limits of time and number."""
+class Connection(H11Protocol):
+    """uvicorn's protocol of a connection, with limits of time and number."""
 
-    class Connection(H11Protocol):
-        _head_timer: asyncio.TimerHandle | None = None
-        _stalled_timer: asyncio.TimerHandle | None = None
+    limits: Limits
+    _head_timer: asyncio.TimerHandle | None = None  # runs while a head is awaited
+    _stalled_timer: asyncio.TimerHandle | None = None  # runs while the client reads nothing
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            if len(self.connections) > limits.connections:
-                transport.write(_refusal(503, "too many connections are open: try again later"))
-                transport.close()
-                return
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections:
+            self._refuse(503, "too many connections are open: try again later")
+        else:
             self._await_head()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_timers()
-            super().connection_lost(exc)
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_head_timer()
+        self._stop_stalled_timer()
+        super().connection_lost(exc)
 
-        def data_received(self, data: bytes) -> None:
-            if self.transport.is_closing():
-                return
-            super().data_received(data)
-            if self.conn.their_state is not h11.IDLE:
-                self._stop_head_timer()
-            elif self._head_timer is None:
-                self._await_head()
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_head_timer()
+        elif self._head_timer is None:
+            self._await_head()
 
-        def _await_head(self) -> None:
-            self._head_timer = self.loop.call_later(limits.head_seconds, self._late)
+    def send_400_response(self, msg: str) -> None:
+        self._stop_head_timer()
+        self._refuse(400, "this is no valid HTTP request")
 
-        def _late(self) -> None:
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        seconds = self.limits.stalled_seconds
+        self._stalled_timer = self.loop.call_later(seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_stalled_timer()
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(self.limits.head_seconds, self._late)
+
+    def _late(self) -> None:
+        self._head_timer = None
+        self._refuse(408, "the head of the request took too long")
+
+    def _refuse(self, status: int, message: str) -> None:
+        self.transport.write(_refusal(status, message))
+        self.transport.close()
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
             self._head_timer = None
-            self.transport.write(_refusal(408, "the head of the request took too long"))
-            self.transport.close()
 
-        def _stop_head_timer(self) -> None:
-            if self._head_timer is not None:
-                self._head_timer.cancel()
-                self._head_timer = None
+    def _stop_stalled_timer(self) -> None:
+        if self._stalled_timer is not None:
+            self._stalled_timer.cancel()
+            self._stalled_timer = None
 
-        def _stop_timers(self) -> None:
-            self._stop_head_timer()
-            if self._stalled_timer is not None:
-                self._stalled_timer.cancel()
-                self._stalled_timer = None
 
-        def send_400_response(self, msg: str) -> None:
-            self._stop_head_timer()
-            self.transport.write(_refusal(400, "this is no valid HTTP request"))
-            self.transport.close()
-
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._stalled_timer = self.loop.call_later(limits.stalled_seconds, self.transport.abort)
-
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            if self._stalled_timer is not None:
-                self._stalled_timer.cancel()
-                self._stalled_timer = None
-
-    return Connection
+def protocol_for(limits: Limits) -> type[Connection]:
+    """Return the protocol of connections with these limits; uvicorn makes them of a class."""
+    return type("LimitedConnection", (Connection,), {"limits": limits})
 
 
 def _refusal(status: int, message: str) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
+from rustgpt.generation.sampling import Likely
 from rustgpt.llm import LLM
 from rustgpt.serve.config import ServeConfig, chunk_for, slots_for
 from rustgpt.serve.errors import ApiError, invalid
@@ -16,6 +17,7 @@ from rustgpt.text.chat_template import RUSTGPT
 from rustgpt.text.dialogue import NAMES, Message
 
 Result = TypeVar("Result")
+Given = TypeVar("Given")
 READERS: Final = 2  # threads that turn texts into tokens
 
 
@@ -42,8 +44,8 @@ class Service:
         self._model: LLM | None = None
         self._worker: Worker | None = None
         self._readers = ThreadPoolExecutor(READERS, "rustgpt-reader")
-        self._embedders = ThreadPoolExecutor(1, "rustgpt-embedder")
-        self._embedding = 0
+        self._passes = ThreadPoolExecutor(1, "rustgpt-passes")
+        self._passing = 0
 
     async def start(self) -> None:
         """Load the model and begin to serve it."""
@@ -59,7 +61,7 @@ class Service:
         """End all threads."""
         if self._worker is not None:
             self._worker.stop()
-        for threads in (self._readers, self._embedders):
+        for threads in (self._readers, self._passes):
             threads.shutdown(cancel_futures=True)
 
     @property
@@ -137,28 +139,42 @@ class Service:
             If too many wait.
         """
         model = self.model
-        if self._embedding >= self.config.limits.queued:
+
+        def one(text: str | list[int]) -> tuple[list[float], int]:
+            ids = self.prompt(text)
+            if not ids:
+                raise invalid("input", "an empty input has no vector")
+            return model.embed_ids(ids).tolist(), len(ids)
+
+        return await self._passed(one, texts)
+
+    async def told(
+        self, prompts: Sequence[list[int]], top: int
+    ) -> list[list[tuple[float | None, Likely]]]:
+        """Return the log-probability of each token of prompts, and the likeliest in its place.
+
+        Raises
+        ------
+        ApiError
+            If too many wait.
+        """
+        model = self.model
+        return await self._passed(lambda ids: model.logprobs_ids(ids, top), prompts)
+
+    async def _passed(self, one: Callable[[Given], Result], texts: Sequence[Given]) -> list[Result]:
+        """Return what one comes to of each text, in the thread of passes over whole texts."""
+        if self._passing >= self.config.limits.queued:
+            message = "too many embeddings or prompts' log-probabilities are made: try again later"
             headers = {"Retry-After": RETRY_AFTER}
-            raise ApiError(
-                429, "too many embeddings are made: try again later", "rate_limit_exceeded",
-                headers=headers,
-            )  # fmt: skip
+            raise ApiError(429, message, "rate_limit_exceeded", headers=headers)
         is_wanted = True
 
-        def work() -> list[tuple[list[float], int]]:
-            found = []
-            for text in texts:
-                if not is_wanted:
-                    break
-                ids = self.prompt(text)
-                if not ids:
-                    raise invalid("input", "an empty input has no vector")
-                found.append((model.embed_ids(ids).tolist(), len(ids)))
-            return found
+        def work() -> list[Result]:
+            return [one(text) for text in texts if is_wanted]
 
-        self._embedding += 1
+        self._passing += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._embedders, work)
+            return await asyncio.get_running_loop().run_in_executor(self._passes, work)
         finally:
             is_wanted = False
-            self._embedding -= 1
+            self._passing -= 1

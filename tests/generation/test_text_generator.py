@@ -8,6 +8,7 @@ import pytest
 
 from rustgpt import LLM, SamplingConfig
 from rustgpt.errors import ConfigError, DataError, TokenizerError
+from rustgpt.generation import text_generator
 from rustgpt.text.char_tokenizer import CharTokenizer
 
 TEXT = "the sun rises in the east"
@@ -99,6 +100,22 @@ def test_log_probabilities_of_any_length_are_those_of_the_windows(model):
         assert (token.logprob is None) == (value is None)
         assert value is None or token.logprob == pytest.approx(value, abs=1e-4)
     assert sum(math.exp(t.logprob) > 1 for t in found[1:]) == 0
+
+
+def test_log_probabilities_of_token_ids(model, monkeypatch):
+    ids = model.prompt_ids(TEXT * 3)
+    found = model.logprobs_ids(ids, top=2)
+    assert len(found) == len(ids)
+    assert found[0] == (None, ())
+    skipped = len(ids) - len(model.logprobs(TEXT * 3))
+    assert [value for value, _ in found][skipped:] == [t.logprob for t in model.logprobs(TEXT * 3)]
+    monkeypatch.setattr(text_generator, "ROWS", 3)  # as of a text of many parts
+    for (value, best), (expected, likely) in zip(model.logprobs_ids(ids, 2), found, strict=True):
+        assert value == pytest.approx(expected, abs=1e-5)
+        assert [token for token, _ in best] == [token for token, _ in likely]
+    assert model.logprobs_ids([]) == []
+    with pytest.raises(TokenizerError):
+        model.logprobs_ids([model.tokenizer.vocab_size])
 
 
 def test_a_vector_of_a_text_is_the_mean_of_its_rows(model, close):

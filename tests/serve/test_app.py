@@ -114,6 +114,47 @@ def test_log_probabilities(served):
     assert [chunk["text_offset"][0] for chunk in chunks if chunk] == list(range(8))
 
 
+def joined(events):
+    """Return the texts and log-probabilities of a streamed completion, by the texts' numbers."""
+    texts, told = {}, {}
+    for choice in (event["choices"][0] for event in events):
+        index = choice["index"]
+        texts[index] = texts.get(index, "") + choice["text"]
+        for name, values in (choice["logprobs"] or {}).items():
+            told.setdefault(index, {}).setdefault(name, []).extend(values)
+    return texts, told
+
+
+@pytest.mark.parametrize("as_ids", [False, True])
+def test_a_prompt_is_echoed_with_its_log_probabilities(served, as_ids):
+    model = served.model
+    texts = ["abcabc", "xyz hg"]
+    prompts = [model.prompt_ids(text) for text in texts] if as_ids else texts
+    asked = {"echo": True, "logprobs": 2, "n": 2, "max_tokens": 3}
+    found = served.text(prompts, **asked).json
+    assert found["usage"]["completion_tokens"] == 12
+    alone = {t: served.text(t, max_tokens=3, logprobs=2).json["choices"][0] for t in texts}
+    for i, choice in enumerate(found["choices"]):
+        text, told = texts[i // 2], choice["logprobs"]
+        assert choice["text"] == text + alone[text]["text"]
+        known = model.logprobs_ids(model.prompt_ids(text), 2)
+        shown = ["</s>"] * as_ids + list(text)  # what the server puts before a text is not echoed
+        values = [value for value, _ in known][not as_ids :]
+        assert told["tokens"] == shown + alone[text]["logprobs"]["tokens"]
+        made = alone[text]["logprobs"]["token_logprobs"]
+        assert told["token_logprobs"] == pytest.approx(values + made, abs=1e-5)
+        assert (told["token_logprobs"][0] is None) == as_ids == (told["top_logprobs"][0] is None)
+        assert {len(one) for one in told["top_logprobs"][as_ids:]} == {2}
+        assert told["text_offset"] == [0] * as_ids + list(range(len(choice["text"])))
+    streamed, told = joined(served.text(prompts, **asked, stream=True).events)
+    for i, choice in enumerate(found["choices"]):
+        assert streamed[i] == choice["text"]
+        assert told[i] == choice["logprobs"]
+    only = served.text(prompts, **{**asked, "max_tokens": 0}).json["choices"]
+    assert [one["text"] for one in only] == [text for text in texts for _ in range(2)]
+    assert only[0]["logprobs"]["tokens"] == ["</s>"] * as_ids + list(texts[0])
+
+
 def test_stop_strings_and_seeds(served):
     text = served.text().json["choices"][0]["text"]
     choice = served.text(stop=[text[3:5]]).json["choices"][0]
