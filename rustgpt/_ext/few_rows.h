@@ -15,14 +15,18 @@
 #else
 #define RUSTGPT_FEW 4
 #define RUSTGPT_FEW_TILES(CASE, NAME)                                                         \
-    CASE(NAME, 1, 8, 2, 2) CASE(NAME, 2, 4, 2, 2) CASE(NAME, 3, 2, 2, 2)                      \
-    CASE(NAME, 4, 2, 2, 2)
+    CASE(NAME, 1, 8, 2, 2) CASE(NAME, 2, 4, 2, 2) CASE(NAME, 3, 4, 2, 3)                      \
+    CASE(NAME, 4, 3, 2, 3)
 #endif
 #define RUSTGPT_FEW_VECTORS 8
 /* The depth, rows of the weight that pass by while a tile's sums stay in registers: fewer are read
    more in order, more are fewer sums to memory and back. It is the same for all products, as the
    order of their sums is; a sum of short sums is rounded less than one long sum. */
 #define RUSTGPT_FEW_DEPTH 16
+/* Of more rows than a tile has, one group after the other passes so many columns of a weight, or of
+   a transposed one, which then are near for all but the first. */
+#define RUSTGPT_FEW_COLUMNS 192
+#define RUSTGPT_FEW_DOTS_COLUMNS 24
 /* A weight of more numbers is far, in no near cache: what comes next of it is asked for ahead. */
 #define RUSTGPT_FEW_FAR 262144
 /* A zero that the compiler does not know of: the addition to a known one it leaves out, and then it
@@ -207,35 +211,43 @@ static void few_columns_##NAME(                                                 
         memcpy(out + i * ldo + j, sums[i], (stop - j) * sizeof(T));                           \
     }                                                                                         \
 }                                                                                             \
+/* Some columns of a tile's rows and of a transposed weight. */                               \
+static void few_transposed_##NAME(                                                            \
+    int rows, const T* x, Py_ssize_t ldx, const T* w, Py_ssize_t ldw, Py_ssize_t k,           \
+    Py_ssize_t j, Py_ssize_t stop, const T* bias, T* out, Py_ssize_t ldo) {                   \
+    switch (rows) { RUSTGPT_FEW_TILES(RUSTGPT_FEW_DOTS, NAME) }                               \
+}                                                                                             \
 static void few_rows_##NAME(                                                                  \
     int transposed, Py_ssize_t n, Py_ssize_t k, const T* x, Py_ssize_t ldx, const T* w,       \
     Py_ssize_t ldw, Py_ssize_t first, Py_ssize_t stop, const T* bias, T* out,                 \
     Py_ssize_t ldo) {                                                                         \
-    Py_ssize_t left = (n + RUSTGPT_FEW - 1) / RUSTGPT_FEW;                                    \
+    Py_ssize_t left = (n + RUSTGPT_FEW - 1) / RUSTGPT_FEW, l = 0;                             \
     int far = (stop - first) * k > RUSTGPT_FEW_FAR;                                           \
-    Py_ssize_t l = 0;                                                                         \
+    Py_ssize_t step = transposed ? RUSTGPT_FEW_DOTS_COLUMNS : RUSTGPT_FEW_COLUMNS;            \
     if (first >= stop) return;                                                                \
+    if (left == 1) step = stop - first;                                                       \
     do {                                                                                      \
-        Py_ssize_t depth = k - l, m = n;                                                      \
+        Py_ssize_t depth = k - l;                                                             \
         if (!transposed && depth > RUSTGPT_FEW_DEPTH) depth = RUSTGPT_FEW_DEPTH;              \
-        const T *rows_of_x = x + l, *some = l == 0 ? bias : NULL;                             \
-        T* rows_of_out = out;                                                                 \
-        const T* next = w + (l + depth) * ldw;                                                \
+        const T *next = w + (l + depth) * ldw, *some = l == 0 ? bias : NULL;                  \
         lines_##NAME ahead = {next + first, next + stop, ldw, ldw - (stop - first)};          \
-        for (Py_ssize_t groups = left; groups > 0; groups--) {                                \
-            int rows = (int)((m + groups - 1) / groups);                                      \
-            Py_ssize_t j = first;                                                             \
-            if (!transposed)                                                                  \
-                few_columns_##NAME(far, rows, rows_of_x, ldx, w + l * ldw, ldw, depth,        \
-                                   first, stop, &ahead, l > 0, some, rows_of_out, ldo);       \
-            else {                                                                            \
-                const T* x = rows_of_x;                                                       \
-                T* out = rows_of_out;                                                         \
-                switch (rows) { RUSTGPT_FEW_TILES(RUSTGPT_FEW_DOTS, NAME) }                   \
+        for (Py_ssize_t begin = first; begin < stop; begin += step) {                         \
+            Py_ssize_t end = stop - begin < step ? stop : begin + step, m = n;                \
+            const T* rows_of_x = x + l;                                                       \
+            T* rows_of_out = out;                                                             \
+            for (Py_ssize_t groups = left; groups > 0; groups--) {                            \
+                int rows = (int)((m + groups - 1) / groups);                                  \
+                if (!transposed)                                                              \
+                    few_columns_##NAME(far && groups == left, rows, rows_of_x, ldx,           \
+                                       w + l * ldw, ldw, depth, begin, end, &ahead, l > 0,    \
+                                       some, rows_of_out, ldo);                               \
+                else                                                                          \
+                    few_transposed_##NAME(rows, rows_of_x, ldx, w, ldw, k, begin, end, bias,  \
+                                          rows_of_out, ldo);                                  \
+                rows_of_x += rows * ldx;                                                      \
+                rows_of_out += rows * ldo;                                                    \
+                m -= rows;                                                                    \
             }                                                                                 \
-            rows_of_x += rows * ldx;                                                          \
-            rows_of_out += rows * ldo;                                                        \
-            m -= rows;                                                                        \
         }                                                                                     \
         l += depth;                                                                           \
     } while (l < k);                                                                          \
