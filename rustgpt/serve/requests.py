@@ -30,7 +30,7 @@ LONGEST_NAME: Final = 256
 # Fields of OpenAI's which tell the server something that it does not need to know.
 IGNORED: Final = (
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-    "prompt_cache_retention", "reasoning_effort", "verbosity", "parallel_tool_calls",
+    "prompt_cache_retention", "parallel_tool_calls",
 )  # fmt: skip
 
 
@@ -54,10 +54,13 @@ class AnySchema:
 
 def sampling_fields(limits: Limits) -> dict[str, Field]:
     """Return the fields that say how a text is made, of every kind of request."""
+    options: dict[str, Field] = {
+        "include_usage": Flag(), "include_obfuscation": Refused((False,))
+    }  # fmt: skip
     return {
         "model": Text(LONGEST_NAME, 1),
         "stream": Flag(),
-        "stream_options": Object({"include_usage": Flag(), "include_obfuscation": Flag()}),
+        "stream_options": Object(options),
         "max_tokens": Number(0, 2**31 - 1, whole=True),
         "n": Number(1, limits.n, whole=True),
         "stop": Texts(limits.stops, limits.stop_characters),
@@ -104,6 +107,8 @@ def chat_fields(limits: Limits) -> dict[str, Field]:
         "audio": Refused(),
         "prediction": Refused(),
         "web_search_options": Refused(),
+        "reasoning_effort": Refused(("none",)),
+        "verbosity": Refused(("medium",)),
     }
 
 

@@ -67,6 +67,7 @@ def serving(tmp_path: Path, model: str) -> Iterator[Callable[..., Process]]:
 def test_sigterm_ends_it(serving):
     one = serving()
     assert one.get("/v1/models")["data"][0]["id"] == "model"
+    assert re.search(r"\(texts at once: \d+, waiting: 64\)", one.lines[-1])
     status, err = one.end()
     assert status == 0
     assert "Traceback" not in err

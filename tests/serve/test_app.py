@@ -176,6 +176,10 @@ def test_further_samplers(served):
                      {"top_k": 3, "min_p": 0.1, "top_p": 0.9, "temperature": 1.0}):  # fmt: skip
         alone = model.generate("abc", max_new_tokens=8, seed=7, **settings)
         assert served.text(seed=7, **settings).json["choices"][0]["text"] == alone, settings
+    error = served.text(top_k=10_000).error  # more than there are tokens
+    assert (error["param"], "from 0 to" in error["message"]) == ("top_k", True)
+    assert served.text(best_of=2).error["param"] == "best_of"
+    assert served.text(best_of=2, n=2).status == 200
     assert served.text(choices=["yes", "no"]).json["choices"][0]["text"].strip() in ("yes", "no")
 
 

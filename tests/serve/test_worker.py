@@ -35,6 +35,14 @@ def test_many_at_once_have_the_texts_that_each_has_alone(served):
         assert found == text
 
 
+def test_what_is_drawn_does_not_depend_on_others(served):
+    asked = [{"seed": i, "temperature": 1.5, "n": 1 + i % 2} for i in range(20)]
+    alone = [served.chat(**fields).json["choices"] for fields in asked]
+    with ThreadPoolExecutor(20) as threads:
+        together = threads.map(lambda fields: served.chat(**fields).json["choices"], asked)
+        assert [*together] == alone
+
+
 def test_they_share_the_steps(serve):
     model = small_model()
     one = serve(model, slots=8)
