@@ -27,6 +27,7 @@ from rustgpt.serve.fields import (
 from rustgpt.serve.prompts import Messages, Prompts
 
 LONGEST_NAME: Final = 256
+MOST_BEAMS: Final = 64
 # Fields of OpenAI's which tell the server something that it does not need to know.
 IGNORED: Final = (
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
@@ -76,6 +77,8 @@ def sampling_fields(limits: Limits) -> dict[str, Field]:
         "repetition_penalty": Number(1e-3, 1e3),
         "no_repeat_ngram": Number(0, 2**31 - 1, whole=True),
         "choices": Texts(limits.messages, limits.characters),
+        "num_beams": Number(1, MOST_BEAMS, whole=True),
+        "length_penalty": Number(-10, 10),
         **dict.fromkeys(IGNORED, Ignored()),
     }
 
@@ -183,9 +186,12 @@ def sampling_of(
         raise invalid("top_k", f"top_k must be from 0 to {vocab_size}, got {values['top_k']}")
     if values.get("best_of", values.get("n", 1)) != values.get("n", 1):
         raise invalid("best_of", "best_of must be n: this server returns all that it makes")
+    if "length_penalty" in values and values.get("num_beams", 1) == 1:
+        raise invalid("length_penalty", "length_penalty needs num_beams above 1")
     same = (
         "n", "stop", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
-        "frequency_penalty", "no_repeat_ngram", "logit_bias", "choices",
+        "frequency_penalty", "no_repeat_ngram", "logit_bias", "choices", "num_beams",
+        "length_penalty",
     )  # fmt: skip
     given = {name: values[name] for name in same if name in values}
     seed = values.get("seed")

@@ -47,6 +47,8 @@ class Job:
     ----------
     texts
         How many they are.
+    places
+        How many are made at once for them: in a beam search, as many as there are beams.
     """
 
     def __init__(self, prompts: Sequence[list[int]], config: SamplingConfig, strip: bool) -> None:
@@ -55,6 +57,7 @@ class Job:
         self.strip = strip
         self.constraints: list[Constraint] | None = None  # of each prompt's answers
         self.texts = len(prompts) * config.n
+        self.places = len(prompts) * max(config.n, config.num_beams)
         self.requests: list[Request] = []  # the worker's
         self.is_closed = False
         self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -146,14 +149,14 @@ class Worker:
             If the settings do not go with the model.
         """
         job = Job(prompts, config, strip)
-        if self.texts + job.texts > self.slots + self.queued:
+        if self.texts + job.places > self.slots + self.queued:
             raise ApiError(
                 429,
                 f"{self.texts} texts are made or wait already: try again later",
                 "rate_limit_exceeded",
                 headers={"Retry-After": RETRY_AFTER},
             )
-        self.texts += job.texts
+        self.texts += job.places
         late = self._loop.call_later(min(seconds, LONGEST), job.expire)
         try:
             if config.is_held:
@@ -165,7 +168,7 @@ class Worker:
         finally:
             late.cancel()
             job.is_closed = True
-            self.texts -= job.texts
+            self.texts -= job.places
             self._inbox.put(functools.partial(self._drop, job))
 
     def stop(self) -> None:
@@ -211,7 +214,7 @@ class Worker:
             for number, ids in enumerate(job.prompts):
                 first: Request | None = None
                 held = job.constraints[number] if job.constraints else None
-                for sample in range(job.config.n):
+                for sample in range(1 if job.config.num_beams > 1 else job.config.n):
                     request = self._engine.add(
                         ids, job.config, strip=job.strip, sample=sample, like=first, constraint=held
                     )
@@ -262,9 +265,12 @@ class Worker:
             owner = self._owners.get(token.request)
             if owner is None:
                 continue
-            made.setdefault(owner[0], []).append(Made(owner[1], token))
-            if token.ended is not None:
-                del self._owners[token.request]
+            job, number = owner
+            made.setdefault(job, []).append(Made(number + token.rank, token))
+        for request in {token.request for token in tokens if token.ended is not None}:
+            if request in self._owners:
+                job, number = self._owners.pop(request)
+                made[job] += _not_found(request, job, number, made[job])
         if made:
             self._tell(_push, made)
 
@@ -279,6 +285,15 @@ class EngineFailure(RustGPTError):
     def __init__(self, cause: Exception) -> None:
         super().__init__(f"{type(cause).__name__}: {cause}")
         self.__cause__ = cause
+
+
+def _not_found(request: Request, job: Job, number: int, made: Sequence[Made]) -> list[Made]:
+    """Return the ends of texts that a beam search has not found: there are no others."""
+    if job.config.num_beams == 1:
+        return []
+    found = {one.number for one in made}
+    empty = Token(request, -1, ended=request.ended)
+    return [Made(i, empty) for i in range(number, number + job.config.n) if i not in found]
 
 
 def _push(made: dict[Job, list[Made]]) -> None:

@@ -7,6 +7,9 @@ import threading
 import numpy as np
 import pytest
 
+from rustgpt.config import ModelConfig
+from rustgpt.llm import LLM
+from rustgpt.text.char_tokenizer import ByteTokenizer
 from rustgpt.text.chat_template import RUSTGPT
 from rustgpt.text.dialogue import Message
 
@@ -183,16 +186,46 @@ def test_further_samplers(served):
     assert served.text(choices=["yes", "no"]).json["choices"][0]["text"].strip() in ("yes", "no")
 
 
+def byte_model():
+    sizes = {"embedding_dim": 8, "hidden_dim": 8, "n_layers": 1, "n_heads": 1, "max_seq_len": 64}
+    return LLM(ModelConfig(**sizes), ByteTokenizer.train([], None))
+
+
+def test_texts_that_a_beam_search_does_not_find_are_empty(serve):
+    one = serve(byte_model())
+    for asked, texts in (({"max_tokens": 1}, ["", "", "", "a"]), ({"max_tokens": 0}, [""] * 4)):
+        found = one.text(choices=["a"], num_beams=4, n=4, **asked).json["choices"]
+        assert sorted(choice["text"] for choice in found) == texts  # the other one is a space
+        assert {choice["finish_reason"] for choice in found} == {"length"}
+
+
+def test_beam_search(served):
+    model, settings = served.model, {"num_beams": 3, "length_penalty": 0.5, "n": 2}
+    alone = model.samples("abc", max_new_tokens=8, **settings)
+    found = served.text(["abc", "xyz"], **settings, logprobs=1).json
+    assert [one["text"] for one in found["choices"][:2]] == [one.text for one in alone]
+    assert len({one["text"] for one in found["choices"]}) == 4
+    assert found["usage"]["completion_tokens"] == 4 * 8
+    logprobs = found["choices"][0]["logprobs"]["token_logprobs"]
+    assert logprobs == pytest.approx([-x for x in map(abs, logprobs)])
+    assert len(logprobs) == 8
+    streamed = served.text(["abc", "xyz"], **settings, stream=True).events
+    assert joined(streamed)[0] == {one["index"]: one["text"] for one in found["choices"]}
+    assert served.text(num_beams=2, n=2, max_tokens=0).status == 200
+    for wrong, words in (({"num_beams": 2, "temperature": 1}, "needs temperature 0"),
+                         ({"num_beams": 64}, "64 beams need as many slots"),
+                         ({"length_penalty": 2}, "needs num_beams"),
+                         ({"num_beams": 2, "n": 3}, "num_beams must be at least n")):  # fmt: skip
+        answer = served.text(**wrong)
+        assert answer.status == 400
+        assert words in answer.error["message"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_may_be_held_to_a_schema(serve, stream):
     schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
     form = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
-    from rustgpt.config import ModelConfig
-    from rustgpt.llm import LLM
-    from rustgpt.text.char_tokenizer import ByteTokenizer
-
-    sizes = {"embedding_dim": 8, "hidden_dim": 8, "n_layers": 1, "n_heads": 1, "max_seq_len": 64}
-    one = serve(LLM(ModelConfig(**sizes), ByteTokenizer.train([], None)))
+    one = serve(byte_model())
     answer = one.chat(response_format=form, stream=stream, max_tokens=30)
     if stream:
         text = "".join(e["choices"][0]["delta"].get("content", "") for e in answer.events)

@@ -26,7 +26,7 @@ BAD = {
     "top_p": [0, 1.1, -1], "top_k": [-1, 0.5], "stop": ["", ["a"] * 5, "x" * 65, [1], {}],
     "seed": [2**63, 1.5, "1"], "logprobs": [1, "true"], "top_logprobs": [-1, 21],
     "presence_penalty": [-2.1, 3], "logit_bias": [{"5": 101}, {"x": 1}, {"-1": 1}, [], {"²": 1}],
-    "reasoning_effort": ["high"], "verbosity": ["low"], "num_beams": [2],
+    "reasoning_effort": ["high"], "verbosity": ["low"], "num_beams": [0, 65],
     "web_search_options": [{}],
     "stream_options": [{"include_obfuscation": True}, {"x": 1}], "prediction": [{}],
     "modalities": [["audio"]], "functions": [[{}]], "function_call": [{"name": "x"}],

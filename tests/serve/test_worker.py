@@ -78,6 +78,23 @@ def test_the_queue_has_an_end_and_an_order(serve):
     assert one.chat(n=4).status == 429
 
 
+def test_each_beam_takes_a_place(serve):
+    model = small_model()
+    one = serve(model, slots=3, limits={"queued": 1})
+    model.pause = 0.05
+    worker = one.server.service.worker
+    connection = one.connect()
+    body = {"model": "small", "prompt": "abc", "num_beams": 3, "temperature": 0, "max_tokens": 50}
+    connection.request("POST", "/v1/completions", json.dumps(body), JSON)
+    eventually(lambda: worker.texts == 3)
+    assert one.text(n=2).status == 429
+    connection.close()  # in the midst of it
+    eventually(lambda: worker.texts == 0 and not worker._engine.requests)
+    assert len(worker._engine._batch.free) == 3
+    model.pause = 0.0
+    assert one.text(num_beams=3).status == 200
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_place_within_a_token(serve, stream):
     model = small_model()
