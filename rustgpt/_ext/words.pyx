@@ -50,11 +50,9 @@ def words_encode(
 ):
     """Encode text; return (number of tokens, state), or (-1, state) if a character has no kind yet.
     """
-    cdef Py_ssize_t n = codes.shape[0], i, j, end, made, written = 0
+    cdef Py_ssize_t n = codes.shape[0], i, written = 0
     cdef Trie trie
     cdef State now
-    cdef int first
-    cdef bint spaced
     if (
         kinds.shape[0] != CODES or spaces.shape[0] != N_KINDS or spaces.shape[1] != N_KINDS
         or tokens.shape[0] < 2 or ids.shape[0] < 5 * n
@@ -74,33 +72,45 @@ def words_encode(
             raise ValueError(f"codes[{i}] is {codes[i]}, which is no code point")
         if kinds[codes[i]] >= N_KINDS:
             return -1, state
-    with nogil:
-        i = start
-        while i < n:
-            spaced = (
-                kinds[codes[i]] == SPACE and 0 < i < n - 1
-                and not is_white(kinds[codes[i - 1]]) and not is_white(kinds[codes[i + 1]])
-            )
-            i += spaced
-            first = kinds[codes[i]]
-            end = i + 1
-            while first <= MARK and end < n and kinds[codes[end]] <= MARK:
-                end += 1
-            # One place is left free for a mark.
-            made = spell(&trie, &codes[i], end - i, &ids[written + 1])
-            if FIRST_BYTE <= ids[written + 1] < FIRST_BYTE + 256:
-                first = GLUED           # a reader knows the kind only after the last byte
-            if spaced != space_before(&now, first, spaces):
-                ids[written] = SPACE_MARK if spaced else JOIN
-                now.last = SPACE
-                written += made + 1
-            else:
-                for j in range(written, written + made):
-                    ids[j] = ids[j + 1]
-                written += made
-            advance(&now, kinds[codes[end - 1]])
-            i = end
+    if start < n:
+        with nogil:
+            written = encode(&trie, &now, &codes[0], start, n, &kinds[0], spaces, &ids[0])
     return written, 2 * now.last + now.quoted
+
+
+
+cdef Py_ssize_t encode(
+    const Trie* trie, State* now, const uint32_t* codes, Py_ssize_t start, Py_ssize_t n,
+    const uint8_t* kinds, const uint8_t[:, ::1] spaces, int* ids,
+) noexcept nogil:
+    """Write the tokens of the units from `start` on; return how many."""
+    cdef Py_ssize_t i = start, j, end, made, written = 0
+    cdef int first
+    cdef bint spaced
+    while i < n:
+        spaced = (
+            kinds[codes[i]] == SPACE and 0 < i < n - 1
+            and not is_white(kinds[codes[i - 1]]) and not is_white(kinds[codes[i + 1]])
+        )
+        i += spaced
+        first = kinds[codes[i]]
+        end = i + 1
+        while first <= MARK and end < n and kinds[codes[end]] <= MARK:
+            end += 1
+        made = spell(trie, &codes[i], end - i, &ids[written + 1])  # room is left for a mark
+        if FIRST_BYTE <= ids[written + 1] < FIRST_BYTE + 256:
+            first = GLUED               # a reader knows the kind only after the last byte
+        if spaced != space_before(now, first, spaces):
+            ids[written] = SPACE_MARK if spaced else JOIN
+            now.last = SPACE
+            written += made + 1
+        else:
+            for j in range(written, written + made):
+                ids[j] = ids[j + 1]
+            written += made
+        advance(now, kinds[codes[end - 1]])
+        i = end
+    return written
 
 
 cdef inline bint is_white(int kind) noexcept nogil:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rustgpt.errors import CheckpointError
+from rustgpt.extras import extra
 from rustgpt.file_set import explained, reason
 from rustgpt.formats.foreign import ROWS_OF, Array
 
@@ -219,14 +220,5 @@ class GgufFile:
 
 
 def package() -> Any:
-    """Return the package `gguf`; it is an extra."""
-    try:
-        import gguf
-
-        gguf.quants  # noqa: B018  (a folder of this name may be in the way)
-    except (ImportError, AttributeError):
-        raise CheckpointError(
-            "this needs the package gguf, which knows the quantised numbers of GGUF: install it by "
-            "pip install 'rustgpt[gguf]'"
-        ) from None
-    return gguf
+    """Return the package `gguf`, which knows its quantised numbers; it is an extra."""
+    return extra("gguf", "quants", "gguf", "this GGUF file", CheckpointError)

@@ -112,6 +112,10 @@ class Dataset:
         if request.is_large():
             folder = default_cache() if cache is None else Path(cache)
             return cls._stored(StoredData(request, folder, on_progress))
+        return cls._read(request)
+
+    @classmethod
+    def _read(cls, request: Request) -> Dataset:
         report = Report()
         phases: tuple[list[Item], list[Item]] = ([], [])
         for is_chat, item in request.items(report):

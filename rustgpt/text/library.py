@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final, Self
 
 from rustgpt.errors import RustGPTError, TokenizerError
+from rustgpt.extras import extra
 from rustgpt.file_set import reason
 from rustgpt.text.tokenizer_json import read_object
 from rustgpt.text.tokens import PieceTokenizer
@@ -135,15 +136,7 @@ def check_bpe(content: dict[str, Any]) -> dict[str, Any]:
 
 def the_library() -> Any:
     """Return the package `tokenizers`; it is an extra."""
-    try:
-        import tokenizers
-
-        tokenizers.Tokenizer  # noqa: B018  (a folder of this name may be in the way)
-    except (ImportError, AttributeError):
-        raise TokenizerError(
-            "byte-level BPE needs the package tokenizers: install it by pip install 'rustgpt[bpe]'"
-        ) from None
-    return tokenizers
+    return extra("tokenizers", "Tokenizer", "bpe", "byte pair encoding", TokenizerError)
 
 
 def guarded(work: Callable[..., Any], *arguments: Any) -> Any:
