@@ -158,17 +158,18 @@ class Ranks(Exchange):
             patience = max(HUNG_AFTER, 10 * self._longest)
         left = [request for _, request in requests]
         began = looked = time.monotonic()
+        waited = 0.0  # while this process ran: if all were halted together, no one hangs
         while not self._mpi.Request.Testall(left):
             now = time.monotonic()
             time.sleep(0 if now - began < SPIN else min((now - began) / 20, NAP))
             if now - looked < LOOK:
                 continue
-            looked = now
+            waited, looked = waited + min(now - looked, 10 * LOOK), now
             missing = sorted({rank for rank, request in requests if not request.Test()})
             here = self.processes[self.rank]
             gone = [rank for rank in missing if self.processes[rank].is_gone(here)]
-            if missing and (gone or now - began > patience):
-                self._give_up(requests, gone, missing, now - began)
+            if missing and (gone or waited > patience):
+                self._give_up(requests, gone, missing, waited)
 
     def _give_up(
         self, requests: Requests, gone: list[int], missing: list[int], waited: float
@@ -201,13 +202,19 @@ class Ranks(Exchange):
         for pieces in self._rounds(len(gradients), gradients.itemsize, at_most):
             own = gradients[pieces[self.rank]]
             room = self._room_for(len(self._others), own)
-            requests: Requests = []
-            for other, place in zip(self._others, room, strict=True):
-                requests.append((other, self._receive(place, other, DATA)))
-            for other in self._others:
-                requests.append((other, self._send(gradients[pieces[other]], other, DATA)))
-            self._wait(requests)
+            self._swap([gradients[pieces[other]] for other in self._others], room)
             self._add(own, room)
+
+    def _swap(self, sent: Sequence[Array], received: Sequence[Array]) -> None:
+        """Send an array to each of the others, and receive one from each."""
+        # All sends come first. A rank that received first could be told of the other's array before
+        # it has told of its own; over TCP the two would then go one after the other, not at once.
+        requests: Requests = []
+        for other, array in zip(self._others, sent, strict=True):
+            requests.append((other, self._send(array, other, DATA)))
+        for other, array in zip(self._others, received, strict=True):
+            requests.append((other, self._receive(array, other, DATA)))
+        self._wait(requests)
 
     def _room_for(self, n: int, own: Array) -> list[Array]:
         """Return n arrays as long as this one."""
@@ -228,11 +235,9 @@ class Ranks(Exchange):
 
     def gather_parameters(self, parameters: Array) -> None:
         for pieces in self._rounds(len(parameters), parameters.itemsize, PIECE):
-            own, requests = parameters[pieces[self.rank]], Requests()
-            for other in self._others:
-                requests.append((other, self._receive(parameters[pieces[other]], other, DATA)))
-            requests += [(other, self._send(own, other, DATA)) for other in self._others]
-            self._wait(requests)
+            own = parameters[pieces[self.rank]]
+            received = [parameters[pieces[other]] for other in self._others]
+            self._swap([own] * len(received), received)
 
     def gathered(self, own: Array, n: int) -> Array | None:
         self.meet("gather", n)

@@ -1,7 +1,9 @@
 """Owns the tests of the exchange between processes; each starts some with mpiexec."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from rustgpt.errors import ConfigError
@@ -66,6 +68,42 @@ def test_ranks_share_the_processors(cpus, threads):
         assert exchange.threads(len(one)) == expected
     exchange.rank = len(cpus)
     assert exchange.threads(2) == 2
+
+
+def test_what_is_sent_is_told_before_anything_is_received(monkeypatch):
+    calls = []
+    exchange = object.__new__(Ranks)
+    exchange.rank, exchange.size, exchange._others, exchange._room = 1, 3, [0, 2], None
+    for name in ("_send", "_receive"):
+        monkeypatch.setattr(exchange, name, lambda *args, name=name: calls.append((name, args[1])))
+    monkeypatch.setattr(exchange, "_wait", lambda requests: calls.append(len(requests)))
+    order = [("_send", 0), ("_send", 2), ("_receive", 0), ("_receive", 2), 4]
+    flat = np.zeros(9, "float32")
+    exchange.sum_gradients(flat)
+    exchange.gather_parameters(flat)
+    assert calls == order * 2
+
+
+def test_who_was_halted_itself_calls_no_one_hung(monkeypatch):
+    times = iter([0.0, 0.2, 1000.0, 1000.2, 1000.4])
+    tested = []
+    monkeypatch.setattr("rustgpt.parallel.ranks.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("rustgpt.parallel.ranks.time.sleep", lambda _: None)
+
+    class Request:
+        def Test(self) -> bool:
+            return False
+
+        @staticmethod
+        def Testall(_) -> bool:
+            tested.append(None)
+            return len(tested) == 5
+
+    exchange = object.__new__(Ranks)
+    exchange.rank, exchange._mpi = 0, SimpleNamespace(Request=Request)
+    exchange.processes = [Process("a", 1, "a", (0,)), Process("b", 2, "b", (0,))]
+    exchange._wait([(1, Request())], 2.0)
+    assert len(tested) == 5
 
 
 @pytest.mark.parametrize(
