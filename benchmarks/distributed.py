@@ -3,7 +3,9 @@
 Without --link, on each shape of `training.py` two ranks of one thread and a process of two threads
 take turns. With --link, two network namespaces stand for two hosts; `tc` limits the link between
 them to so many Gbit/s each way, and each shape is trained with the number of tokens a rank at which
-the exchange should take half of a step. That needs root, Linux, and Open MPI. Both need mpi4py.
+the exchange should take half of a step. With --sweep nothing is trained: it times the exchange of
+two ranks against the size of the gradients, on one host or over the links. All need mpi4py; --link
+needs root, Linux, and Open MPI.
 """
 
 import argparse
@@ -24,6 +26,9 @@ from training import SHAPES, Shape, random_ids, spread
 NAMESPACES = ("rustgpt-a", "rustgpt-b")
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 BYTES = 4  # of a parameter
+SIZES = tuple(2**i for i in range(15, 30, 2))  # bytes of gradients: 32 KB to 512 MB
+AT_LEAST = 5  # exchanges of each size that are timed
+ON_ONE_HOST = ("mpiexec", "-n", "2")
 # Run by Open MPI instead of ssh: AGENT [OPTION...] HOST COMMAND...
 AGENT = """#!/bin/bash
 while [[ "$1" == -* ]]; do shift; done
@@ -72,6 +77,33 @@ def serve(shape: Shape, threads: int, texts: int, seconds: float) -> None:
     exchange.leave(0)
 
 
+def sweep(seconds: float) -> None:
+    """Exchange gradients of each size for so long; print how long one exchange takes."""
+    import numpy as np
+
+    from rustgpt.layers.memory import aligned
+    from rustgpt.parallel.mpi import world
+
+    exchange = world()
+    for size in SIZES:
+        gradients, parameters = (aligned(size // BYTES, np.dtype("float32")) for _ in range(2))
+        gradients[...] = parameters[...] = 0.0
+        taken: list[float] = []
+        exchange.meet("step")
+        began = exchange.now()
+        while len(taken) <= AT_LEAST or exchange.now() - began < seconds:
+            start = time.perf_counter()
+            exchange.meet("step", 0.0, 0)
+            exchange.sum_gradients(gradients)
+            exchange.total("norm", 0.0)
+            exchange.gather_parameters(parameters)
+            taken.append(time.perf_counter() - start)
+        if exchange.is_first:
+            found = {"bytes": size, "exchange": statistics.median(taken[1:])}  # the first warms up
+            print(json.dumps({**found, "exchanges": len(taken) - 1}), flush=True)
+    exchange.leave(0)
+
+
 def timed(method: Any, spent: list[float]) -> Any:
     def call(*args: Any) -> Any:
         began = time.perf_counter()
@@ -83,9 +115,9 @@ def timed(method: Any, spent: list[float]) -> Any:
     return call
 
 
-def run(command: Sequence[str], name: str, threads: int, texts: int, seconds: float) -> Any:
-    """Return what `serve` prints."""
-    own = [sys.executable, __file__, "--serve", name, str(threads), str(texts), str(seconds)]
+def run(command: Sequence[str], *arguments: object) -> list[Any]:
+    """Return what `sweep` (of SECONDS) or `serve` (of more) prints."""
+    own = [sys.executable, __file__, "--serve", *map(str, arguments)]
     env = {
         **os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path[1:]]),
@@ -93,7 +125,7 @@ def run(command: Sequence[str], name: str, threads: int, texts: int, seconds: fl
     done = subprocess.run(
         [*command, *own], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=env, check=True
     )
-    return json.loads(done.stdout)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def threads_and_ranks(name: str, rounds: int, seconds: float) -> dict[str, Any]:
@@ -101,8 +133,8 @@ def threads_and_ranks(name: str, rounds: int, seconds: float) -> dict[str, Any]:
     texts = SHAPES[name].batch
     ranks, threads = [], []
     for _ in range(rounds):
-        ranks.append(run(["mpiexec", "-n", "2"], name, 1, texts, seconds))
-        threads.append(run([], name, 2, texts, seconds))
+        ranks += run(ON_ONE_HOST, name, 1, texts, seconds)
+        threads += run([], name, 2, texts, seconds)
     pace = "tokens_per_second"
     ratios = [a[pace] / b[pace] for a, b in zip(ranks, threads, strict=True)]
     return {
@@ -150,17 +182,35 @@ def ip(arguments: str, check: bool = True) -> None:
 def over_a_link(name: str, gbits: float, seconds: float) -> dict[str, Any]:
     """Return what the formula says of two hosts, and what is measured."""
     shape = SHAPES[name]
-    alone = run([], name, 1, shape.batch, seconds)
-    exchange = 2 * BYTES * alone["parameters"] / 2 / (gbits * 1e9 / 8)  # of n = 2
+    (alone,) = run([], name, 1, shape.batch, seconds)
+    exchange = formula(BYTES * alone["parameters"], gbits)
     half = alone["tokens_per_second"] * exchange
     texts = 2 * max(1, round(half / shape.context))
     with two_hosts(gbits) as command:
-        found = run(command, name, 1, texts, max(seconds, 6 * exchange))
+        (found,) = run(command, name, 1, texts, max(seconds, 6 * exchange))
     return {
         "shape": name, "gbits": gbits, "exchange_formula": exchange,
         "exchange": found["exchange"], "tokens_at_half": half, "texts_a_rank": texts // 2,
         "exchange_share": found["exchange"] / found["step"],
     }  # fmt: skip
+
+
+def formula(size: int, gbits: float, n: int = 2) -> float:
+    """Return the seconds that n ranks exchange so many bytes of gradients."""
+    return 2 * (n - 1) / n * size / (gbits * 1e9 / 8)
+
+
+def exchanges(gbits: float | None, seconds: float) -> Iterator[dict[str, Any]]:
+    """Yield how long the exchange takes by size, with the bandwidth each way."""
+    if gbits is None:
+        found = run(ON_ONE_HOST, seconds)
+    else:
+        with two_hosts(gbits) as command:
+            found = run(command, seconds)
+    for one in found:
+        pace = one["bytes"] * 8 / one["exchange"] / 1e9  # sent by each of two: 2 * half of them
+        said = {"exchange_formula": formula(one["bytes"], gbits)} if gbits else {}
+        yield {"gbits": gbits, **one, **said, "gbits_each_way": pace}
 
 
 def main() -> None:
@@ -169,13 +219,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each (default: 5)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of a turn (default: 5)")
     parser.add_argument("--link", type=float, nargs="+", metavar="GBITS", help="such as 1 0.1")
-    parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--sweep", action="store_true", help="time the exchange alone, by size")
+    parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        name, threads, texts, seconds = arguments.serve
-        serve(SHAPES[name], int(threads), int(texts), float(seconds))
+        *what, seconds = arguments.serve
+        if what:
+            serve(SHAPES[what[0]], int(what[1]), int(what[2]), float(seconds))
+        else:
+            sweep(float(seconds))
         return
-    for name in arguments.shapes.split(","):
+    for gbits in (arguments.link or [None]) if arguments.sweep else ():
+        for found in exchanges(gbits, arguments.seconds):
+            print(json.dumps(found), flush=True)
+    for name in () if arguments.sweep else arguments.shapes.split(","):
         for gbits in arguments.link or [None]:
             if gbits is None:
                 found = threads_and_ranks(name, arguments.rounds, arguments.seconds)
