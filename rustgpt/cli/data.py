@@ -63,7 +63,9 @@ def add_data(group: argparse._ActionsContainer, positional: bool = True) -> None
 
 def read_data(args: argparse.Namespace) -> Dataset:
     """Read the data that the flags name; without any, the bundled data."""
+    from rustgpt.parallel.mpi import launched_size
     from rustgpt.text.dataset import Dataset
+    from rustgpt.text.sources import STANDARD_INPUT
 
     paths = getattr(args, "paths", None) or None
     if not (paths or args.pretrain or args.chat):
@@ -72,6 +74,12 @@ def read_data(args: argparse.Namespace) -> Dataset:
         return Dataset.bundled(args.language or "all")
     if args.language:
         raise ConfigError("--language chooses among the bundled data: leave it out with your own")
+    named = (*(paths or ()), *(args.pretrain or ()), *(args.chat or ()))
+    if STANDARD_INPUT in named and launched_size() > 1:
+        raise ConfigError(
+            "several processes cannot read their data from standard input, for not every mpiexec "
+            "tells them where it ends: put them into a file, and name that instead of -"
+        )
     return Dataset.load(
         paths, pretraining=args.pretrain, chat=args.chat, form=args.format or FORMATS[0],
         cache=getattr(args, "cache", None), on_progress=Reading(),

@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -104,15 +103,16 @@ def test_the_third_signal_ends_the_process():
 )
 @pytest.mark.parametrize("command", [["train"], []])
 def test_a_stopped_training_is_saved(tmp_path, small, command, numbers, status):
-    with start(*command, *small, "--pretrain-epochs", "1000000", cwd=tmp_path) as child:
+    flags = ("--pretrain-epochs", "1000000", "--sample-every", "20")
+    with start(*command, *small, *flags, cwd=tmp_path) as child:
         child.stdin.close()
-        while b"pre-training:" not in child.stderr.readline():
-            pass
-        time.sleep(0.1)
+        assert any(b"pre-training, step 20, sample:" in line for line in child.stderr)
         child.send_signal(numbers[0])
         err = ""
-        while "stopping" not in err:  # of two signals at once, the lower number is handled first
-            err += child.stderr.readline().decode()
+        for line in child.stderr:
+            err += line.decode()
+            if "stopping" in err:  # of two signals at once, the lower number is handled first
+                break
         for number in numbers[1:]:
             child.send_signal(number)
         out, rest = child.stdout.read().decode(), child.stderr.read().decode()

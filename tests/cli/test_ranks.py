@@ -53,6 +53,8 @@ def test_one_process_tells_and_saves(tmp_path, small):
         ((), 2, "is for one process"),
         (("train", "--batch-size", "x"), 2, "--batch-size"),
         (("train", "nothing.txt"), 1, "nothing.txt"),
+        (("train", "-"), 2, "several processes cannot read their data from standard input"),
+        (("train", "--dry-run", "--chat", "-"), 2, "put them into a file, and name that"),
         (("train", "--resume", "nothing"), 1, "nothing"),
     ],
 )
