@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -115,4 +116,9 @@ def _tell_of(exchange: Exchange) -> None:
         note(
             f"rustgpt: mpiexec has bound the processes to {used} of the {there} processors here: "
             "with --bind-to none they use all"
+        )
+    if mpi.launched_by_open_mpi():
+        note(
+            f"rustgpt: to stop, send SIGTERM to rank 0 (kill {os.getpid()}), and the model is "
+            "saved: after Ctrl-C Open MPI leaves the processes a quarter of a second"
         )

@@ -9,8 +9,9 @@ from typing import Any, Final
 from rustgpt.errors import ConfigError
 from rustgpt.parallel.exchange import Exchange
 
+OPEN_MPI: Final = "OMPI_COMM_WORLD_RANK"
 # What launchers say to those they start: the rank, and how many there are.
-RANKS: Final = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK")
+RANKS: Final = (OPEN_MPI, "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK")
 SIZES: Final = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 _world: Exchange | None = None
@@ -24,6 +25,11 @@ def launched_rank() -> int | None:
 def launched_size() -> int:
     """Return how many processes a launcher says there are; 0 if that is not known."""
     return 0 if launched_rank() is None else _number(SIZES) or 0
+
+
+def launched_by_open_mpi() -> bool:
+    """Return whether Open MPI's mpiexec has started this process."""
+    return OPEN_MPI in os.environ
 
 
 def _number(names: tuple[str, ...]) -> int | None:
