@@ -39,7 +39,7 @@ exec ip netns exec $name unshare --uts bash -c "hostname $name; $*"
 
 
 def serve(shape: Shape, threads: int, texts: int, seconds: float) -> None:
-    """Train with so many texts a step, for so long; print how long steps and exchanges took."""
+    """Train with so many texts a step, for so long; print the medians of steps and exchanges."""
     import rustgpt
     from rustgpt.benchmark import Vocabulary
     from rustgpt.parallel.mpi import world
@@ -60,19 +60,21 @@ def serve(shape: Shape, threads: int, texts: int, seconds: float) -> None:
     spent = [0.0]
     for name in ("meet", "sum_gradients", "gather_parameters"):
         setattr(exchange, name, timed(getattr(exchange, name), spent))
-    steps, began = 0, 0.0
+    steps, exchanges = [], []
     with Stepper(model, config, exchange=exchange) as stepper:
-        while steps < 2 or exchange.now() - began < seconds:
-            if steps == 1:  # the first warms up
-                spent[0], began = 0.0, exchange.now()
+        stepper.step(batch, 1e-4)  # warms up
+        began = exchange.now()
+        while not steps or exchange.now() - began < seconds:
+            spent[0], start = 0.0, time.perf_counter()
             stepper.step(batch, 1e-4)
-            steps += 1
-    taken = (exchange.now() - began) / (steps - 1)
+            steps.append(time.perf_counter() - start)
+            exchanges.append(spent[0])
     if exchange.is_first:
-        tokens = texts * shape.context
+        step = statistics.median(steps)
         print(json.dumps({
-            "parameters": model.n_parameters, "step": taken, "exchange": spent[0] / (steps - 1),
-            "tokens_per_second": tokens / taken,
+            "parameters": model.n_parameters, "step": step,
+            "exchange": statistics.median(exchanges),
+            "tokens_per_second": texts * shape.context / step,
         }))  # fmt: skip
     exchange.leave(0)
 
