@@ -133,28 +133,15 @@ class Stepper:
         counted = count_targets(rows)
         if not counted:
             return 0.0, 0.0
-        scale = 1.0 / counted
         own = self._own(rows)
-        loss = self.parallel.differentiate(own, scale, self._dropout(number))
+        loss = self.parallel.differentiate(own, 1.0 / counted, self._dropout(number))
         loss = self._exchange(loss, own, counted, began)
-        before = self.optimizer.state()
-        self.optimizer.begin_step()
-
-        def update(part: slice, squares: float) -> None:
-            norm, factor = clip_factor(squares, self.config.max_grad_norm)
-            if math.isfinite(loss) and math.isfinite(norm):
-                self.optimizer.update(self.parallel.gradients, rate, factor, part)
-
-        with self.model.weights_lock.writing():
-            norm = math.sqrt(self.parallel.update(update, self._total_squares))
-            if math.isfinite(loss) and math.isfinite(norm):
-                self.exchange.gather_parameters(self.model.parameters)
+        norm = self._update(loss, rate)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self.optimizer.take_up(before)
             raise TrainingError(
-                f"training diverged at {where}: the loss is {loss * scale:g}, the gradient's norm "
-                f"{norm:g}; this step was not applied, but those before it have led here, so the "
-                "model as it is now is of no use: try a smaller learning rate"
+                f"training diverged at {where}: the loss is {loss / counted:g}, the gradient's "
+                f"norm {norm:g}; this step was not applied, but those before it have led here, so "
+                "the model as it is now is of no use: try a smaller learning rate"
             )
         self._made += 1
         if self.exchange.size > 1:
@@ -183,6 +170,24 @@ class Stepper:
             )
         exchange.sum_gradients(self.parallel.gradients)
         return sum(one for one, _ in found)
+
+    def _update(self, loss: float, rate: float) -> float:
+        """Update the parameters, unless loss or norm is not finite; return the gradients' norm."""
+        before = self.optimizer.state()
+        self.optimizer.begin_step()
+
+        def update(part: slice, squares: float) -> None:
+            norm, factor = clip_factor(squares, self.config.max_grad_norm)
+            if math.isfinite(loss) and math.isfinite(norm):
+                self.optimizer.update(self.parallel.gradients, rate, factor, part)
+
+        with self.model.weights_lock.writing():
+            norm = math.sqrt(self.parallel.update(update, self._total_squares))
+            if math.isfinite(loss) and math.isfinite(norm):
+                self.exchange.gather_parameters(self.model.parameters)
+                return norm
+        self.optimizer.take_up(before)
+        return norm
 
     def _total_squares(self, own: float) -> float:
         return self.exchange.total("norm", own) if self.exchange.size > 1 else own
