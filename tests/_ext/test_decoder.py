@@ -28,6 +28,7 @@ SHAPES = {
     "whole vectors": {"H": 2, "D": 32, "F": 128, "V": 160} | GPT2,
     "odd": {"H": 3, "D": 11, "F": 151, "V": 149},
     "odd and tied": {"H": 3, "D": 11, "F": 151, "V": 149} | GPT2,
+    "tied with a bias": {"tied": True, "V": 61},
     "Llama": LLAMA,
     "Llama, three groups of heads": {"H": 9, "D": 6, "F": 37, "V": 31} | GROUPS,
     "Llama, as many key heads": {"H": 3, "D": 10, "F": 151, "V": 149} | LLAMA | {"n_kv_heads": 3},
