@@ -121,7 +121,6 @@ class Engine:
             If an id is not in the vocabulary.
         """
         config = config or SamplingConfig()
-        tokenizer = self._model.tokenizer
         prompt = self._prompt(ids)
         if config.num_beams > self._slots:
             raise ConfigError(
@@ -130,21 +129,18 @@ class Engine:
         if constraint is None and (held := self.constraints([prompt], config)):
             constraint = held[0]
         strip = strip or constraint is not None  # for the space that it may begin with
-        begin = tuple(prompt)
+        model, begin = self._model, tuple(prompt)
 
         def writer() -> TextWriter:
-            return TextWriter(tokenizer.stream(after=begin), config.stop, strip)
+            return TextWriter(model.tokenizer.stream(after=begin), config.stop, strip)
 
         if config.num_beams > 1:
-            return self._queued(BeamRequest(prompt, config, self._model, writer, constraint))
-        wants_text = text or config.stop
-        request = Request(
-            prompt, config, self._model, sample, writer() if wants_text else None, constraint
-        )
-        request.like = like
-        return self._queued(request)
+            return self._queued(BeamRequest(prompt, config, model, writer, constraint))
+        own = writer() if text or config.stop else None
+        return self._queued(Request(prompt, config, model, sample, own, constraint), like)
 
-    def _queued(self, request: Request) -> Request:
+    def _queued(self, request: Request, like: Request | None = None) -> Request:
+        request.like = like
         if request.ended is None:
             self._waiting.append(request)
         return request
