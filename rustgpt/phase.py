@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import numbers
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from rustgpt.text.joining import Joining
     from rustgpt.training_state import Evaluation, TrainingState
     from rustgpt.validation import Validation
+
+MOST_STEPS: Final = 1 << 16  # among which the largest one is looked for
 
 
 @dataclass
@@ -90,6 +93,25 @@ class Phase:
         if self.joining:
             return self.joining(rows, state.seed, state.phase_number, state.epoch, state.position)
         return rows
+
+    def largest(self, state: TrainingState, config: TrainConfig) -> list[AnyRow]:
+        """Return the rows of that step of a phase, or of its first ones, which reads most tokens.
+
+        What was planned is then another epoch.
+        """
+        most, found, left = -1, list[AnyRow](), MOST_STEPS
+        for epoch in range(state.epochs):
+            self.plan(dataclasses.replace(state, epoch=epoch), config)
+            left = min(left, math.ceil(self.total_steps(state)))
+            for position in range(min(left, len(self.steps))):
+                tokens = int(self._lengths(self.steps[position]).sum())
+                if tokens > most:
+                    place = dataclasses.replace(state, epoch=epoch, position=position)
+                    most, found = tokens, self.batch(place)
+            left -= len(self.steps)
+            if left <= 0:
+                break
+        return found
 
     def _lengths(self, which: NDArray[Any]) -> NDArray[np.int64]:  # (n,) -> (n,)
         """Return how many tokens are read of each of these rows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -15,15 +16,23 @@ from rustgpt.trainer import Trainer
 from rustgpt.training_state import perplexity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from rustgpt.llm import LLM
+    from rustgpt.phase import Phase
     from rustgpt.plan import PlannedPhase
+    from rustgpt.stepper import Stepper
     from rustgpt.text.pieces import Text
-    from rustgpt.training_state import Step
+    from rustgpt.training_state import Epoch, Step
 
 SECONDS: Final = 2.0  # of steps that are measured in each phase
 STEPS: Final = 5  # at least
+
+
+# What is said of the memory above what was seen, as a share and in MB: a whole training has more of
+# it in small pieces, and writes files.
+MARGIN: Final = 0.03
+ROOM: Final = 8
 
 
 @dataclass(frozen=True)
@@ -44,8 +53,26 @@ class Estimate:
     seconds: float
 
 
-def measure(planned: Trainer, phase: PlannedPhase) -> Estimate | None:
-    """Make a phase's first steps at a rate of 0, and look at the first texts of its validation."""
+class Rehearsal(Trainer):
+    """A training that begins with its largest step, so that it soon has all the memory it needs."""
+
+    sample: Callable[[], object] | None = None  # what the model writes meanwhile, if anything
+
+    def _epochs(self, phase: Phase, stepper: Stepper) -> list[Epoch]:
+        stepper.step(phase.largest(self.state, self.config), 0.0)
+        self.model.tokenizer.to_json()  # which is saved
+        if self.sample:
+            self.sample()
+        return super()._epochs(phase, stepper)
+
+
+def measure(
+    planned: Trainer, phase: PlannedPhase, sample: Callable[[], object] | None = None
+) -> Estimate | None:
+    """Make a phase's largest step and its first ones, at a rate of 0, and begin its validation.
+
+    With `sample`, which is called once, the model writes something meanwhile.
+    """
     found: list[tuple[Step, float]] = []
     clock = planned.exchange.now  # of several processes the same
     began = clock()
@@ -60,8 +87,8 @@ def measure(planned: Trainer, phase: PlannedPhase) -> Estimate | None:
 
     still = dataclasses.replace(planned.config, pretrain_rate=0.0, tune_rate=0.0, patience=0)
     still = dataclasses.replace(still, eval_every=10**9)
-    trainer = Trainer(planned.model, still, on_step=after, exchange=planned.exchange)
-    trainer.replay = planned.replay
+    trainer = Rehearsal(planned.model, still, on_step=after, exchange=planned.exchange)
+    trainer.replay, trainer.sample = planned.replay, sample
     trainer.before_evaluation = trainer.stop
     phase.learn(trainer)
     if not found:
@@ -78,11 +105,15 @@ def guessing_loss(texts: Sequence[Text], model: LLM, loss_on: str = "") -> float
     return max(0.0, -float((shares * np.log(shares)).sum()))
 
 
-def report(trainer: Trainer, phases: Iterable[PlannedPhase]) -> None:
+def report(
+    trainer: Trainer,
+    phases: Iterable[PlannedPhase],
+    sample: Callable[[], object] | None = None,
+) -> None:
     """Print what a training would take; see `measure`."""
     model, config, total = trainer.model, trainer.config, 0.0
     for phase in phases:
-        estimate = measure(trainer, phase) if phase.texts and phase.epochs else None
+        estimate = measure(trainer, phase, sample) if phase.texts and phase.epochs else None
         if estimate is None:
             continue
         total += estimate.seconds
@@ -94,5 +125,8 @@ def report(trainer: Trainer, phases: Iterable[PlannedPhase]) -> None:
         )
     memory = peak_memory_mb()
     say(f"Parameters: {model.n_parameters:,}")
-    say(f"Peak memory: {'not known on this system' if memory is None else f'{memory:,.0f} MB'}")
+    if memory is None:
+        say("Peak memory: not known on this system")
+    else:
+        say(f"Peak memory: {math.ceil(memory * (1 + MARGIN)) + ROOM:,} MB")
     say(f"Time: {span(total)}")

@@ -213,8 +213,10 @@ def _dry_run(args: argparse.Namespace) -> None:
         return ranks.Prepared(trainer, dataset, question)
 
     begun = ranks.prepared(args, exchange, prepared)
-    assert begun.dataset is not None
-    dry_run.report(begun.trainer, phases_of(begun.dataset, begun.trainer.config))
+    trainer, dataset, question = begun.trainer, begun.dataset, begun.question
+    assert dataset is not None
+    sample = (lambda: _written(trainer.model, question, dataset)) if args.sample_every else None
+    dry_run.report(trainer, phases_of(dataset, trainer.config), sample)
 
 
 def _tokenise(dataset: Dataset, trainer: Trainer) -> None:

@@ -9,9 +9,12 @@ from rustgpt.config import ModelConfig
 from rustgpt.errors import CheckpointError, TokenizerError
 from rustgpt.formats import gguf_tokenizer as reader
 from rustgpt.formats.chat_template_jinja import written
-from rustgpt.formats.gguf_tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED, pre_tokenizer
+from rustgpt.formats.gguf_sentence import describe_sentence
+from rustgpt.formats.gguf_tokenizer import pre_tokenizer
+from rustgpt.formats.gguf_types import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from rustgpt.text.bpe_tokenizer import BpeTokenizer
 from rustgpt.text.library import UNUSED as FILLED
+from rustgpt.text.sentence_tokenizer import SentenceTokenizer
 from rustgpt.text.text_format import TextFormat
 
 LLAMA: Final = {"norm_type": "rms_norm", "positions": "rotary", "activation": "swiglu"}
@@ -75,10 +78,10 @@ def describe_texts(writer: Any, texts: TextFormat, end_ids: tuple[int, ...]) -> 
         If llama.cpp would give other tokens.
     """
     tokenizer = texts.tokenizer
-    if not isinstance(tokenizer, BpeTokenizer):
+    if not isinstance(tokenizer, (BpeTokenizer, SentenceTokenizer)):
         raise TokenizerError(
             f"a {type(tokenizer).__name__} cannot be written as GGUF: of our tokenizers llama.cpp "
-            "has byte-level BPE alone; train with --tokenizer bpe"
+            "has BPE alone; train with --tokenizer bpe"
         )
     content = json.loads(tokenizer.to_json())
     tokens, types = _tokens(content, tokenizer.vocab_size)
@@ -87,22 +90,29 @@ def describe_texts(writer: Any, texts: TextFormat, end_ids: tuple[int, ...]) -> 
         raise TokenizerError(
             f"the model has {len(ends)} tokens that end a text: GGUF can name {len(ENDS)}"
         )
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_cut(content))
+    if isinstance(tokenizer, SentenceTokenizer):
+        describe_sentence(writer, content, tokens, types)
+    else:
+        _describe_byte_level(writer, content)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    merges = content["model"]["merges"]
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
     for name, i in zip(ENDS, ends, strict=False):
         writer.add_uint32(f"tokenizer.ggml.{name}_token_id", i)
     writer.add_pad_token_id(tokenizer.end_id)
     bos = texts.bos
     writer.add_bos_token_id(bos[0] if bos else tokenizer.end_id)
     writer.add_add_bos_token(bool(bos))
-    writer.add_add_space_prefix(False)
     template = written(texts.template, bool(bos))
     if template is not None:
         writer.add_chat_template(template)
+
+
+def _describe_byte_level(writer: Any, content: dict[str, Any]) -> None:
+    merges = content["model"]["merges"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_cut(content))
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    writer.add_add_space_prefix(False)
 
 
 def _tokens(content: dict[str, Any], size: int) -> tuple[list[str], list[int]]:

@@ -9,12 +9,13 @@ import numpy as np
 from rustgpt.errors import TokenizerError
 from rustgpt.formats.chat_template_jinja import template_of
 from rustgpt.formats.gguf_file import GgufFile
+from rustgpt.formats.gguf_sentence import sentence_json
+from rustgpt.formats.gguf_types import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from rustgpt.formats.hf_tokenizer import ReadTokenizer
-from rustgpt.text.bpe_tokenizer import BpeTokenizer
+from rustgpt.text.library_json import added_token, bpe_json, read_library
 from rustgpt.text.tokens import PieceTokenizer
 
 PREFIX: Final = "tokenizer.ggml."
-NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6  # types of tokens
 _END: Final = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORDS: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 LLAMA3_CUT: Final = _WORDS + r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _END
@@ -46,28 +47,22 @@ def read_template(file: GgufFile, tokenizer: PieceTokenizer) -> str:
 
 def _read(file: GgufFile) -> ReadTokenizer:
     kind = _get(file, "model", str, None)
-    if kind != "gpt2":
+    if kind not in KINDS:
         raise TokenizerError(
-            f"its tokenizer is of the kind {kind!r:.40}; only byte-level BPE, called 'gpt2', can "
-            "be read"
+            f"its tokenizer is of the kind {kind!r:.40}; these can be read: 'gpt2', which is "
+            "byte-level BPE, and 'llama', BPE as SentencePiece has it"
         )
-    cut = _get(file, "pre", str, "default")
-    if cut not in KNOWN_CUTS:
-        raise TokenizerError(
-            f"how its tokenizer cuts texts is called {cut!r:.40}, which is not known here; known "
-            f"are {', '.join(KNOWN_CUTS)}"
-        )
+    read, bos, end = KINDS[kind]
     tokens, types = _tokens(file)
     ends = [
-        i for name in ("eos_token_id", "eot_token_id", "eom_token_id")
-        if (i := _id(file, name, len(tokens))) >= 0
+        i for name, default in (("eos", end), ("eot", -1), ("eom", -1))
+        if (i := _id(file, f"{name}_token_id", len(tokens), default)) >= 0
     ]  # fmt: skip
-    bos_id = _id(file, "bos_token_id", len(tokens))
+    bos_id = _id(file, "bos_token_id", len(tokens), bos)
     types[[i for i in (*ends, bos_id) if i >= 0]] = CONTROL
-    content = _content(file, tokens, types, cut)
-    end = tokens[ends[0]] if ends else None
-    tokenizer = BpeTokenizer(content, end, len(tokens))
-    begins = _get(file, "add_bos_token", bool, cut in LLAMA3)
+    content, begins = read(file, tokens, types)
+    tokenizer = read_library(content, tokens[ends[0]] if ends else None, len(tokens))
+    begins = _get(file, "add_bos_token", bool, begins)
     return ReadTokenizer(
         tokenizer, bos_id if begins else -1, tuple(dict.fromkeys(ends or [tokenizer.end_id]))
     )
@@ -86,41 +81,47 @@ def _tokens(file: GgufFile) -> tuple[list[str], Any]:
     if not isinstance(types, np.ndarray) or types.shape != (len(tokens),):
         raise TokenizerError(f"its tokenizer must have a type for each of {len(tokens):,} tokens")
     types = types.astype(np.int64)
-    for wrong in {*types.tolist()} - {NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE}:
+    for wrong in {*types.tolist()} - {*range(NORMAL, BYTE + 1)}:
         raise TokenizerError(f"its tokenizer has tokens of type {wrong}, which is not known here")
     return tokens, types
 
 
-def _content(file: GgufFile, tokens: list[str], types: Any, cut: str) -> dict[str, Any]:
-    """Return the `tokenizer.json` of a tokenizer."""
+def _added(tokens: list[str], types: Any) -> list[dict[str, Any]]:
+    """Return the tokens that are not made of others."""
+    which = np.flatnonzero(np.isin(types, (UNKNOWN, CONTROL, USER_DEFINED, UNUSED))).tolist()
+    return [added_token(i, tokens[i], bool(types[i] != USER_DEFINED)) for i in which]
+
+
+def _byte_level(file: GgufFile, tokens: list[str], types: Any) -> tuple[dict[str, Any], bool]:
+    """Return byte-level BPE as a `tokenizer.json`, and whether texts begin with a token."""
+    cut = _get(file, "pre", str, "default")
+    if cut not in KNOWN_CUTS:
+        raise TokenizerError(
+            f"how its tokenizer cuts texts is called {cut!r:.40}, which is not known here; known "
+            f"are {', '.join(KNOWN_CUTS)}"
+        )
     merges = _get(file, "merges", list, None)
     if not isinstance(merges, list) or not all(isinstance(merge, str) for merge in merges):
         raise TokenizerError("its tokenizer lacks the list of merges")
-    added = [
-        {
-            "id": i, "content": tokens[i], "special": types[i] != USER_DEFINED,
-            "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-        }
-        for i in np.flatnonzero(np.isin(types, (CONTROL, USER_DEFINED, UNUSED))).tolist()
-    ]  # fmt: skip
-    for token in added:
-        token["special"] = bool(token["special"])
-    _get(file, "add_space_prefix", bool, False)  # which llama.cpp heeds in other kinds alone
-    return {
-        "version": "1.0",
-        "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": pre_tokenizer(cut),
-        "post_processor": None,
-        "decoder": {**LEVEL, "use_regex": True},
-        "model": {
-            "type": "BPE", "unk_token": None, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-            "ignore_merges": cut in LLAMA3,
-            "vocab": {token: i for i, token in enumerate(tokens)},
-            "merges": merges,
-        },
-    }  # fmt: skip
+    _get(file, "add_space_prefix", bool, False)  # which llama.cpp heeds in the other kind alone
+    decoder, whole = {**LEVEL, "use_regex": True}, cut in LLAMA3
+    content = bpe_json(
+        tokens, merges, _added(tokens, types), pre_tokenizer=pre_tokenizer(cut), decoder=decoder,
+        ignore_merges=whole,
+    )  # fmt: skip
+    return content, whole
+
+
+def _sentence(file: GgufFile, tokens: list[str], types: Any) -> tuple[dict[str, Any], bool]:
+    """Return SentencePiece's BPE as a `tokenizer.json`, and that texts begin with a token."""
+    scores = file.metadata.get(PREFIX + "scores")
+    if not isinstance(scores, np.ndarray) or scores.shape != types.shape:
+        raise TokenizerError(f"its tokenizer must have a score for each of {len(tokens):,} tokens")
+    if scores.dtype.kind != "f" or not np.isfinite(scores).all():
+        raise TokenizerError("the scores of its tokens must be finite numbers")
+    made = {tokens[i]: float(scores[i]) for i in np.flatnonzero(types == NORMAL).tolist()}
+    prefix = _get(file, "add_space_prefix", bool, True)
+    return sentence_json(tokens, made, _added(tokens, types), prefix), True
 
 
 def pre_tokenizer(cut: str) -> dict[str, Any]:
@@ -145,11 +146,16 @@ def _get(file: GgufFile, name: str, kind: type, default: Any) -> Any:
     return value
 
 
-def _id(file: GgufFile, name: str, size: int) -> int:
+def _id(file: GgufFile, name: str, size: int, default: int = -1) -> int:
     """Return the number of a token that has a role; -1 if there is none."""
     found = _get(file, name, int, None)
     if found is None:
-        return -1
+        return default
     if not 0 <= found < size:
         raise TokenizerError(f"{PREFIX}{name} must be below {size:,}, not {found}")
     return int(found)
+
+
+# By "tokenizer.ggml.model": what reads it, and the tokens that begin and end texts where the file
+# does not say.
+KINDS: Final = {"gpt2": (_byte_level, -1, -1), "llama": (_sentence, 1, 2)}

@@ -10,7 +10,7 @@ from rustgpt.errors import TokenizerError
 from rustgpt.formats.chat_template_jinja import recognised
 from rustgpt.formats.json_file import read_object, read_text
 from rustgpt.text.chat_template import RUSTGPT, UNKNOWN
-from rustgpt.text.library_json import first_id, read_library
+from rustgpt.text.library_json import added_token, bpe_json, first_id, read_library
 from rustgpt.text.tokens import PieceTokenizer
 
 FILE: Final = "tokenizer.json"
@@ -157,27 +157,14 @@ def _from_vocab(
     lines = read_text(folder / MERGES, TokenizerError).split("\n")
     merges = [line.removesuffix("\r") for line in lines if not line.startswith("#version")]
     special = {names.get("eos_token", GPT2_END), *names.values()}
-    return {
-        "version": "1.0",
-        "added_tokens": [
-            {
-                "id": vocab[token], "content": token, "special": True, "normalized": False,
-                "single_word": False, "lstrip": False, "rstrip": False,
-            }
-            for token in sorted(special & vocab.keys(), key=vocab.__getitem__)
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "ByteLevel", "trim_offsets": True, "use_regex": True,
-            "add_prefix_space": bool(settings.get("add_prefix_space", False)),
-        },
-        "post_processor": None,
-        "decoder": {
-            "type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True,
-        },
-        "model": {
-            "type": "BPE", "unk_token": None, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-            "vocab": vocab, "merges": [line for line in merges if line],
-        },
-    }  # fmt: skip
+    named = special & vocab.keys()
+    byte_level = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
+    prefix = bool(settings.get("add_prefix_space", False))
+    found = bpe_json(
+        [], [line for line in merges if line],
+        [added_token(i, token) for i, token in sorted((vocab[name], name) for name in named)],
+        pre_tokenizer={**byte_level, "add_prefix_space": prefix},
+        decoder={**byte_level, "add_prefix_space": True},
+    )  # fmt: skip
+    found["model"]["vocab"] = vocab
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -53,27 +54,41 @@ def characters_json(characters: str) -> Content:
 
     That is a BPE which merges nothing.
     """
-    vocab = {token: i for i, token in enumerate([END, *BYTES, *characters])}
+    return bpe_json(
+        [END, *BYTES, *characters], [], [added_token(0, END)],
+        decoder={"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+        byte_fallback=True,
+    )  # fmt: skip
+
+
+def added_token(token_id: int, name: str, special: bool = True) -> Content:
+    """Return a token that is not made of others, as a `tokenizer.json` has it."""
     return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {
-                "id": 0, "content": END, "single_word": False, "lstrip": False, "rstrip": False,
-                "normalized": False, "special": True,
-            }
-        ],
-        "normalizer": None,
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": {
-            "type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}],
-        },
+        "id": token_id, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
+        "normalized": False, "special": special,
+    }  # fmt: skip
+
+
+def bpe_json(
+    tokens: Iterable[str],
+    merges: Sequence[Any],
+    added: Sequence[Content],
+    *,
+    decoder: Content,
+    normalizer: Content | None = None,
+    pre_tokenizer: Content | None = None,
+    **model: Any,
+) -> Content:
+    """Return a `tokenizer.json` of a BPE; `model` is what of it is otherwise than usual."""
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [*added],
+        "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": None,
+        "decoder": decoder,
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": True,
-            "ignore_merges": False, "vocab": vocab, "merges": [],
+            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+            "ignore_merges": False, **model,
+            "vocab": {token: i for i, token in enumerate(tokens)}, "merges": [*merges],
         },
     }  # fmt: skip
 

@@ -47,7 +47,7 @@ def test_it_says_what_then_happens(own, tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["chat.json", "own.json"]
     out, peak = peak_of(*flags, cwd=tmp_path)
     memory = float(re.search(r"Peak memory: ([\d,]+) MB", said)[1].replace(",", ""))
-    assert memory == pytest.approx(peak, rel=0.1)
+    assert peak <= memory <= 1.1 * peak
     parameters = re.search(r"Parameters:? +([\d,]+)", said)[1]
     assert re.search(rf"Parameters +{parameters}\n", out)
     steps = re.findall(r"(pre-training|instruction tuning): (\d+) steps in (\d) epochs", said)
@@ -96,7 +96,7 @@ def test_a_long_training_is_stopped_soon(inside, own, monkeypatch):
     assert done.status == 0
     assert re.search(r"pre-training: \d+ steps in 40 epochs", done.out)
     assert evaluated == [2]  # of own texts, the first two of those that are held out
-    assert len(steps) == 10
+    assert len(steps) == 12  # of each phase its largest, and five
 
 
 def test_guessing_by_frequency(letters):
