@@ -22,8 +22,8 @@ from rustgpt.parallel.process import Process, share
 Result = TypeVar("Result")
 Requests = list[tuple[int, Any]]  # an MPI request, and the rank that it waits for
 
-PIECE: Final = 2**24  # bytes of a buffer that go at once
-ROOM: Final = 2**26  # bytes of memory for what comes from all others at once
+PIECE: Final = 16_000_000  # bytes of a buffer that go at once
+ROOM: Final = 4 * PIECE  # bytes of memory for what comes from all others at once
 HUNG_AFTER: Final = 60.0  # seconds, and ten times the longest step
 LONG: Final = 3600.0  # seconds that one rank may work while the others wait: reading, saving
 SHORT: Final = 5.0  # seconds in which all leave, or are made to
@@ -97,8 +97,7 @@ class Ranks(Exchange):
         if self.broken:
             raise TrainingError("the exchange between the processes has ended with an error")
         self._write_header(MEETINGS.index(what), values)
-        short = what in SHORT_MEETINGS
-        self._swap_headers(max(HUNG_AFTER, 10 * self._longest) if short else LONG)
+        self._swap_headers(None if what in SHORT_MEETINGS else LONG)
         self._check_meeting(what)
         self.stopped = self.stopped or bool(self._table["asked"].any())
         self._clock = float(self._table["clock"][0])
@@ -114,7 +113,7 @@ class Ranks(Exchange):
             text.encode("utf-8", "replace")[:440],
         )  # fmt: skip
 
-    def _swap_headers(self, patience: float) -> None:
+    def _swap_headers(self, patience: float | None) -> None:
         requests: Requests = []
         for other in self._others:
             requests.append((other, self._receive(self._table[other : other + 1], other, MEETING)))

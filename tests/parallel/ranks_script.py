@@ -45,6 +45,21 @@ def sums() -> None:
             assert np.array_equal(flat, numbers(0, n, dtype))
 
 
+def volume() -> None:
+    assert ranks.PIECE <= 16e6
+    ranks.PIECE = 100
+    sent, send = [], exchange._send
+    exchange._send = lambda array, *to: sent.append(array.nbytes) or send(array, *to)
+    flat = aligned(1003, np.dtype("float32"))
+    flat[...] = rank
+    exchange.sum_gradients(flat)
+    exchange.gather_parameters(flat)
+    assert set(flat) == {sum(range(size))}
+    own = flat[exchange.part(1003)].nbytes
+    assert sum(sent) == flat.nbytes - own + (size - 1) * own  # of all ranks, as in a ring
+    assert max(sent) <= 100
+
+
 def meetings() -> None:
     assert exchange.meet("step", rank, 0.5) == [[r, 0.5] for r in range(size)]
     assert exchange.total("norm", rank + 1) == size * (size + 1) / 2

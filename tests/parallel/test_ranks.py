@@ -1,12 +1,13 @@
 """Owns the tests of the exchange between processes; each starts some with mpiexec."""
 
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from rustgpt.errors import ConfigError
+from rustgpt.errors import ConfigError, TrainingError
 from rustgpt.parallel import mpi
 from rustgpt.parallel.exchange import Exchange
 from rustgpt.parallel.process import Process
@@ -21,7 +22,15 @@ SCRIPT = str(Path(__file__).with_name("ranks_script.py"))
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "what"),
-    [(2, "sums"), (4, "sums"), (3, "meetings"), (3, "errors"), (2, "others"), (2, "points")],
+    [
+        (2, "sums"),
+        (4, "sums"),
+        (3, "volume"),
+        (3, "meetings"),
+        (3, "errors"),
+        (2, "others"),
+        (2, "points"),
+    ],
 )
 def test_ranks_exchange(tmp_path, n, what):
     assert run_ranks(n, SCRIPT, what, cwd=tmp_path) == (0, "", "")
@@ -84,26 +93,43 @@ def test_what_is_sent_is_told_before_anything_is_received(monkeypatch):
     assert calls == order * 2
 
 
-def test_who_was_halted_itself_calls_no_one_hung(monkeypatch):
-    times = iter([0.0, 0.2, 1000.0, 1000.2, 1000.4])
-    tested = []
-    monkeypatch.setattr("rustgpt.parallel.ranks.time.monotonic", lambda: next(times))
+class Request:
+    """Of a rank that is not heard of."""
+
+    def Test(self) -> bool:
+        return False
+
+    @staticmethod
+    def Testall(_) -> bool:
+        return False
+
+
+def one_who_waits(monkeypatch, times):
+    """Return an exchange whose clock shows these times."""
+    times = iter(times)
+    monkeypatch.setattr("rustgpt.parallel.ranks.time.monotonic", lambda: float(next(times)))
     monkeypatch.setattr("rustgpt.parallel.ranks.time.sleep", lambda _: None)
-
-    class Request:
-        def Test(self) -> bool:
-            return False
-
-        @staticmethod
-        def Testall(_) -> bool:
-            tested.append(None)
-            return len(tested) == 5
-
     exchange = object.__new__(Ranks)
     exchange.rank, exchange._mpi = 0, SimpleNamespace(Request=Request)
     exchange.processes = [Process("a", 1, "a", (0,)), Process("b", 2, "b", (0,))]
-    exchange._wait([(1, Request())], 2.0)
-    assert len(tested) == 5
+    exchange._longest, exchange._held = 0.0, []
+    return exchange
+
+
+@pytest.mark.parametrize(("step", "patience"), [(1, 60), (30, 300)])
+def test_who_misses_ten_steps_and_a_minute_counts_as_hung(monkeypatch, step, patience):
+    exchange = one_who_waits(monkeypatch, count())
+    exchange.took(step)
+    told = rf"rank 1 \(process 2 on b\) has not been heard of for {patience + 1} s"
+    with pytest.raises(TrainingError, match=told):
+        exchange._wait([(1, Request())])
+    assert exchange.broken
+
+
+def test_who_was_halted_itself_calls_no_one_hung(monkeypatch):
+    exchange = one_who_waits(monkeypatch, [0, 0.2, 1000, 1000.2, 1000.4, 2000, 2000.2])
+    with pytest.raises(TrainingError, match=r"for 3 s and counts as hung"):
+        exchange._wait([(1, Request())], 2.5)
 
 
 @pytest.mark.parametrize(
