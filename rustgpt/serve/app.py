@@ -34,6 +34,11 @@ PAGE: Final = {
     "/style.css": ("style.css", "text/css; charset=utf-8"),
     "/favicon.ico": ("icon.svg", "image/svg+xml"),
 }
+SYSTEM_LEFT_OUT: Final = (
+    "system messages were left out: the model was trained without (the server's option "
+    "--system-messages)"
+)
+TOOLS_LEFT_OUT: Final = "tools were left out: the model calls none"
 OPEN: Final = (*PAGE, "/health")  # without a key
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -94,12 +99,9 @@ class Api:
         answer = Answer(
             service.name, service.model.tokenizer, len(ids), config.logprobs is not None
         )
-        headers = {}
-        if left_out:
-            headers[NOTICE] = (
-                "system messages were left out: the model was trained without (the server's option "
-                "--system-messages)"
-            )
+        notices = [SYSTEM_LEFT_OUT] if left_out else []
+        notices += [TOOLS_LEFT_OUT] if "tools" in values or "functions" in values else []
+        headers = {NOTICE: "; ".join(notices)} if notices else {}
         return Made(self._service, [ids], config, answer, values, headers, strip=True)
 
     async def completions(self, request: Request) -> Response:

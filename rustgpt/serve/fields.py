@@ -154,6 +154,19 @@ class Ignored:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A list of what the answer may use, and does not: whoever sends it is told so by a header."""
+
+    def read(self, name: str, value: Any) -> bool | None:
+        if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+            raise invalid(name, f"{name} must be a list of objects")
+        return bool(value) or None
+
+    def schema(self) -> Schema:
+        return {"type": "array", "items": {"type": "object"}}
+
+
+@dataclass(frozen=True)
 class Refused:
     """A field of OpenAI's which a model here cannot serve; what asks for nothing is accepted."""
 

@@ -275,6 +275,20 @@ def test_a_system_message_to_a_model_without(served, serve):
     assert usage > served.chat(messages=messages).json["usage"]["prompt_tokens"]
 
 
+def test_tools_are_left_out(served):
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+    for fields in ({"tools": tools, "tool_choice": "auto"}, {"functions": [{"name": "look"}]}):
+        for stream in (False, True):
+            answer = served.chat(**fields, stream=stream)
+            assert answer.headers["X-RustGPT-Notice"] == "tools were left out: the model calls none"
+        answer = served.chat(**fields)
+        assert answer.json["choices"][0]["message"]["content"] == expected(served.model)
+    messages = [{"role": "system", "content": "abc"}, {"role": "user", "content": "abc"}]
+    assert served.chat(messages=messages, tools=tools).headers["X-RustGPT-Notice"].count(";") == 1
+    assert served.chat(tools=tools, tool_choice="required").error["param"] == "tool_choice"
+    assert "X-RustGPT-Notice" not in served.chat(tools=[]).headers
+
+
 def test_what_a_model_was_trained_with_shows(serve):
     from rustgpt.text.word_tokenizer import WordTokenizer
 
