@@ -150,9 +150,9 @@ class State:
         return _state([(grammar, ())], _Known())
 
     def begin_token(self) -> bool:
-        """Allow as much as for each token; return whether those before take too much memory.
+        """Allow as much as for each token; return whether the states so far took too much memory.
 
-        Then no state before this one should be used any more.
+        Then they are forgotten: one that is met again is made anew.
         """
         known = self._known
         is_much = known.stacks > MOST_STACKS
