@@ -23,7 +23,9 @@ from rustgpt.formats import export
 from rustgpt.formats.safetensors_file import INDEX, SINGLE
 from rustgpt.text.bpe_tokenizer import BpeTokenizer
 from rustgpt.text.library_json import beginning_json
+from rustgpt.text.sentence_tokenizer import SentenceTokenizer
 
+from ..text.test_sentence_tokenizer import all_pairs, llama2
 from .conftest import V, gpt2_config, gpt2_tensors, llama_config, llama_tensors, write
 
 # What stands in the place of something else.
@@ -128,9 +130,7 @@ def _damaged_header(data: bytes, rng: random.Random) -> bytes:
         else:  # of an entry: behind its name
             at, length = found.find(b".", rng.randrange(6000)), rng.choice((1, 4, 8))
             at += rng.randrange(40)
-        number = rng.choice(
-            (0, 1, 2, 3, 5, 8, 9, 12, 31, 255, 2**16, 2**31, 2**40, 2**63, 2**64 - 1)
-        )
+        number = rng.choice(NUMBERS)
         found[at : at + length] = number.to_bytes(8, "little")[:length]
     return bytes(found)
 
@@ -172,8 +172,13 @@ def folders(root: Path) -> dict[str, tuple[Path, list[str]]]:
             LLM(ModelConfig(**LLAMA, **changes), bpe), root / f"gguf/{dtype}.gguf", "gguf", dtype
         )
     export(LLM.load(whole), root / "gguf" / "gpt2.gguf", "gguf", "float32")
+    other = LLM(ModelConfig(**LLAMA), SentenceTokenizer(all_pairs(llama2()), "</s>"))
+    export(other, root / "gguf" / "sentence.gguf", "gguf", "float16")
+    export(other, root / "sentence")
     return {
         "gguf": (root / "gguf", ["q8_0.gguf", "float16.gguf", "gpt2.gguf"]),
+        "scores": (root / "gguf", ["sentence.gguf"]),
+        "sentence": (root / "sentence", ["tokenizer.json"]),
         "llama": (llama, ["config.json"]),
         "config": (char, ["config.json"]),
         "safetensors": (char, [SINGLE]),

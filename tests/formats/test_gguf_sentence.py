@@ -11,22 +11,12 @@ from rustgpt.errors import TokenizerError
 from rustgpt.formats.gguf_file import GgufFile
 from rustgpt.text.sentence_tokenizer import SentenceTokenizer
 
-from ..text.test_sentence_tokenizer import BYTES, SPECIALS, llama2, metaspace
+from ..text.test_sentence_tokenizer import BYTES, SPECIALS, all_pairs, llama2, metaspace
 from .mutants import LLAMA
 from .texts import random_text
 
 pytest.importorskip("tokenizers")
 pytest.importorskip("gguf")
-
-
-def all_pairs(content):
-    """Have all pairs that give a token, as tokenizers that were made by SentencePiece do."""
-    vocab = content["model"]["vocab"]
-    content["model"]["merges"] = [
-        [token[:i], token[i:]] for token in vocab if token not in [*SPECIALS, *BYTES]
-        for i in range(len(token) - 1, 0, -1) if {token[:i], token[i:]} <= vocab.keys()
-    ]  # fmt: skip
-    return content
 
 
 def with_two_ways(content):
@@ -173,7 +163,7 @@ def test_what_llama_cpp_would_cut_otherwise_is_not_written(tmp_path):
     formats.export(model_of(few), tmp_path / "sound.gguf", "gguf")
     few["model"]["merges"].remove(["t", "he"])
     merges = apart["model"]["merges"]
-    merges.append(merges.pop(merges.index(["t", "he"])))  # others are between the two ways
+    merges.insert(0, merges.pop(merges.index(["t", "he"])))  # others are between the two ways
     newer = all_pairs(metaspace())
     for content, words in ((few, "other pairs"), (newer, "before them"), (apart, "other pairs")):
         with pytest.raises(TokenizerError, match=words):

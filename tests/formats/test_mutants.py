@@ -10,7 +10,7 @@ pytest.importorskip("tokenizers")
 
 KINDS = [
     "gguf", "llama", "config", "safetensors", "shards", "tokenizer", "characters", "settings",
-    "vocabulary",
+    "vocabulary", "scores", "sentence",
 ]  # fmt: skip
 
 

@@ -56,6 +56,16 @@ def llama2(strip=True):
     }  # fmt: skip
 
 
+def all_pairs(content):
+    """Have all pairs that give a token, as tokenizers that were made by SentencePiece do."""
+    vocab = content["model"]["vocab"]
+    content["model"]["merges"] = [
+        [token[:i], token[i:]] for token in vocab if token not in [*SPECIALS, *BYTES]
+        for i in range(len(token) - 1, 0, -1) if {token[:i], token[i:]} <= vocab.keys()
+    ]  # fmt: skip
+    return content
+
+
 def metaspace():
     """The same in a newer spelling."""
     content = llama2() | {"normalizer": None}
