@@ -3,7 +3,8 @@
 `python benchmarks/llama_cpp.py MODEL.gguf --server llama-server`
 
 llama.cpp answers prompts greedily; along its tokens, ours are asked for the next one each time.
-With `--write float32` the model is read, written by us, and compared as llama.cpp reads that.
+Where all of an answer's are our best too, the greedy texts are the same. With `--write float32`
+the model is read, written by us, and compared as llama.cpp reads that.
 """
 
 import argparse
@@ -128,6 +129,7 @@ def compared(model: LLM, server: Server, length: int) -> dict[str, Any]:
         print(f"{question:<60} {len(gaps[-1]):4} tokens, {(gaps[-1] > 0).sum()} others", flush=True)
     every = np.concatenate(gaps)
     return {
+        "answers": len(gaps), "same_answers": sum(bool((gap == 0).all()) for gap in gaps),
         "tokens": len(every), "same": float((every == 0).mean()),
         "largest_gap": float(every.max()), "above_0.1": int((every > 0.1).sum()),
     }  # fmt: skip

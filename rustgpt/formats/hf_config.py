@@ -190,8 +190,8 @@ def _activation(fields: Fields, name: str, default: str) -> str:
     found = fields.get(str, name, default)
     if found not in ACTIVATIONS:
         fields.refuse(
-            f"{name} is {found!r:.40}, which cannot be expressed here; these can: "
-            f"{', '.join(ACTIVATIONS)}"
+            f"{name} is {found!r:.40}, which cannot be expressed here; these can, of GELU the tanh "
+            f"form alone: {', '.join(ACTIVATIONS)}"
         )
     return ACTIVATIONS[found]
 

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.grid  # every case of what may go wrong, or be divided
 # Saving that fails
 
 
-def test_a_model_with_nan_is_not_saved(model):
+@pytest.mark.parametrize("at_once", [2, 1 << 20])
+def test_a_model_with_nan_is_not_saved(at_once, model, monkeypatch):
+    monkeypatch.setattr(checkpoint, "CHECKED_AT_ONCE", at_once)
     before = snapshot(model)
     broken = tensors(2) | {"second.bias": np.array([0, 0, np.nan, 0, 0], np.float32)}
     with pytest.raises(CheckpointError, match=r"not saved.*second\.bias"):

@@ -99,6 +99,23 @@ def test_a_long_training_is_stopped_soon(inside, own, monkeypatch):
     assert len(steps) == 12  # of each phase its largest, and five
 
 
+@pytest.mark.parametrize("size", [("--batch-size", "5"), ("--batch-tokens", "150")])
+def test_it_begins_with_the_largest_step_of_all(size, inside, own, monkeypatch):
+    step, sizes = rustgpt.stepper.Stepper.step, []
+
+    def spy(self, batch, *more):
+        sizes.append(sum(len(row) - 1 for row in batch))
+        return step(self, batch, *more)
+
+    monkeypatch.setattr("rustgpt.stepper.Stepper.step", spy)
+    few = (*own, "--embedding-dim", "8", "--hidden-dim", "8", "--tune-epochs", "0", *size)
+    assert inside(*few, "--pretrain-epochs", "3", "--dry-run").status == 0
+    first = sizes[0]
+    sizes.clear()
+    assert inside(*few, "--pretrain-epochs", "3").status == 0
+    assert first == max(sizes)
+
+
 def test_guessing_by_frequency(letters):
     model = rustgpt.LLM(rustgpt.ModelConfig(embedding_dim=8, n_layers=1), letters)
     ids = model.tokenizer.encode("abab", True)

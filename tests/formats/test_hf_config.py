@@ -48,7 +48,8 @@ def test_the_names_of_our_gelu(name, tmp_path):
 
 
 REFUSED = [
-    ("gpt2", "activation_function", "gelu", "activation_function is 'gelu', which cannot"),
+    ("gpt2", "activation_function", "gelu", "activation_function is 'gelu', which cannot.* tanh"),
+    ("opt", "activation_function", "gelu", "activation_function is 'gelu', which cannot.* tanh"),
     ("gpt2", "activation_function", "silu", "activation_function is 'silu', which cannot"),
     ("gpt2", "activation_function", 3, "activation_function must be of type str"),
     ("gpt2", "scale_attn_weights", False, "scale_attn_weights is False: attention is computed"),
