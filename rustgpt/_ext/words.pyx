@@ -78,7 +78,6 @@ def words_encode(
     return written, 2 * now.last + now.quoted
 
 
-
 cdef Py_ssize_t encode(
     const Trie* trie, State* now, const uint32_t* codes, Py_ssize_t start, Py_ssize_t n,
     const uint8_t* kinds, const uint8_t[:, ::1] spaces, int* ids,

@@ -164,4 +164,4 @@ def _about_file(file: Path) -> str:
             f"{file} is a pickle of PyTorch, which can run any code and is not read: convert it to "
             "safetensors where PyTorch is, with model.save_pretrained(FOLDER) of transformers"
         )
-    return f"cannot load a model from {file}: it is a file, no folder of a model"
+    return f"cannot load a model from {file}: it is neither a model's folder nor a GGUF file"

@@ -39,7 +39,7 @@ def test_what_is_no_model_is_told(name, content, message, tmp_path):
 
 
 def test_a_file_is_no_folder(tmp_path):
-    for name, message in (("m.bin", "is a pickle"), ("m.txt", "it is a file, no folder")):
+    for name, message in (("m.bin", "is a pickle"), ("m.txt", "nor a GGUF file")):
         (tmp_path / name).write_bytes(b"x")
         with pytest.raises(CheckpointError, match=message):
             LLM.load(tmp_path / name)
