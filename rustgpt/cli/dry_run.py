@@ -32,7 +32,7 @@ STEPS: Final = 5  # at least
 # What is said of the memory above what was seen, as a share and in MB: a whole training has more of
 # it in small pieces, and writes files.
 MARGIN: Final = 0.06
-ROOM: Final = 8
+ROOM: Final = 5
 
 
 @dataclass(frozen=True)
