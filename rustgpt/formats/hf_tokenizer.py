@@ -78,6 +78,8 @@ def read_folder(folder: Path, size: int | None, config: Mapping[str, Any]) -> Re
     if asked is not None and not isinstance(asked, bool):
         raise TokenizerError(f"{folder / SETTINGS}: add_bos_token must be true or false")
     bos_id = first_id(content) if asked is None else _named_bos(tokenizer, asked, names, folder)
+    if not -1 <= bos_id < tokenizer.vocab_size:
+        raise TokenizerError(f"{path}: texts begin with {bos_id!r:.30}, which is no token of it")
     return ReadTokenizer(tokenizer, bos_id, tuple(ends))
 
 

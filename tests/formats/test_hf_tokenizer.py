@@ -143,6 +143,14 @@ def test_the_start_token(settings, post, expected, tmp_path):
     assert found.bos_id == expected
 
 
+@pytest.mark.parametrize("token_id", [2**63, -2, 10**6])
+def test_a_start_token_that_is_none_is_refused(token_id, tmp_path):
+    content = characters_json("abc") | {"post_processor": beginning_json("</s>", token_id)}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(TokenizerError, match="no token of it"):
+        read_folder(tmp_path, None, {})
+
+
 def test_a_start_token_among_several_processors(tmp_path):
     level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False}
     posts = {
