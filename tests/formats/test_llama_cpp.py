@@ -48,7 +48,8 @@ def test_it_gives_the_same_tokens(form, dtype, tmp_path):
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["same_ids"] == found["texts"] == 100
     assert found["tokens"] > 100
-    if dtype == "q8_0":  # llama.cpp rounds what it multiplies with such numbers, too
-        assert found["same"] > 0.8
+    # llama.cpp rounds what it multiplies with such numbers, too, and a random model is never sure.
+    if dtype != "float32":
+        assert found["same"] > {"float16": 0.95, "q8_0": 0.8}[dtype]
     else:
         assert found["same_answers"] == found["answers"] == 20
