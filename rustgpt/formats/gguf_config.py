@@ -137,8 +137,8 @@ def _llama3(data: Metadata, shared: dict[str, Any], theta: float) -> dict[str, A
     plain: Array = Rotary(head_dim, 2, theta).frequencies()
     # Of the slowest pair 1 / divisor = (1 - kept) / factor + kept; see `Rotary`.
     half = Rotary(head_dim, 2, theta, "llama3", 2.0, *settings).frequencies()[-1] / plain[-1]
-    kept = 2 * half - 1
-    factor = float((1 - kept) / (1 / divisors[-1] - kept)) if kept < 1 / divisors[-1] else 1.0
+    kept, slowest = 2 * float(half) - 1, 1 / float(divisors[-1])
+    factor = (1 - kept) / (slowest - kept) if kept < slowest else 1.0
     if not 1 <= factor <= 1e6:
         data.refuse(f"the tensor {FREQUENCIES!r} holds no scaling of frequencies")
     found = Rotary(head_dim, 2, theta, "llama3", factor, *settings).frequencies()

@@ -10,6 +10,7 @@ import pytest
 from rustgpt import LLM, ModelConfig, WordTokenizer, formats
 from rustgpt.errors import CheckpointError, ConfigError, TokenizerError
 from rustgpt.formats.gguf_file import GgufFile
+from rustgpt.formats.gguf_layout import FREQUENCIES
 from rustgpt.formats.gguf_tokenizer import KNOWN_CUTS, pre_tokenizer
 from rustgpt.text.bpe_tokenizer import BpeTokenizer
 
@@ -234,6 +235,31 @@ def test_what_changes_the_mathematics_is_refused_by_name(
     with pytest.raises((CheckpointError, TokenizerError), match=words) as caught:
         LLM.load(tmp_path / "m.gguf")
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("i", "value", "words"),
+    [
+        (-1, 1e-45, "no scaling"),
+        (-1, np.nan, "no scaling"),
+        (-1, 0, "no scaling"),
+        (0, 2, "not that of Llama"),
+    ],
+)
+def test_frequencies_that_no_scaling_gives_are_refused(i, value, words, bpe, tmp_path, monkeypatch):
+    formats.export(model_of(LLAMA | LLAMA3, bpe), tmp_path / "m.gguf", "gguf", "float32")
+    rows = GgufFile.rows
+
+    def changed(file, name):
+        for row in rows(file, name):
+            part = row.copy()
+            if name == FREQUENCIES:
+                part[i] = value
+            yield part
+
+    monkeypatch.setattr(GgufFile, "rows", changed)
+    with pytest.raises(CheckpointError, match=words):
+        LLM.load(tmp_path / "m.gguf")
 
 
 def test_rules_have_different_names():
