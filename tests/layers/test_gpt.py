@@ -129,5 +129,5 @@ def test_a_layer_that_comes_twice_is_counted_once():
 
     layer = Shift()
     assert [line.split() for line in describe([layer, layer]).splitlines()] == [
-        ["Shift", "1,234"], ["Shift", "1,234"], ["Parameters", "1,234"]
+        ["Shift", "x", "2", "1,234"], ["Parameters", "1,234"]
     ]  # fmt: skip
