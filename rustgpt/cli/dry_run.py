@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 SECONDS: Final = 2.0  # of steps that are measured in each phase
 STEPS: Final = 5  # at least
-
-
 # What is said of the memory above what was seen, as a share and in MB: a whole training has more of
 # it in small pieces, and writes files.
 MARGIN: Final = 0.06
