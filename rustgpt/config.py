@@ -10,6 +10,7 @@ from rustgpt.presets import PRESETS
 
 UNLIMITED = 10**9  # epochs that end nothing
 LONGEST = 31 * 86_400  # seconds of a training
+MOST_THREADS = 1024
 # The forms of dialogues; see `rustgpt/text/chat_template.py`.
 CHAT_TEMPLATES = ("rustgpt", "chatml", "smollm2", "qwen2.5", "llama3", "zephyr", "unknown")
 # The settings of rotary positions that a scaling makes use of.
@@ -384,7 +385,7 @@ class TrainConfig(_Config):
     eval_every: int = _number(0, 0, 10**9)
     patience: int = _number(0, 0, 10**9)
     seed: int = _number(0, 0, 2**63 - 1)
-    threads: int = _number(0, 0, 1024)
+    threads: int = _number(0, 0, MOST_THREADS)
     precision: str = _choice("float32", "bfloat16")
 
     def __post_init__(self) -> None:

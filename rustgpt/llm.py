@@ -6,12 +6,12 @@ import copy
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from rustgpt import checkpoint, formats
-from rustgpt.config import ModelConfig
+from rustgpt.config import MOST_THREADS, ModelConfig
 from rustgpt.errors import ConfigError, DataError, check_integer
 from rustgpt.file_set import explained
 from rustgpt.generation.text_generator import TextGenerator
@@ -28,8 +28,6 @@ from rustgpt.parallel.decoding import decoding_threads
 from rustgpt.text.dataset import Dataset
 from rustgpt.text.tokenizer import AUTO, Tokenizer, token_ids
 from rustgpt.vocab_extension import extended_layers, extended_tokenizer
-
-MOST_THREADS: Final = 1024
 
 
 class LLM(Network, TextGenerator):

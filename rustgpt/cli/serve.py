@@ -9,10 +9,10 @@ from typing import Final
 from rustgpt.cli.chat import DEFAULT_MODEL
 from rustgpt.cli.options import add_model, add_number, add_path, add_template, number
 from rustgpt.cli.terminal import note
+from rustgpt.config import MOST_THREADS
 from rustgpt.errors import RustGPTError
 
 MOST_SLOTS: Final = 256
-MOST_THREADS: Final = 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
